@@ -1,0 +1,104 @@
+"""Reading a subnet from numbers a person typed: one for all, one a stage or one a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compofa.errors import SpaceError
+from compofa.space import SearchSpace
+from compofa.subnet import Number, Subnet, numbers
+
+Choice = Number | Sequence[Number]
+
+
+def read_choice(
+    space: SearchSpace,
+    base: Subnet,
+    *,
+    ks: Choice | None = None,
+    e: Choice | None = None,
+    d: Choice | None = None,
+    r: int | None = None,
+) -> Subnet:
+    """Build a subnet of ``space`` from choices; what is left out comes from ``base``.
+
+    Args:
+        space: The space it must belong to.
+        base: Gives what is left out. Blocks that it lacks repeat the last one of their stage.
+        ks: Kernel size: a number, one a stage or one a block slot.
+        e: Expand ratio, likewise. In a compound stage it follows from the depth when left out.
+        d: Depth: a number or one a stage. In a compound stage it follows from a single ``e``
+            when left out.
+        r: Resolution in pixels; any positive one.
+
+    Raises:
+        SpaceError: A value is outside the space or a list has a wrong length; all faults of the
+            subnet are listed.
+    """
+    stages = len(space.stages)
+    kernels = _spread("ks", ks, stages, space.slots)
+    expands = _spread("e", e, stages, space.slots)
+    depths = _spread("d", d, stages, 1)
+    chosen, faults = [], []
+    for index, (stage, blocks) in enumerate(zip(space.stages, base.stages, strict=True)):
+        first = index * space.slots
+        depth = depths[index] if depths else len(blocks)
+        coupling = dict(stage.coupling or ())
+        if not depths and expands and coupling:
+            inverse = {expand: depth for depth, expand in coupling.items()}
+            depth = inverse.get(expands[first], depth)
+        if depth not in stage.depths:
+            known = " or ".join(map(str, stage.depths))
+            faults.append(f"stage {index + 1} depth: expected {known}, got {depth}")
+            continue
+        row = []
+        for slot in range(space.slots):
+            kernel, expand = blocks[min(slot, len(blocks) - 1)]
+            kernel = kernels[first + slot] if kernels else kernel
+            if expands:
+                expand = expands[first + slot]
+            elif coupling:
+                expand = coupling[depth]
+            row.append((kernel, expand))
+            if slot >= depth:
+                faults += _past_depth(stage.kernels, stage.expands, index, slot, row[-1])
+        chosen.append(tuple(row[: int(depth)]))
+    if r is not None and (not isinstance(r, int) or r < 1):
+        faults.append(f"resolution: expected a positive integer, got {r!r}")
+    if not faults:
+        subnet = Subnet(base.resolution if r is None else r, tuple(chosen))
+        space.require(subnet, resolution=False)
+        return subnet
+    raise SpaceError(f"not in space {space.name}: " + "; ".join(faults))
+
+
+def _past_depth(
+    kernels: Sequence[int], expands: Sequence[Number], stage: int, slot: int, block: Sequence
+) -> list[str]:
+    """Values past a stage's depth have no effect, but 0 or a known choice is expected there."""
+    faults = []
+    for what, known, value in (
+        ("kernel size", kernels, block[0]),
+        ("expand ratio", expands, block[1]),
+    ):
+        if value != 0 and value not in known:
+            choices = " or ".join(map(str, known))
+            faults.append(
+                f"stage {stage + 1} block {slot + 1} {what}: expected {choices}, got {value}"
+            )
+    return faults
+
+
+def _spread(key: str, value: Choice | None, stages: int, slots: int) -> list[Number]:
+    """Return a value a block slot (or a stage, with one slot); an empty list for ``None``."""
+    if value is None:
+        return []
+    values = numbers(key, value)
+    if len(values) == 1:
+        return values * (stages * slots)
+    if len(values) == stages:
+        return [item for item in values for _ in range(slots)]
+    if len(values) == stages * slots:
+        return values
+    expected = f"1 or {stages}" if slots == 1 else f"1, {stages} or {stages * slots}"
+    raise SpaceError(f"{key}: expected {expected} numbers, got {len(values)}")

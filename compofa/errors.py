@@ -1,0 +1,29 @@
+"""Errors a user can cause: each carries one line saying what was expected and what came."""
+
+
+class CompofaError(Exception):
+    """Base of every error that a command reports in one line, without a traceback."""
+
+
+class SpaceError(CompofaError, ValueError):
+    """A subnet, coupling or choice that does not fit a search space."""
+
+
+class DataError(CompofaError):
+    """A data set that is missing, empty, unknown or broken."""
+
+
+class CheckpointError(CompofaError):
+    """A checkpoint or weights file that cannot be used."""
+
+
+class ConfigError(CompofaError, ValueError):
+    """Settings of a command that do not fit together."""
+
+
+class TableError(CompofaError):
+    """A latency table or measured data file that cannot be used."""
+
+
+class SearchError(CompofaError):
+    """A search that cannot give what was asked for."""

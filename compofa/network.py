@@ -1,0 +1,144 @@
+"""What a supernet is, as data: enough to build it again from a checkpoint, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compofa.backbones import Backbone, backbone
+from compofa.errors import SpaceError
+from compofa.space import SearchSpace, StageSpace
+from compofa.subnet import numbers
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A supernet's definition.
+
+    Attributes:
+        backbone: Widths and strides.
+        space: The subnets it is trained for; their largest choices are what it stores.
+        classes: Outputs of the classifier.
+        kernel_transform: Whether smaller kernels go through learned matrices. A property of
+            the network: it decides which weights exist.
+        dropout: Probability before the classifier, in training.
+    """
+
+    backbone: Backbone
+    space: SearchSpace
+    classes: int = 1000
+    kernel_transform: bool = False
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if len(self.space.stages) != len(self.backbone.stages):
+            raise SpaceError(
+                f"backbone {self.backbone.name} has {len(self.backbone.stages)} stages, "
+                f"space {self.space.name} has {len(self.space.stages)}"
+            )
+        if not 1 <= self.classes <= 1_000_000:
+            raise SpaceError(f"expected 1 to 1000000 classes, got {self.classes}")
+        if not 0 <= self.dropout < 1:
+            raise SpaceError(f"expected a dropout from 0 up to 1, got {self.dropout}")
+
+    @property
+    def min_resolution(self) -> int:
+        """The least side of an image that leaves one pixel a stride of the backbone."""
+        return self.backbone.stride
+
+    def check_resolution(self, resolution: int) -> None:
+        """Check that the network can take images of this side.
+
+        Raises:
+            SpaceError: It is too small or absurdly large.
+        """
+        if not self.min_resolution <= resolution <= 2048:
+            raise SpaceError(
+                f"expected an image size from {self.min_resolution} to 2048 for backbone "
+                f"{self.backbone.name}, got {resolution}"
+            )
+
+    def largest_only(self) -> NetworkSpec:
+        """Return the definition of this network's largest subnet alone: a teacher's."""
+        stages = tuple(
+            StageSpace((max(s.depths),), (max(s.kernels),), (max(s.expands),))
+            for s in self.space.stages
+        )
+        space = replace(self.space, name=f"{self.space.name}-largest", stages=stages)
+        return replace(self, space=space, kernel_transform=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the definition as JSON data."""
+        space = self.space
+        return {
+            "backbone": self.backbone.name,
+            "width_mult": self.backbone.width_mult,
+            "classes": self.classes,
+            "kernel_transform": self.kernel_transform,
+            "dropout": self.dropout,
+            "space": {
+                "name": space.name,
+                "slots": space.slots,
+                "resolutions": list(space.resolutions),
+                "stages": [
+                    {
+                        "depths": list(stage.depths),
+                        "kernels": list(stage.kernels),
+                        "expands": list(stage.expands),
+                        "coupling": [list(p) for p in stage.coupling] if stage.coupling else None,
+                    }
+                    for stage in space.stages
+                ],
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> NetworkSpec:
+        """Read what :meth:`to_json` wrote; every value is checked.
+
+        Raises:
+            SpaceError: Something is missing, of another type or out of range.
+        """
+        try:
+            space = data["space"]
+            stages = tuple(_stage(stage) for stage in space["stages"])
+            slots = int(space["slots"])
+            if slots != max(max(stage.depths) for stage in stages):
+                raise SpaceError(f"expected as many slots as the largest depth, got {slots}")
+            return cls(
+                backbone(str(data["backbone"]), float(data["width_mult"])),
+                SearchSpace(
+                    str(space["name"])[:80], stages, slots, _integers(space, "resolutions", 4096)
+                ),
+                int(data["classes"]),
+                bool(data["kernel_transform"]),
+                float(data["dropout"]),
+            )
+        except (KeyError, TypeError, IndexError, OverflowError) as error:
+            raise SpaceError(f"not a network definition: {error!r}") from None
+        except ValueError as error:
+            raise SpaceError(f"not a network definition: {error}") from None
+
+
+def _stage(data: Mapping[str, Any]) -> StageSpace:
+    coupling = data["coupling"]
+    depths = _integers(data, "depths", 16)
+    expands = tuple(numbers("expands", data["expands"]))
+    if coupling is not None:
+        coupling = tuple((int(depth), numbers("coupling", expand)[0]) for depth, expand in coupling)
+        if {d for d, _ in coupling} != set(depths) or {e for _, e in coupling} != set(expands):
+            raise SpaceError("expected a coupling of the stage's own depths and expand ratios")
+    if any(not 0 < expand <= 16 for expand in expands):
+        raise SpaceError(f"expected expand ratios above 0 and at most 16, got {expands}")
+    kernels = _integers(data, "kernels", 15)
+    if any(kernel % 2 == 0 for kernel in kernels):
+        raise SpaceError(f"expected odd kernel sizes, got {kernels}")
+    return StageSpace(depths, kernels, expands, coupling)
+
+
+def _integers(data: Mapping[str, Any], key: str, limit: int) -> tuple[int, ...]:
+    values = tuple(int(value) for value in numbers(key, data[key]))
+    if not values or len(values) > 256 or not all(1 <= value <= limit for value in values):
+        raise SpaceError(f"{key}: expected integers from 1 to {limit}, got {values}")
+    return values

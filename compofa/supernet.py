@@ -1,0 +1,153 @@
+"""The supernet: one set of weights, many networks; which one is an argument of ``forward``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compofa.choice import read_choice
+from compofa.extract import build_static, extract
+from compofa.layout import layout
+from compofa.network import NetworkSpec
+from compofa.nn.elastic import ElasticMBConv
+from compofa.nn.static import StaticNetwork, build_layer
+from compofa.seeds import derive_seed
+from compofa.subnet import Number, Subnet
+
+Choice = Number | Sequence[Number]
+
+
+class Supernet(nn.Module):
+    """Weights of the largest network, run as any subnet of its space.
+
+    Args:
+        spec: Its definition.
+        seed: Seed of the initial weights.
+
+    Attributes:
+        spec: Its definition.
+        active: The subnet that ``forward`` runs when it is given none; the largest at first.
+    """
+
+    def __init__(self, spec: NetworkSpec, seed: int = 0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.active = spec.space.largest
+        self._capacity = spec.space.free()
+        table = spec.backbone
+        widest = self._capacity.largest
+        built: dict[str, nn.Module] = {}
+        with torch.random.fork_rng(devices=[]):
+            for layer in layout(table, widest, spec.classes):
+                if layer.name.startswith("stages."):
+                    kernels = spec.space.stages[int(layer.name.split(".")[1])].kernels
+                    built[layer.name] = ElasticMBConv(
+                        layer, kernels, spec.kernel_transform, table.bn_eps, table.bn_momentum
+                    )
+                else:
+                    built[layer.name] = build_layer(layer, table.bn_eps, table.bn_momentum)
+        self.stem = built["stem"]
+        self.first = built["first"]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(built[f"stages.{stage}.{block}"] for block in range(depth))
+            for stage, depth in enumerate(widest.depths)
+        )
+        self.final_expand = built["final_expand"]
+        self.pool = built["pool"]
+        self.mix = built["mix"]
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = built["classifier"]
+        initialise(self, seed)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: Normalised images [n, 3, r, r], n at least 1. Their side is what counts;
+                the subnet's own resolution is not looked at.
+            subnet: The network to run: any depth, kernel and expand ratio that the weights
+                hold, coupled or not. Without it the active one.
+
+        Returns:
+            Logits [n, classes].
+
+        Raises:
+            SpaceError: The weights hold no such subnet.
+        """
+        if subnet is None:
+            subnet = self.active
+        else:
+            self._capacity.require(subnet, resolution=False)
+        x = self.first(self.stem(images))
+        for stage, blocks in zip(self.stages, subnet.stages, strict=True):
+            for position, (kernel, expand) in enumerate(blocks):
+                x = stage[position](x, kernel, expand)
+        x = self.mix(self.pool(self.final_expand(x)))
+        return self.classifier(self.dropout(x.flatten(1)))
+
+    def set_active_subnet(
+        self,
+        ks: Choice | None = None,
+        e: Choice | None = None,
+        d: Choice | None = None,
+        r: int | None = None,
+    ) -> Subnet:
+        """Choose what ``forward`` runs, as in Once-for-All.
+
+        Args:
+            ks: Kernel size: a number, one a stage or one a block slot.
+            e: Expand ratio, likewise. In a compound space it follows from ``d`` when left out.
+            d: Depth: a number or one a stage.
+            r: Resolution to note in the subnet, in pixels.
+
+        Returns:
+            The subnet chosen. What is left out stays as it was.
+
+        Raises:
+            SpaceError: A value is outside the space; every fault is listed.
+        """
+        self.active = read_choice(self.spec.space, self.active, ks=ks, e=e, d=d, r=r)
+        return self.active
+
+    def sample_active_subnet(self, rng: np.random.Generator | int | None = None) -> Subnet:
+        """Draw the active subnet from the space, uniformly over its genes, and return it.
+
+        Args:
+            rng: A NumPy generator or a seed; without it a fresh one from the system.
+        """
+        self.active = self.spec.space.sample(np.random.default_rng(rng))
+        return self.active
+
+    def get_active_subnet(self, preserve_weight: bool = True) -> StaticNetwork:
+        """Return the active subnet as a plain, independent network.
+
+        Args:
+            preserve_weight: Copy the weights; otherwise they are initialised afresh.
+        """
+        if preserve_weight:
+            return extract(self, self.active)
+        network = build_static(self.spec, self.active)
+        initialise(network, 0)
+        return network.train(self.training)
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Set weights as the published runs do: He normal by fan-out, BN to 1 and 0.
+
+    Linear layers are uniform in +-1/sqrt(fan-in) with zero bias. All draws come from ``seed``.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            nn.init.normal_(module.weight, 0, (2 / fan_out) ** 0.5, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(module.bias)

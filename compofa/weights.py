@@ -1,0 +1,101 @@
+"""Loading weights into a supernet: names matched, kernels derived, everything checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from compofa.convert import from_ofa, is_ofa
+from compofa.errors import CheckpointError
+from compofa.nn.elastic import ElasticDepthwise, transform_kernel
+from compofa.supernet import Supernet
+
+_LISTED = 12
+
+
+def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state dict") -> None:
+    """Copy ``state`` into ``net``, all of it or nothing.
+
+    OFA's and CompOFA's names are recognised. A depthwise kernel larger than what the network
+    stores gives its centre; kernel matrices that come with it are applied on the way. Kernel
+    matrices that the network has and ``state`` lacks become the identity.
+
+    Raises:
+        CheckpointError: Weights are missing, extra, misshapen or not numbers; all are listed.
+    """
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if len(tensors) < len(state) or not tensors:
+        raise CheckpointError(
+            f"{source}: expected a mapping from names to tensors, "
+            f"got {len(tensors)} tensors among {len(state)} entries"
+        )
+    if is_ofa(tensors):
+        tensors = from_ofa(tensors, net.spec.space.slots)
+    tensors = {name: value.detach().cpu() for name, value in tensors.items()}
+    target = net.state_dict()
+    tensors = _fit_kernels(net, tensors, source)
+    for name, value in target.items():
+        if name not in tensors and ".matrices." in name:
+            tensors[name] = torch.eye(len(value))
+        elif name not in tensors and name.endswith(".num_batches_tracked"):
+            tensors[name] = torch.zeros_like(value)
+    problems = _problems(tensors, target)
+    if problems:
+        raise CheckpointError(f"{source} does not fit this network: " + "; ".join(problems))
+    net.load_state_dict(tensors)
+
+
+def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    missing = [name for name in target if name not in tensors]
+    extra = [name for name in tensors if name not in target]
+    common = [name for name in target if name in tensors]
+    misshapen = [
+        f"{name} (expected {list(target[name].shape)}, got {list(tensors[name].shape)})"
+        for name in common
+        if tensors[name].shape != target[name].shape
+    ]
+    broken = [
+        name
+        for name in common
+        if tensors[name].is_complex() or not bool(torch.isfinite(tensors[name]).all())
+    ]
+    return [
+        f"{len(names)} {label}: " + ", ".join(names[:_LISTED]) + (", …" * (len(names) > _LISTED))
+        for label, names in (
+            ("missing", missing),
+            ("extra", extra),
+            ("misshapen", misshapen),
+            ("not finite numbers", broken),
+        )
+        if names
+    ]
+
+
+def _fit_kernels(net: Supernet, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Derive the depthwise kernels that ``net`` stores from the larger ones that came."""
+    fitted = dict(tensors)
+    for path, module in net.named_modules():
+        weight = fitted.get(f"{path}.conv.weight")
+        if not isinstance(module, ElasticDepthwise) or weight is None or weight.ndim != 4:
+            continue
+        largest, *smaller = module.kernels
+        for size in range(weight.shape[-1] - 2, largest - 1, -2):
+            matrix = fitted.pop(f"{path}.matrices.{size}", None)
+            if matrix is not None and matrix.shape != (size**2, size**2):
+                raise CheckpointError(
+                    f"{source}: expected a kernel matrix of {size**2} x {size**2} for {path}, "
+                    f"got {list(matrix.shape)}"
+                )
+            weight = transform_kernel(weight, matrix, size)
+        fitted[f"{path}.conv.weight"] = weight
+        for size in range(largest - 2, 0, -2) if not module.matrices else ():
+            matrix = fitted.get(f"{path}.matrices.{size}")
+            if matrix is not None and (not smaller or _is_identity(matrix)):
+                del fitted[f"{path}.matrices.{size}"]
+    return fitted
+
+
+def _is_identity(matrix: Tensor) -> bool:
+    return matrix.ndim == 2 and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype))
