@@ -1,0 +1,37 @@
+"""Data of training and evaluation: data sets, transforms, and the resolution of every step.
+
+The names below are loaded on first use, so that importing this package (for the list of data sets,
+say) waits for neither torch nor torchvision.
+"""
+
+import importlib
+from typing import Any
+
+from compofa.data.catalog import DATASETS, DatasetInfo, Normalisation, dataset_info
+
+_LAZY = {
+    "BrokenImages": "decoding",
+    "UnreadableImageError": "decoding",
+    "ImageSource": "sources",
+    "MemorySource": "sources",
+    "FilesSource": "sources",
+    "DataSplits": "datasets",
+    "load_dataset": "datasets",
+    "SampleKey": "sampling",
+    "TrainBatches": "sampling",
+    "resolution_at": "sampling",
+    "steps_per_epoch": "sampling",
+    "Batch": "loaders",
+    "train_loader": "loaders",
+    "eval_loader": "loaders",
+    "calibration_loader": "loaders",
+    "import_torchvision": "torchvision_shim",
+}
+
+__all__ = ["DATASETS", "DatasetInfo", "Normalisation", "dataset_info", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

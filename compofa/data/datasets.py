@@ -1,0 +1,213 @@
+"""Loading a data set into its three parts: training, validation and test."""
+
+import http.client
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compofa.data import folders
+from compofa.data.catalog import DatasetInfo, Normalisation, dataset_info
+from compofa.data.sources import ImageSource, MemorySource
+from compofa.data.torchvision_shim import import_torchvision
+from compofa.errors import DataError
+from compofa.seeds import rng
+
+MAX_VALIDATION = 10_000
+DEFAULT_ROOT = "data"  # where downloads go
+
+_DOWNLOADS = {  # name: torchvision's class, the folder it makes, and the files to download
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    "cifar100": ("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST", "FashionMNIST/raw/*-ubyte.gz (4 files)"),
+}
+_FIXED = "test part"  # stream of the splits that no seed may change
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """A data set in three disjoint parts.
+
+    Attributes:
+        name: Name in the catalog.
+        classes: Class names; a target is an index into them.
+        train: Images to train on, and to measure BN statistics on.
+        validation: Held out of the training images: for choices during training.
+        test: For the final figures only.
+        normalisation: The data set's own means and deviations.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSource
+    validation: ImageSource
+    test: ImageSource
+    normalisation: Normalisation
+
+
+def load_dataset(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    seed: int = 0,
+    validation_images: int | None = None,
+    download: bool = True,
+    evaluation_only: bool = False,
+) -> DataSplits:
+    """Find, check and split a data set. Image files are only listed here, and read later.
+
+    ``cifar10``, ``cifar100`` and ``fashion-mnist`` come from torchvision's files, which are
+    downloaded when they are missing, or from class folders. ``DIR/val`` (or ``DIR/validation``,
+    ``DIR/test``) is the test part. A folder that holds the class folders directly is split
+    80/10/10, stratified. Which images are in the test part never depends on ``seed``.
+
+    Args:
+        name: A name in :data:`compofa.data.catalog.DATASETS`.
+        path: The folder; unused for ``digits``. Downloads go to ``data`` when it is None.
+        seed: Decides which training images are held out (for ``digits`` the split is fixed).
+        validation_images: Images to hold out of the training images, stratified; by default a
+            tenth of them, at most 10,000 (for ``digits`` a fifth of all images).
+        download: Whether missing files may be downloaded.
+        evaluation_only: Of class folders: the training part may be missing (it and the validation
+            part are then empty), and a folder without parts is the test part as a whole.
+
+    Raises:
+        DataError: The name is unknown, or the folder is missing, empty or does not fit.
+    """
+    info = dataset_info(name)
+    if name == "digits":
+        parts, seed = _digits(), 0
+    elif name in _DOWNLOADS and not _has_folders(name, path):
+        parts = _download(name, Path(path or DEFAULT_ROOT), download)
+    else:
+        parts = _folders(info, path, evaluation_only)
+    pool = parts.pool
+    spare = len(pool) - len(np.unique(pool.targets))
+    if validation_images is None:
+        validation_images = min(MAX_VALIDATION, max(1, parts.hold_out), spare)
+        if validation_images == 0 and not evaluation_only:
+            raise DataError(f"expected 2 or more training images per class, got {len(pool)} in all")
+    if not 0 <= validation_images <= spare:
+        raise DataError(
+            f"expected 0 to {spare} validation images (of {len(pool)} training images, one per "
+            f"class stays), got {validation_images}"
+        )
+    kept, held = stratified_split(pool.targets, validation_images, rng(seed, "validation"))
+    train, validation = pool.subset(kept), pool.subset(held)
+    return DataSplits(name, parts.classes, train, validation, parts.test, info.normalisation)
+
+
+def stratified_split(
+    targets: NDArray[np.int64], n_held: int, generator: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out images at random, from each class in proportion (largest remainders first).
+
+    Every class keeps at least one image.
+
+    Args:
+        targets: Class numbers [n].
+        n_held: At most n minus the number of classes.
+        generator: Source of randomness.
+
+    Returns:
+        Sorted indices of the n - n_held images kept and of the n_held held out.
+    """
+    counts = np.bincount(targets)
+    most = np.maximum(counts - 1, 0)
+    assert n_held <= most.sum()
+    quota = n_held * counts / max(1, len(targets))
+    take = np.minimum(quota.astype(np.int64), most)
+    while (missing := n_held - take.sum()) > 0:
+        wish = np.where(take < most, quota - take, -np.inf)
+        order = np.argsort(-wish, kind="stable")[: min(missing, np.count_nonzero(take < most))]
+        take[order] += 1
+    order = generator.permutation(len(targets))
+    order = order[np.argsort(targets[order], kind="stable")]
+    place = np.arange(len(targets)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = place < np.repeat(take, counts)
+    return np.sort(order[~held]), np.sort(order[held])
+
+
+class _Parts(NamedTuple):
+    classes: tuple[str, ...]
+    pool: ImageSource  # training and validation images
+    test: ImageSource
+    hold_out: int  # images of the pool to validate on, unless told otherwise
+
+
+def _digits() -> _Parts:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits needs scikit-learn: pip install scikit-learn") from error
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0...16
+    images = np.repeat(images[:, None], 3, axis=1)
+    source = MemorySource(images, data.target.astype(np.int64))
+    kept, held = stratified_split(source.targets, math.ceil(len(source) / 5), rng(_FIXED))
+    return _Parts(tuple("0123456789"), source.subset(kept), source.subset(held), len(source) // 5)
+
+
+def _has_folders(name: str, path: str | Path | None) -> bool:
+    """Whether ``path`` holds class folders, and not (or not yet) torchvision's files."""
+    if path is None:
+        return False
+    root, (_, folder, archive) = Path(path), _DOWNLOADS[name]
+    if root.name == folder or (root / folder).exists() or (root / archive).exists():
+        return False
+    return folders.has_split(root) or folders.has_classes(root)
+
+
+def _download(name: str, root: Path, download: bool) -> _Parts:
+    class_name, folder, files = _DOWNLOADS[name]
+    if root.name == folder and root.is_dir():
+        root = root.parent
+    dataset_class = getattr(import_torchvision().datasets, class_name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy, about the old pickles
+            parts = [dataset_class(str(root), train=t, download=download) for t in (True, False)]
+    except (
+        RuntimeError, OSError, ValueError, AssertionError, IndexError, EOFError,
+        http.client.HTTPException,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        what = "could not be downloaded or read" if download else "was not found, or is damaged,"
+        raise DataError(
+            f"{name} {what} in {root} ({reason}): put {files} into {root}, or give a folder with "
+            "train/<class>/ and test/<class>/ images as data path"
+        ) from error
+    sources = [MemorySource(_pixels(part.data), np.asarray(part.targets)) for part in parts]
+    return _Parts(tuple(parts[0].classes), sources[0], sources[1], len(sources[0]) // 10)
+
+
+def _pixels(data: object) -> NDArray[np.uint8]:
+    """Turn [n, h, w, 3] or grey [n, h, w] into [n, 3, h, w]."""
+    images = np.asarray(data)
+    if images.ndim == 3:
+        return np.repeat(images[:, None], 3, axis=1)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) -> _Parts:
+    if path is None:
+        raise DataError(f"{info.name} needs a data path: a folder with train/ and val/")
+    root = Path(path)
+    if folders.has_split(root):
+        classes, pool, test = folders.read_split(root, info.native_size, evaluation_only)
+        return _Parts(classes, pool, test, len(pool) // 10)
+    classes, source = folders.read_classes(root, info.native_size)
+    if evaluation_only:
+        return _Parts(classes, source.subset(np.arange(0)), source, 0)
+    n_test = max(1, len(source) // 10)
+    if n_test > len(source) - len(classes):
+        raise DataError(
+            f"expected at least 3 images per class to split {root}, got {len(source)} images in "
+            f"{len(classes)} classes"
+        )
+    kept, held = stratified_split(source.targets, n_test, rng(_FIXED))
+    return _Parts(classes, source.subset(kept), source.subset(held), len(source) // 10)

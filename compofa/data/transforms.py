@@ -1,0 +1,213 @@
+"""Image transforms: training augmentation from explicit seeds, and evaluation.
+
+Small images of one size are transformed as a whole batch (``affine``, ``crop``), photographs one by
+one with torchvision (``inception``). The global random states stay as they are.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from compofa.data.catalog import DatasetInfo, Normalisation
+from compofa.data.sampling import random_bits
+from compofa.data.sources import RawImage
+from compofa.data.torchvision_shim import import_torchvision
+
+_MAX_ASPECT = 8  # a longer image is cut to its middle before it is resized for evaluation
+
+
+def uniforms(seeds: NDArray[np.uint64], n: int) -> NDArray[np.float64]:
+    """Return [len(seeds), n] numbers in [0, 1), each row from its own seed."""
+    bits = random_bits(seeds[:, None], np.arange(n, dtype=np.uint64)[None])
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def train_images(
+    images: Sequence[RawImage] | torch.Tensor,
+    seeds: NDArray[np.uint64],
+    resolution: int,
+    info: DatasetInfo,
+) -> torch.Tensor:
+    """Vary training images.
+
+    Args:
+        images: uint8 [n, 3, h, w], or for ``inception`` also a list of n images.
+        seeds: uint64 [n], one per image: all that the variation depends on.
+        resolution: Side of the result, pixels.
+        info: The data set: names the augmentation.
+
+    Returns:
+        [n, 3, resolution, resolution], uint8 in 0...255 or float32 in [0, 1].
+    """
+    if info.augmentation == "inception":
+        crops = [
+            random_resized_crop(image, int(seed), resolution)
+            for image, seed in zip(images, seeds, strict=True)
+        ]
+        return torch.stack(crops) if crops else _nothing(resolution)
+    if info.augmentation == "affine":
+        return random_affine(images, seeds, resolution)
+    return resize(random_crop(images, seeds, info.pad, info.flip), resolution)
+
+
+def eval_images(
+    images: Sequence[RawImage] | torch.Tensor, resolution: int, info: DatasetInfo
+) -> torch.Tensor:
+    """Prepare images for evaluation: uint8 [n, 3, resolution, resolution]."""
+    if info.augmentation == "inception":
+        crops = [centre_crop(image, resolution) for image in images]
+        return torch.stack(crops) if crops else _nothing(resolution)
+    return resize(images, resolution)
+
+
+def normalise(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """Return float32 images, zero mean and unit deviation.
+
+    Args:
+        images: [n, 3, h, w], uint8 in 0...255 or float32 in [0, 1].
+        normalisation: Means and deviations.
+    """
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1) * scale
+    std = torch.tensor(normalisation.std).view(1, 3, 1, 1) * scale
+    return images.sub(mean).div_(std)  # uint8 minus float32 is float32
+
+
+def resize(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Resize uint8 [n, 3, h, w] bilinearly (antialiased) to uint8 [n, 3, resolution, resolution].
+
+    In uint8 this is several times faster than in float, and exact for any number of threads.
+    """
+    if not len(images):
+        return _nothing(resolution)
+    if images.shape[-2:] == (resolution, resolution):
+        return images
+    return F.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
+
+
+def random_crop(
+    images: torch.Tensor, seeds: NDArray[np.uint64], pad: int, flip: bool
+) -> torch.Tensor:
+    """Move each image by up to ``pad`` pixels on black and mirror every second one; uint8."""
+    n, _, height, width = images.shape
+    draws = uniforms(seeds, 3)
+    down, right = (draws[:, :2] * (2 * pad + 1)).astype(np.int64).T
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    crops = windows[np.arange(n), :, down, right]
+    if flip:
+        mirrored = draws[:, 2] < 0.5
+        crops[mirrored] = crops[mirrored][..., ::-1]
+    return torch.from_numpy(crops)
+
+
+def random_affine(
+    images: torch.Tensor,
+    seeds: NDArray[np.uint64],
+    resolution: int,
+    degrees: float = 12.0,
+    shift: float = 1 / 8,
+    scale: tuple[float, float] = (0.9, 1.1),
+) -> torch.Tensor:
+    """Rotate, move and scale each image on black, straight to the resolution.
+
+    Args:
+        images: uint8 [n, 3, h, w].
+        seeds: uint64 [n].
+        resolution: Side of the result, pixels.
+        degrees: Largest rotation either way.
+        shift: Largest move either way, as a fraction of the side.
+        scale: Smallest and largest magnification.
+
+    Returns:
+        float32 [n, 3, resolution, resolution] in [0, 1].
+    """
+    if not len(images):
+        return torch.zeros(0, 3, resolution, resolution)
+    draws = uniforms(seeds, 4)
+    angle = np.deg2rad(degrees) * (2 * draws[:, 0] - 1)
+    move = 2 * shift * (2 * draws[:, 1:3] - 1)  # the image spans [-1, 1]
+    zoom = 1 / (scale[0] + (scale[1] - scale[0]) * draws[:, 3])
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    # The grid of affine_grid, written as sums: the same bits in a batch of any size.
+    line = (2 * np.arange(resolution) + 1) / resolution - 1
+    x, y = line[None, None, :], line[None, :, None]
+    cos, sin, move = cos[:, None, None], sin[:, None, None], move[:, None, None, :]
+    grid = np.stack([cos * x - sin * y + move[..., 0], sin * x + cos * y + move[..., 1]], axis=-1)
+    return F.grid_sample(
+        images.to(torch.float32) / 255,
+        torch.from_numpy(grid.astype(np.float32)),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+
+
+def random_resized_crop(image: RawImage, seed: int, resolution: int) -> torch.Tensor:
+    """Crop 8-100 % of a photograph to the resolution, mirror, vary colours; uint8 [3, r, r].
+
+    Scale 0.08-1, brightness 32/255 and saturation 0.5 are those of the published OFA training.
+    """
+    with _seeded(seed):
+        return _train_pipeline(resolution)(image)
+
+
+def centre_crop(image: RawImage, resolution: int) -> torch.Tensor:
+    """Resize the shorter side to ceil(r / 0.875) and keep the middle; uint8 [3, r, r]."""
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[:0:-1]
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        v2 = import_torchvision().transforms.v2
+        longest = _MAX_ASPECT * min(width, height)
+        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
+    return _eval_pipeline(resolution)(image)
+
+
+@functools.lru_cache(maxsize=64)
+def _train_pipeline(resolution: int) -> Callable[[RawImage], torch.Tensor]:
+    v2 = import_torchvision().transforms.v2
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(resolution, scale=(0.08, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=32 / 255, saturation=0.5),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _eval_pipeline(resolution: int) -> Callable[[RawImage], torch.Tensor]:
+    v2 = import_torchvision().transforms.v2
+    return v2.Compose(
+        [
+            v2.Resize(math.ceil(resolution / 0.875), antialias=True),
+            v2.CenterCrop(resolution),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Let torchvision, which draws from the global CPU generator, draw from ``seed`` instead.
+
+    ``torch.manual_seed`` would also reset the generators of GPUs.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _nothing(resolution: int) -> torch.Tensor:
+    return torch.zeros(0, 3, resolution, resolution, dtype=torch.uint8)

@@ -1,0 +1,192 @@
+"""Evaluation: calibrate a subnet, measure top-1 and top-5, write a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compofa.calibrate import calibrate
+from compofa.data import (
+    BrokenImages,
+    DataSplits,
+    Normalisation,
+    calibration_loader,
+    dataset_info,
+    eval_loader,
+)
+from compofa.data.loaders import Batch
+from compofa.errors import DataError
+from compofa.layout import layout, macs, params
+from compofa.records import EvalRecord
+from compofa.subnet import Subnet
+from compofa.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers.
+
+    Attributes:
+        top1: First guess right, in percent.
+        top5: Among the first five (or all, with fewer classes), in percent.
+        images: Images seen.
+        loss: Mean cross entropy.
+    """
+
+    top1: float
+    top5: float
+    images: int
+    loss: float
+
+
+def measure_accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+    """Run ``network`` in evaluation mode over (images, targets) and count right answers.
+
+    Raises:
+        DataError: There are no images.
+    """
+    hits1 = hits5 = images = 0
+    loss = 0.0
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    with torch.inference_mode():
+        for inputs, targets in batches:
+            if not len(targets):
+                continue
+            logits = network(inputs.to(device, memory_format=torch.channels_last)).float()
+            targets = targets.to(device)
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+            hits1 += int(best[:, 0].sum())
+            hits5 += int(best.sum())
+            loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            images += len(targets)
+    network.train(training)
+    if not images:
+        raise DataError("evaluation needs images, got none")
+    return Accuracy(100 * hits1 / images, 100 * hits5 / images, images, loss / images)
+
+
+class Evaluator:
+    """Measures subnets of one supernet on one part of a data set.
+
+    Calibration images are kept between subnets of the same resolution, and evaluation images
+    too where they are in memory anyway.
+
+    Args:
+        splits: The data set.
+        part: ``validation`` or ``test``.
+        normalisation: What the network's inputs are normalised with; the data set's own when
+            left out.
+        calibration_images: Training images to measure BN statistics on.
+        batch_size: Images a batch.
+        workers: Data-loading processes.
+        seed: Picks the calibration images.
+        device: Where to run.
+    """
+
+    def __init__(
+        self,
+        splits: DataSplits,
+        part: str = "validation",
+        *,
+        normalisation: Normalisation | None = None,
+        calibration_images: int = 2000,
+        batch_size: int = 256,
+        workers: int = 0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.splits = splits
+        self.part = part
+        self.info = dataset_info(splits.name)
+        self.source = {"validation": splits.validation, "test": splits.test}[part]
+        self.calibration_images = min(calibration_images, len(splits.train))
+        self.seed = seed
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.options = {
+            "workers": workers,
+            "normalisation": normalisation,
+            "pin_memory": self.device.type == "cuda",
+        }
+        self.broken = BrokenImages(len(self.source) + self.calibration_images)
+        self._calibration: tuple[int, list[Tensor]] = (0, [])
+        self._evaluation: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
+
+    def calibration_batches(self, resolution: int) -> list[Tensor]:
+        """Return the calibration images at ``resolution``, on the device."""
+        if self._calibration[0] != resolution:
+            in_memory = resolution <= 64
+            batches = calibration_loader(
+                self.splits.train,
+                self.info,
+                resolution=resolution,
+                batch_size=self.calibration_images if in_memory else self.batch_size,
+                seed=self.seed,
+                n_images=self.calibration_images,
+                **self.options,
+            )
+            images = [self._checked(batch)[0].to(self.device) for batch in batches]
+            images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+            self._calibration = (resolution, images)
+        return self._calibration[1]
+
+    def evaluation_batches(self, resolution: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return (images, targets) of the part at ``resolution``."""
+        if self._evaluation[0] == resolution:
+            return self._evaluation[1]
+        loader = eval_loader(
+            self.source,
+            self.info,
+            resolution=resolution,
+            batch_size=self.batch_size,
+            **self.options,
+        )
+        batches = (self._checked(batch) for batch in loader)
+        if len(self.source) * resolution**2 > 20_000_000:
+            return batches
+        self._evaluation = (resolution, list(batches))
+        return self._evaluation[1]
+
+    def _checked(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.broken.add(batch.broken)
+        return batch.images, batch.targets
+
+    def accuracy(self, supernet: Supernet, subnet: Subnet) -> Accuracy:
+        """Calibrate ``subnet`` on a copy and measure its accuracy at its resolution."""
+        network = calibrate(supernet, self.calibration_batches(subnet.resolution), subnet)
+        return measure_accuracy(network, self.evaluation_batches(subnet.resolution))
+
+    def measure(
+        self, supernet: Supernet, subnet: Subnet, net: str = "", checkpoint: str = ""
+    ) -> EvalRecord:
+        """Measure ``subnet`` and return the record.
+
+        Args:
+            supernet: Its weights.
+            subnet: The network, at the resolution to evaluate.
+            net: Name or path for the record.
+            checkpoint: Hash for the record.
+        """
+        supernet.spec.check_resolution(subnet.resolution)
+        accuracy = self.accuracy(supernet, subnet)
+        layers = layout(supernet.spec.backbone, subnet, supernet.spec.classes)
+        return EvalRecord(
+            subnet=subnet,
+            top1=accuracy.top1,
+            top5=accuracy.top5,
+            images=accuracy.images,
+            macs=macs(layers),
+            params=params(layers),
+            net=net,
+            dataset=self.splits.name,
+            part=self.part,
+            calibration_images=self.calibration_images,
+            seed=self.seed,
+            checkpoint=checkpoint,
+            device=str(self.device),
+        )

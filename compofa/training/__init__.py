@@ -1,0 +1,1 @@
+"""Training: recipes as data, one loop, exact resumption."""

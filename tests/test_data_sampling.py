@@ -1,0 +1,143 @@
+import pickle
+import subprocess
+import sys
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from compofa.data.catalog import DATASETS, Normalisation, dataset_info
+from compofa.data.sampling import (
+    TrainBatches,
+    augmentation_seeds,
+    eval_batches,
+    random_bits,
+    resolution_at,
+    steps_per_epoch,
+)
+from compofa.data.transforms import uniforms
+from compofa.errors import DataError
+
+RESOLUTIONS = (16, 20, 24)
+
+
+def indices(batches):
+    return [[key.index for key in batch] for batch in batches]
+
+
+def test_the_list_of_data_sets_does_not_wait_for_torch():
+    code = (
+        "import sys, compofa.data; compofa.data.DATASETS['digits'];"
+        "assert not {'torch', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_catalog_is_consistent():
+    for name, info in DATASETS.items():
+        assert dataset_info(name) is info and info.name == name
+        assert info.eval_resolution in info.train_resolutions
+        assert (info.native_size is None) == (info.augmentation == "inception")
+    with pytest.raises(
+        DataError, match="unknown data set 'mnist': expected one of digits, cifar10"
+    ):
+        dataset_info("mnist")
+    with pytest.raises(DataError, match="positive deviations"):
+        Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.0))
+
+
+def test_every_public_name_can_be_loaded():
+    import compofa.data
+
+    for name in compofa.data.__all__:
+        assert getattr(compofa.data, name) is not None
+    with pytest.raises(AttributeError):
+        _ = compofa.data.nothing
+
+
+def test_resolution_depends_on_seed_and_step_only():
+    drawn = [resolution_at(3, step, RESOLUTIONS) for step in range(300)]
+    np.random.seed(1)  # noqa: NPY002
+    assert drawn == [resolution_at(3, step, RESOLUTIONS) for step in range(300)]
+    assert drawn != [resolution_at(4, step, RESOLUTIONS) for step in range(300)]
+    assert min(drawn.count(r) for r in RESOLUTIONS) > 70
+
+
+def test_random_bits_are_splitmix64():
+    # First outputs for the seed 1234567, from the published reference implementation.
+    bits = random_bits(np.full(1, 1234567, np.uint64), np.arange(3))
+    assert bits.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_uniforms_are_uniform_and_independent_between_images():
+    draws = uniforms(augmentation_seeds(0, 0, np.arange(20_000)), 3)
+    assert draws.min() >= 0 and draws.max() < 1
+    assert np.allclose(draws.mean(0), 0.5, atol=0.01)
+    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.03
+    assert np.abs(np.corrcoef(draws[1:, 0], draws[:-1, 0])[0, 1]) < 0.03
+
+
+def test_batches_cover_the_epoch_once_and_drop_the_rest():
+    sampler = TrainBatches(103, 10, RESOLUTIONS, seed=0, epoch=0)
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == steps_per_epoch(103, 10) == 10
+    flat = list(chain(*indices(batches)))
+    assert len(set(flat)) == len(flat) == 100
+    assert flat != sorted(flat)
+    for step, batch in enumerate(batches):
+        assert {key.resolution for key in batch} == {resolution_at(0, step, RESOLUTIONS)}
+    assert len({key.seed for batch in batches for key in batch}) == 100
+    assert batches == list(pickle.loads(pickle.dumps(sampler)))
+
+
+def test_epochs_and_seeds_differ_and_the_step_goes_on_counting():
+    first = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=0))
+    second = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=1))
+    assert indices(first) != indices(second)
+    assert indices(first) != indices(TrainBatches(50, 5, RESOLUTIONS, seed=1, epoch=0))
+    drawn = [batch[0].resolution for batch in first + second]
+    assert drawn == [resolution_at(0, step, RESOLUTIONS) for step in range(20)]
+    seeds = [{key.index: key.seed for batch in epoch for key in batch} for epoch in (first, second)]
+    assert all(seeds[0][i] != seeds[1][i] for i in range(50))
+
+
+def test_resuming_within_an_epoch_gives_the_rest_of_it():
+    whole = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=2))
+    rest = TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=2, first_step=7)
+    assert list(rest) == whole[7:] and len(rest) == 3
+
+
+def test_ranks_take_disjoint_slices_of_the_global_batch():
+    one = list(TrainBatches(100, 12, RESOLUTIONS, seed=0, epoch=1))
+    ranks = [list(TrainBatches(100, 4, RESOLUTIONS, 0, 1, rank, 3)) for rank in range(3)]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == one
+
+
+def test_a_data_set_smaller_than_a_batch_is_one_step():
+    assert sorted(indices(TrainBatches(7, 10, RESOLUTIONS, 0, 0))[0]) == list(range(7))
+    ranks = [indices(TrainBatches(7, 10, RESOLUTIONS, 0, 0, rank, 2)) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [1, 1]
+    assert sorted(ranks[0][0] + ranks[1][0]) == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 4, RESOLUTIONS, 0, 0), "0 training images are too few"),
+        ((9, 0, RESOLUTIONS, 0, 0), "batch size of at least 1, got 0"),
+        ((9, 4, (), 0, 0), "expected positive resolutions"),
+        ((9, 4, (0, 16), 0, 0), "expected positive resolutions"),
+        ((9, 4, RESOLUTIONS, 0, 0, 2, 2), "rank in 0...1, got 2"),
+        ((9, 4, RESOLUTIONS, 0, 0, 0, 1, 3), "first step in 0...2, got 3"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    with pytest.raises(DataError, match=message):
+        TrainBatches(*arguments)
+
+
+def test_evaluation_batches_keep_order_and_the_last_images():
+    batches = eval_batches(range(7), 3, 16)
+    assert indices(batches) == [[0, 1, 2], [3, 4, 5], [6]]
+    with pytest.raises(DataError, match="positive batch size"):
+        eval_batches(range(7), 0, 16)

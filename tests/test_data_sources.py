@@ -1,0 +1,332 @@
+import logging
+import pickle
+import struct
+from itertools import chain
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compofa.data import datasets, load_dataset
+from compofa.data.datasets import stratified_split
+from compofa.data.decoding import BrokenImages, UnreadableImageError, decode_rgb
+from compofa.data.sources import FilesSource, MemorySource
+from compofa.data.torchvision_shim import import_torchvision
+from compofa.errors import DataError
+from compofa.seeds import rng
+
+
+def make_classes(root, per_class, classes=("cat", "dog"), suffix=".png", size=(12, 10)):
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            Image.new("RGB", size, (40 * number, i, 7)).save(root / name / f"{i:03d}{suffix}")
+    return root
+
+
+def names(source):
+    return [source.path(i) for i in range(len(source))]
+
+
+def parts(splits):
+    return splits.train, splits.validation, splits.test
+
+
+# --- splits ---
+
+
+def test_stratified_split_is_proportional_and_disjoint():
+    targets = np.repeat(np.arange(4), (100, 50, 25, 1))
+    kept, held = stratified_split(targets, 17, rng(0))
+    assert sorted([*kept, *held]) == list(range(176))
+    assert np.bincount(targets[held], minlength=4).tolist() == [10, 5, 2, 0]
+    assert np.array_equal(held, stratified_split(targets, 17, rng(0))[1])
+    assert not np.array_equal(held, stratified_split(targets, 17, rng(1))[1])
+
+
+def test_every_class_keeps_an_image():
+    targets = np.repeat(np.arange(5), (1, 1, 3, 2, 9))
+    kept, held = stratified_split(targets, 11, rng(0))
+    assert len(held) == 11 and np.unique(targets[kept]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_digits():
+    splits = load_dataset("digits")
+    assert [len(part) for part in parts(splits)] == [1078, 359, 360]
+    assert splits.classes == tuple("0123456789")
+    for part in parts(splits):
+        counts = np.bincount(part.targets)
+        assert counts.max() - counts.min() <= 0.06 * len(part)
+        image = part.load(0)
+        assert image.shape == (3, 8, 8) and image.dtype.is_floating_point is False
+    assert splits.train.images.max() == 255 and splits.train.images.min() == 0
+    other = load_dataset("digits", seed=5)
+    assert np.array_equal(splits.train.images, other.train.images)
+
+
+# --- class folders ---
+
+
+def test_train_and_val_folders(tmp_path):
+    make_classes(tmp_path / "train", 20)
+    make_classes(tmp_path / "val", 3)
+    (tmp_path / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / ".cache").mkdir()
+    splits = load_dataset("imagefolder", tmp_path)
+    assert splits.classes == ("cat", "dog")
+    assert [len(part) for part in parts(splits)] == [36, 4, 6]
+    assert np.bincount(splits.validation.targets).tolist() == [2, 2]
+    train, validation, test = (set(names(part)) for part in parts(splits))
+    assert not train & validation and all("/val/" in path for path in test)
+    other = load_dataset("imagefolder", tmp_path, seed=1)
+    assert names(other.validation) != names(splits.validation)
+    assert names(other.test) == names(splits.test)
+    for i in range(len(splits.train)):
+        assert f"/{splits.classes[splits.train.targets[i]]}/" in splits.train.path(i)
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "test"])
+def test_names_of_the_test_folder(tmp_path, name):
+    make_classes(tmp_path / "train", 5)
+    make_classes(tmp_path / name, 2)
+    assert len(load_dataset("imagenet", tmp_path).test) == 4
+
+
+def test_one_folder_is_split_or_evaluated_as_a_whole(tmp_path):
+    make_classes(tmp_path, 50)
+    splits = load_dataset("imagefolder", tmp_path)
+    assert [len(part) for part in parts(splits)] == [80, 10, 10]
+    assert len(set(chain(*map(names, parts(splits))))) == 100
+    assert names(load_dataset("imagefolder", tmp_path, seed=9).test) == names(splits.test)
+    whole = load_dataset("imagefolder", tmp_path, evaluation_only=True)
+    assert [len(part) for part in parts(whole)] == [0, 0, 100]
+
+
+def test_evaluation_without_training_images(tmp_path):
+    make_classes(tmp_path / "val", 1)
+    splits = load_dataset("imagenet", tmp_path, evaluation_only=True)
+    assert [len(part) for part in parts(splits)] == [0, 0, 2]
+    with pytest.raises(DataError, match=r"expected .*/train with class folders"):
+        load_dataset("imagenet", tmp_path)
+
+
+def test_images_deeper_in_a_class_folder_and_odd_names(tmp_path):
+    make_classes(tmp_path / "val", 1)
+    make_classes(tmp_path / "train", 5)
+    deep = tmp_path / "train" / "cat" / "images" / "é"
+    deep.mkdir(parents=True)
+    Image.new("L", (5, 5)).save(deep / "a b.JPEG")
+    splits = load_dataset("imagefolder", tmp_path, validation_images=0)
+    assert len(splits.train) == 11 and len(splits.validation) == 0
+    index = names(splits.train).index(str(deep / "a b.JPEG"))
+    assert splits.train.load(index).mode == "RGB"
+
+
+def test_cifar10_from_class_folders_has_one_size(tmp_path):
+    make_classes(tmp_path / "train", 10, size=(32, 32))
+    make_classes(tmp_path / "test", 2, size=(40, 20))
+    splits = load_dataset("cifar10", tmp_path, download=False)
+    images, kept, broken = splits.test.load_all(np.arange(4))
+    assert images.shape == (4, 3, 32, 32) and kept == [0, 1, 2, 3] and broken == ()
+    assert splits.train.size == 32
+
+
+def test_bad_folders_are_one_line_errors(tmp_path):
+    def refused(message, path, name="imagefolder", **options):
+        with pytest.raises(DataError, match=message) as caught:
+            load_dataset(name, path, **options)
+        assert "\n" not in str(caught.value)
+
+    refused("unknown data set", None, "mnist")
+    refused("imagenet needs a data path", None, "imagenet")
+    refused("does not exist", tmp_path / "nowhere")
+    (tmp_path / "archive.tar").write_bytes(b"tar")
+    refused("is not a folder", tmp_path / "archive.tar")
+    (tmp_path / "empty").mkdir()
+    refused("found no folder", tmp_path / "empty")
+
+    make_classes(tmp_path / "a" / "train", 5, ("ant", "bee", "cow"))
+    refused("expected .*/a/val", tmp_path / "a")
+    make_classes(tmp_path / "a" / "val", 1, ("ant", "bee", "dog"))
+    refused(r"1 only in train \(cow\); 1 only in val \(dog\)", tmp_path / "a")
+    (tmp_path / "a" / "val" / "cow").mkdir()
+    refused("class folder .*/val/cow has no images", tmp_path / "a")
+
+    make_classes(tmp_path / "few", 1)
+    refused("at least 3 images per class", tmp_path / "few")
+    make_classes(tmp_path / "one" / "train", 1)
+    make_classes(tmp_path / "one" / "val", 1)
+    refused("2 or more training images per class", tmp_path / "one")
+    refused("expected 0 to 0 validation images", tmp_path / "one", validation_images=1)
+    make_classes(tmp_path / "ok", 10)
+    refused("expected 0 to 16 validation images", tmp_path / "ok", validation_images=17)
+    refused("got -1", tmp_path / "ok", validation_images=-1)
+
+
+# --- torchvision's files ---
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Network is\nunreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist"])
+def test_without_network_the_message_helps(tmp_path, no_network, name):
+    for download in (True, False):
+        with pytest.raises(DataError, match="train/<class>/ and test/<class>/") as caught:
+            load_dataset(name, tmp_path, download=download)
+        message = str(caught.value)
+        assert "\n" not in message and ".gz" in message and str(tmp_path) in message
+        assert ("could not be downloaded" in message) == download
+    # What an attempt leaves behind is not taken for class folders.
+    with pytest.raises(DataError, match="train/<class>/ and test/<class>/"):
+        load_dataset(name, tmp_path)
+
+
+def test_damaged_cifar_file(tmp_path, no_network):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(b"half")
+    for path in (tmp_path, folder):
+        with pytest.raises(DataError, match=r"put cifar-10-python\.tar\.gz into"):
+            load_dataset("cifar10", path)
+
+
+def test_cifar10_from_torchvision_files(tmp_path, monkeypatch):
+    torchvision = import_torchvision()
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        content = {"data": pixels, "labels": [i % 10 for i in range(200)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    meta = {"label_names": [f"c{i}" for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    splits = load_dataset("cifar10", tmp_path, download=False)
+    assert [len(part) for part in parts(splits)] == [900, 100, 200]
+    assert splits.classes[3] == "c3" and splits.test.targets[13] == 3
+    assert np.array_equal(splits.test.images[5], pixels[5].reshape(3, 32, 32))
+
+
+def test_fashion_mnist_from_torchvision_files(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        head = struct.pack(">4I", 0x803, 40, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        labels = bytes(i % 10 for i in range(40))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 40) + labels)
+    splits = load_dataset("fashion-mnist", tmp_path, download=False)
+    assert [len(part) for part in parts(splits)] == [36, 4, 40]
+    assert np.array_equal(splits.test.images[7], np.repeat(pixels[7][None], 3, axis=0))
+    (raw / "t10k-images-idx3-ubyte").write_bytes(head + pixels.tobytes()[:50])
+    with pytest.raises(DataError, match="fashion-mnist was not found, or is damaged"):
+        load_dataset("fashion-mnist", tmp_path, download=False)
+
+
+def test_default_hold_out_is_at_most_ten_thousand(monkeypatch):
+    images = np.zeros((120_000, 3, 1, 1), np.uint8)
+    source = MemorySource(images, np.arange(120_000) % 10)
+    made = datasets._Parts(tuple("0123456789"), source, source, 12_000)
+    monkeypatch.setattr(datasets, "_folders", lambda *_: made)
+    assert len(load_dataset("imagenet", "x").validation) == 10_000
+
+
+# --- decoding ---
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    grey = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))
+    picture = Image.fromarray(grey)
+    for mode, suffix in [
+        ("L", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "png"), ("P", "gif.png"),
+        ("CMYK", "tif"), ("1", "png"), ("RGB", "png"),
+    ]:  # fmt: skip
+        path = tmp_path / f"{mode}.{suffix}"
+        options = {"format": "gif"} if suffix == "gif.png" else {}
+        picture.convert(mode).save(path, **options)
+        image = decode_rgb(path)
+        assert image.mode == "RGB" and image.size == (16, 16)
+        if mode != "1":
+            assert np.abs(np.asarray(image)[..., 0].astype(int) - grey).max() <= 8
+    # A palette with transparency, which makes Pillow warn.
+    picture.convert("P").save(tmp_path / "t.png", transparency=bytes(range(256)))
+    assert decode_rgb(tmp_path / "t.png").mode == "RGB"
+    # 16 bit
+    Image.fromarray(grey.astype(np.uint16) * 256).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(decode_rgb(tmp_path / "deep.png"))[..., 0], grey)
+
+
+def broken_files(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((64, 64), 50).save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "head.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (folder / "folder.jpg").mkdir()
+    (folder / "whole.jpg").unlink()
+    return sorted(folder.iterdir())
+
+
+def test_unreadable_files(tmp_path, monkeypatch):
+    for path in [*broken_files(tmp_path), tmp_path / "missing.jpg"]:
+        with pytest.raises(UnreadableImageError) as caught:
+            decode_rgb(path)
+        assert str(caught.value) == str(path)
+    Image.new("RGB", (30, 30)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+    assert decode_rgb(tmp_path / "bomb.png").size == (30, 30)  # Pillow only warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(UnreadableImageError):
+        decode_rgb(tmp_path / "bomb.png")
+
+
+def test_broken_files_are_left_out_of_what_is_loaded(tmp_path):
+    make_classes(tmp_path, 2, ("cat",))
+    paths = np.array([b"cat/000.png", b"cat/gone.png", b"cat/001.png"])
+    for size in (None, 8):
+        source = FilesSource(tmp_path, paths, np.array([0, 0, 0]), size)
+        images, kept, broken = source.load_all(np.array([1, 2, 0]))
+        assert len(images) == 2 and kept == [1, 2]
+        assert broken == (str(tmp_path / "cat" / "gone.png"),)
+        images, kept, broken = source.load_all(np.array([1]))
+        assert len(images) == 0 and kept == [] and len(broken) == 1
+
+
+def test_small_files_are_decoded_once_and_not_sent_to_workers(tmp_path):
+    make_classes(tmp_path, 1, ("cat",))
+    source = FilesSource(tmp_path, np.array([b"cat/000.png"]), np.array([0]), 8)
+    first = source.load(0).clone()
+    source.load(0).zero_()
+    (tmp_path / "cat" / "000.png").unlink()
+    assert source.load(0).equal(first)
+    with pytest.raises(UnreadableImageError):
+        pickle.loads(pickle.dumps(source)).load(0)
+
+
+def test_broken_images_are_counted_once_and_limited(caplog):
+    tracker = BrokenImages(300)
+    with caplog.at_level(logging.WARNING, "compofa"):
+        tracker.add(["a", "b", "a"])
+        tracker.add(["b", "c"])
+    assert len(tracker) == 3
+    assert [record.args for record in caplog.records] == [("a",), ("b",), ("c",)]
+    with pytest.raises(DataError, match=r"4 of 300 images .*: a, b, c, d$"):
+        tracker.add(["d"])
+    with pytest.raises(DataError, match=r"25 of 50 .*, 19 and 5 more$"):
+        BrokenImages(50).add(str(i) for i in range(25))
+    BrokenImages(10).add([])
+
+
+def test_memory_source_refuses_other_shapes():
+    with pytest.raises(ValueError, match="expected uint8"):
+        MemorySource(np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2, np.int64))
