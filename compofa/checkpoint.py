@@ -200,8 +200,7 @@ def read_safely(path: str | Path) -> dict[str, Any]:
 
 def file_hash(path: str | Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compofa.errors import SpaceError
-from compofa.space import SearchSpace
-from compofa.subnet import Number, Subnet, numbers
+from compofa.space import SearchSpace, StageSpace, expected
+from compofa.subnet import Block, Number, Subnet, numbers
 
 Choice = Number | Sequence[Number]
 
@@ -47,10 +47,9 @@ def read_choice(
         if not depths and expands and coupling:
             inverse = {expand: depth for depth, expand in coupling.items()}
             depth = inverse.get(expands[first], depth)
-        if depth not in stage.depths:
-            known = " or ".join(map(str, stage.depths))
-            faults.append(f"stage {index + 1} depth: expected {known}, got {depth}")
-            continue
+        kept = depth if depth in stage.depths else 0
+        if not kept:
+            faults.append(expected(f"stage {index + 1} depth", stage.depths, depth))
         row = []
         for slot in range(space.slots):
             kernel, expand = blocks[min(slot, len(blocks) - 1)]
@@ -58,35 +57,30 @@ def read_choice(
             if expands:
                 expand = expands[first + slot]
             elif coupling:
-                expand = coupling[depth]
+                expand = coupling.get(depth, expand)
             row.append((kernel, expand))
-            if slot >= depth:
-                faults += _past_depth(stage.kernels, stage.expands, index, slot, row[-1])
-        chosen.append(tuple(row[: int(depth)]))
-    if r is not None and (not isinstance(r, int) or r < 1):
+        chosen.append(tuple(row[:kept]))
+        faults += stage.why_not(chosen[-1], index + 1) if kept else []
+        for slot in range(kept, space.slots):
+            faults += _past_depth(stage, row[slot], f"stage {index + 1} block {slot + 1}")
+    if r is not None and (type(r) is not int or r < 1):
         faults.append(f"resolution: expected a positive integer, got {r!r}")
-    if not faults:
-        subnet = Subnet(base.resolution if r is None else r, tuple(chosen))
-        space.require(subnet, resolution=False)
-        return subnet
-    raise SpaceError(f"not in space {space.name}: " + "; ".join(faults))
+    if faults:
+        raise space.error(faults)
+    return Subnet(base.resolution if r is None else r, tuple(chosen))
 
 
-def _past_depth(
-    kernels: Sequence[int], expands: Sequence[Number], stage: int, slot: int, block: Sequence
-) -> list[str]:
+def _past_depth(stage: StageSpace, block: Block, where: str) -> list[str]:
     """Values past a stage's depth have no effect, but 0 or a known choice is expected there."""
-    faults = []
-    for what, known, value in (
-        ("kernel size", kernels, block[0]),
-        ("expand ratio", expands, block[1]),
-    ):
-        if value != 0 and value not in known:
-            choices = " or ".join(map(str, known))
-            faults.append(
-                f"stage {stage + 1} block {slot + 1} {what}: expected {choices}, got {value}"
-            )
-    return faults
+    kernel, expand = block
+    return [
+        expected(f"{where} {what}", choices, value)
+        for what, choices, value in (
+            ("kernel size", stage.kernels, kernel),
+            ("expand ratio", stage.expands, expand),
+        )
+        if value != 0 and value not in choices
+    ]
 
 
 def _spread(key: str, value: Choice | None, stages: int, slots: int) -> list[Number]:

@@ -85,7 +85,7 @@ def network_spec(
     net_id: str,
     classes: int = 1000,
     *,
-    coupling: Coupling | None | str = "",
+    coupling: Coupling | str | None = "",
     elastic_kernel: bool | None = None,
     width_mult: float | None = None,
     resolutions: tuple[int, ...] = (224,),

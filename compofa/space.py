@@ -11,7 +11,7 @@ This module needs NumPy alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -22,7 +22,8 @@ import numpy as np
 
 from compofa.coupling import Coupling
 from compofa.errors import SpaceError
-from compofa.subnet import SLOTS, Number, Subnet, SubnetArrays, as_number
+from compofa.genes import Gene, GeneCode
+from compofa.subnet import SLOTS, Block, Number, Subnet, SubnetArrays, as_number
 
 ENUMERATION_LIMIT = 5_000_000
 
@@ -44,26 +45,41 @@ class StageSpace:
     coupling: Coupling | None = None
 
     @property
+    def pairs(self) -> tuple[tuple[int, Number | None], ...]:
+        """The depths, each with the expand ratio coupled with it or ``None``."""
+        return self.coupling if self.coupling is not None else tuple((d, None) for d in self.depths)
+
+    def variants(self, depth: int) -> int:
+        """Return the number of distinct stages of ``depth`` blocks."""
+        free = 1 if self.coupling is not None else len(self.expands)
+        return (len(self.kernels) * free) ** depth
+
+    @property
     def size(self) -> int:
         """Number of distinct stages."""
-        if self.coupling is not None:
-            return sum(len(self.kernels) ** depth for depth, _ in self.coupling)
-        return sum((len(self.kernels) * len(self.expands)) ** depth for depth in self.depths)
+        return sum(self.variants(depth) for depth, _ in self.pairs)
 
+    def why_not(self, blocks: Sequence[Block], number: int) -> list[str]:
+        """Say what keeps ``blocks`` from being a stage of these: one clause a fault.
 
-@dataclass(frozen=True)
-class Gene:
-    """One choice of a space: where it applies and the values it picks from.
-
-    Attributes:
-        stage: Index of the stage it shapes; -1 for the resolution.
-        slot: Index of the block within the stage; ``None`` when it is the stage's as a whole.
-        choices: Each a mapping from ``d``, ``e``, ``ks`` or ``r`` to a value.
-    """
-
-    stage: int
-    slot: int | None
-    choices: tuple[Mapping[str, Number], ...]
+        Args:
+            blocks: The active blocks of the candidate.
+            number: How the clauses call the stage.
+        """
+        if len(blocks) not in self.depths:
+            return [expected(f"stage {number} depth", self.depths, len(blocks))]
+        coupled = dict(self.coupling or ()).get(len(blocks))
+        faults = []
+        for position, (kernel, expand) in enumerate(blocks, 1):
+            where = f"stage {number} block {position}"
+            if kernel not in self.kernels:
+                faults.append(expected(f"{where} kernel size", self.kernels, kernel))
+            if expand not in self.expands:
+                faults.append(expected(f"{where} expand ratio", self.expands, expand))
+            elif coupled is not None and expand != coupled:
+                what = f"{where} expand ratio (coupled with depth {len(blocks)})"
+                faults.append(expected(what, (coupled,), expand))
+        return faults
 
 
 @dataclass(frozen=True)
@@ -84,18 +100,23 @@ class SearchSpace:
     resolutions: tuple[int, ...] = (224,)
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise SpaceError(f"space {self.name}: no stage left to choose from")
         for label, values in self._choices():
             if not values:
                 raise SpaceError(f"space {self.name}: no {label} left to choose from")
-
-    def _choices(self) -> Iterator[tuple[str, Sequence[Any]]]:
-        yield "resolution", self.resolutions
-        yield "stage", self.stages
-        for index, stage in enumerate(self.stages, 1):
-            yield (
-                f"depth in stage {index}",
-                stage.depths if stage.coupling is None else (stage.coupling),
+            if len(set(values)) < len(values):
+                raise SpaceError(f"space {self.name}: expected each {label} once, got {values}")
+        deepest = max(depth for stage in self.stages for depth, _ in stage.pairs)
+        if deepest > self.slots:
+            raise SpaceError(
+                f"space {self.name}: expected depths up to its {self.slots} slots, got {deepest}"
             )
+
+    def _choices(self) -> Iterator[tuple[str, tuple[Number, ...]]]:
+        yield "resolution", self.resolutions
+        for index, stage in enumerate(self.stages, 1):
+            yield f"depth in stage {index}", tuple(depth for depth, _ in stage.pairs)
             yield f"kernel size in stage {index}", stage.kernels
             yield f"expand ratio in stage {index}", stage.expands
 
@@ -105,27 +126,19 @@ class SearchSpace:
         return prod(stage.size for stage in self.stages) * len(self.resolutions)
 
     @cached_property
+    def code(self) -> GeneCode:
+        """What the genes of this space stand for."""
+        return GeneCode.of(self.stages, self.slots, self.resolutions)
+
+    @property
     def genes(self) -> tuple[Gene, ...]:
         """The genes, stage by stage, the resolution last."""
-        genes: list[Gene] = []
-        for index, stage in enumerate(self.stages):
-            blocks = range(self.slots)
-            if stage.coupling is not None:
-                pairs = tuple({"d": depth, "e": expand} for depth, expand in stage.coupling)
-                genes.append(Gene(index, None, pairs))
-            else:
-                genes.append(Gene(index, None, tuple({"d": depth} for depth in stage.depths)))
-                expands = tuple({"e": expand} for expand in stage.expands)
-                genes.extend(Gene(index, slot, expands) for slot in blocks if len(expands) > 1)
-            kernels = tuple({"ks": kernel} for kernel in stage.kernels)
-            genes.extend(Gene(index, slot, kernels) for slot in blocks if len(kernels) > 1)
-        genes.append(Gene(-1, None, tuple({"r": r} for r in self.resolutions)))
-        return tuple(genes)
+        return self.code.genes
 
-    @cached_property
+    @property
     def cardinalities(self) -> np.ndarray:
         """Number of choices of each gene, shape [genes]."""
-        return np.array([len(gene.choices) for gene in self.genes])
+        return self.code.cardinalities
 
     def sample_genes(
         self, rng: np.random.Generator, n: int, by: Literal["genes", "subnets"] = "genes"
@@ -142,15 +155,11 @@ class SearchSpace:
         Returns:
             Canonical genes, shape [n, genes].
         """
-        genes = rng.integers(0, self.cardinalities, size=(n, len(self.genes)))
+        genes = self.code.draw(rng, n)
         if by == "subnets":
-            for column, gene in enumerate(self.genes):
-                if "d" in gene.choices[0]:
-                    stage = self.stages[gene.stage]
-                    block = len(stage.kernels)
-                    block *= len(stage.expands) if stage.coupling is None else 1
-                    weights = np.array([float(block) ** choice["d"] for choice in gene.choices])
-                    genes[:, column] = rng.choice(len(weights), size=n, p=weights / weights.sum())
+            for column, stage in zip(self.code.depths.columns, self.stages, strict=True):
+                weights = np.array([float(stage.variants(depth)) for depth, _ in stage.pairs])
+                genes[:, column] = rng.choice(len(weights), size=n, p=weights / weights.sum())
         return self.canonical(genes)
 
     def sample(self, rng: np.random.Generator, by: Literal["genes", "subnets"] = "genes") -> Subnet:
@@ -159,39 +168,23 @@ class SearchSpace:
 
     def canonical(self, genes: np.ndarray) -> np.ndarray:
         """Return genes [n, genes] with those of blocks past the depth set to 0."""
-        genes = np.array(genes, copy=True)
-        depths = self._depths(genes)
-        for column, gene in enumerate(self.genes):
-            if gene.slot is not None:
-                genes[depths[:, gene.stage] <= gene.slot, column] = 0
-        return genes
+        return self.code.canonical(np.asarray(genes, dtype=np.int64))
 
     def arrays(self, genes: np.ndarray) -> SubnetArrays:
-        """Decode genes [n, genes] to arrays, all at once."""
-        genes = np.asarray(genes)
-        n, blocks = len(genes), self.slots * len(self.stages)
-        integral = all(float(e).is_integer() for stage in self.stages for e in stage.expands)
-        kernels = np.zeros((n, blocks), dtype=np.int64)
-        expands = np.zeros((n, blocks), dtype=np.int64 if integral else np.float64)
-        depths = self._depths(genes)
-        resolutions = np.zeros(n, dtype=np.int64)
-        for index, stage in enumerate(self.stages):
-            columns = slice(index * self.slots, (index + 1) * self.slots)
-            kernels[:, columns] = stage.kernels[0]
-            expands[:, columns] = stage.expands[0]
-        for column, gene in enumerate(self.genes):
-            picked = genes[:, column]
-            for variable in gene.choices[0]:
-                values = np.array([choice[variable] for choice in gene.choices])[picked]
-                if variable == "r":
-                    resolutions[:] = values
-                elif variable != "d":
-                    target = kernels if variable == "ks" else expands
-                    target[:, self._columns(gene)] = values[:, None]
-        active = np.tile(np.arange(self.slots), len(self.stages)) < np.repeat(
-            depths, self.slots, axis=1
-        )
-        return SubnetArrays(kernels * active, expands * active, depths, resolutions)
+        """Decode genes [n, genes] to arrays, all at once.
+
+        Raises:
+            SpaceError: A gene is below 0 or not below its number of choices.
+        """
+        genes = np.asarray(genes, dtype=np.int64)
+        if genes.ndim != 2 or genes.shape[1] != len(self.genes):
+            raise SpaceError(f"expected {len(self.genes)} genes a subnet, got {genes.shape}")
+        if genes.size and not ((genes >= 0) & (genes < self.cardinalities)).all():
+            raise SpaceError(
+                f"space {self.name}: expected genes from 0 up to their number of choices, got "
+                f"{genes.min()} to {genes.max()}"
+            )
+        return self.code.arrays(genes)
 
     def genes_of(self, arrays: SubnetArrays) -> np.ndarray:
         """Encode arrays to canonical genes, shape [n, genes]; the inverse of :meth:`arrays`.
@@ -201,19 +194,10 @@ class SearchSpace:
         Raises:
             SpaceError: A row is outside the space; the message names the first such row.
         """
-        values = {"d": arrays.d, "e": arrays.e, "ks": arrays.ks, "r": arrays.r}
-        genes = np.zeros((len(arrays.r), len(self.genes)), dtype=np.int64)
-        outside = self._outside_fixed(arrays)
-        for column, gene in enumerate(self.genes):
-            matches = np.ones((len(arrays.r), len(gene.choices)), dtype=bool)
-            for position, choice in enumerate(gene.choices):
-                for variable, value in choice.items():
-                    matches[:, position] &= self._holds(gene, variable, value, values)
-            genes[:, column] = matches.argmax(axis=1)
-            outside |= ~matches.any(axis=1)
-        if outside.any():
-            raise SpaceError(f"row {int(outside.argmax())} is not in space {self.name}")
-        return self.canonical(genes)
+        genes, inside = self.code.genes_of(arrays)
+        if not inside.all():
+            raise SpaceError(f"row {int(inside.argmin())} is not in space {self.name}")
+        return genes
 
     def encode(self, subnet: Subnet) -> np.ndarray:
         """Return the canonical genes of ``subnet``, shape [genes].
@@ -287,23 +271,11 @@ class SearchSpace:
         """
         faults = []
         if resolution and subnet.resolution not in self.resolutions:
-            faults.append(_expected("resolution", self.resolutions, subnet.resolution))
+            faults.append(expected("resolution", self.resolutions, subnet.resolution))
         if len(subnet.stages) != len(self.stages):
-            return [*faults, f"expected {len(self.stages)} stages, got {len(subnet.stages)}"]
+            return [*faults, expected("stages", [len(self.stages)], len(subnet.stages))]
         for index, (stage, blocks) in enumerate(zip(self.stages, subnet.stages, strict=True), 1):
-            if len(blocks) not in stage.depths:
-                faults.append(_expected(f"stage {index} depth", stage.depths, len(blocks)))
-                continue
-            coupled = dict(stage.coupling or ()).get(len(blocks))
-            for position, (kernel, expand) in enumerate(blocks, 1):
-                where = f"stage {index} block {position}"
-                if kernel not in stage.kernels:
-                    faults.append(_expected(f"{where} kernel size", stage.kernels, kernel))
-                if expand not in stage.expands:
-                    faults.append(_expected(f"{where} expand ratio", stage.expands, expand))
-                elif coupled is not None and expand != coupled:
-                    what = f"{where} expand ratio (coupled with depth {len(blocks)})"
-                    faults.append(_expected(what, (coupled,), expand))
+            faults += stage.why_not(blocks, index)
         return faults
 
     def contains(self, subnet: Subnet) -> bool:
@@ -318,8 +290,19 @@ class SearchSpace:
         """
         faults = self.why_not(subnet, resolution)
         if faults:
-            more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-            raise SpaceError(f"not in space {self.name}: " + "; ".join(faults[:4]) + more)
+            raise self.error(faults)
+
+    def error(self, faults: Sequence[str]) -> SpaceError:
+        """Return the error that tells of ``faults``, the same fault in many places once."""
+        places: dict[str, list[str]] = {}
+        for fault in faults:
+            place, _, what = fault.partition(": ")
+            places.setdefault(what, []).append(place)
+        clauses = []
+        for what, where in places.items():
+            more = f" and {len(where) - 4} more" if len(where) > 4 else ""
+            clauses.append(f"{', '.join(where[:4])}{more}: {what}")
+        return SpaceError(f"not in space {self.name}: " + "; ".join(clauses))
 
     @cached_property
     def smallest(self) -> Subnet:
@@ -383,57 +366,11 @@ class SearchSpace:
         stages = tuple(replace(stage, coupling=None) for stage in self.stages)
         return replace(self, name=name or f"{self.name}-free", stages=stages)
 
-    def _depths(self, genes: np.ndarray) -> np.ndarray:
-        depths = np.zeros((len(genes), len(self.stages)), dtype=np.int64)
-        for column, gene in enumerate(self.genes):
-            if "d" in gene.choices[0]:
-                values = np.array([choice["d"] for choice in gene.choices])
-                depths[:, gene.stage] = values[genes[:, column]]
-        return depths
-
-    def _columns(self, gene: Gene) -> slice:
-        first = gene.stage * self.slots
-        if gene.slot is None:
-            return slice(first, first + self.slots)
-        return slice(first + gene.slot, first + gene.slot + 1)
-
-    def _holds(
-        self, gene: Gene, variable: str, value: Number, arrays: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
-        if variable == "r":
-            return arrays["r"] == value
-        if variable == "d":
-            return arrays["d"][:, gene.stage] == value
-        columns = self._columns(gene)
-        slots = np.arange(self.slots)[columns.start % self.slots :][: columns.stop - columns.start]
-        past = slots >= arrays["d"][:, [gene.stage]]
-        return ((arrays[variable][:, columns] == value) | past).all(axis=1)
-
-    def _outside_fixed(self, arrays: SubnetArrays) -> np.ndarray:
-        """Rows that break a choice of which only one is left, and which so has no gene."""
-        outside = np.zeros(len(arrays.r), dtype=bool)
-        if (
-            arrays.d.shape[1:] != (len(self.stages),)
-            or arrays.ks.shape != arrays.e.shape
-            or (arrays.ks.shape[1:] != (len(self.stages) * self.slots,))
-        ):
-            raise SpaceError(
-                f"expected {len(self.stages)} depths and {len(self.stages) * self.slots} blocks "
-                f"a subnet, got {arrays.d.shape[1:]} and {arrays.ks.shape[1:]}"
-            )
-        values = {"e": arrays.e, "ks": arrays.ks, "d": arrays.d, "r": arrays.r}
-        for index, stage in enumerate(self.stages):
-            whole = Gene(index, None, ())
-            if len(stage.kernels) == 1:
-                outside |= ~self._holds(whole, "ks", stage.kernels[0], values)
-            if len(stage.expands) == 1:
-                outside |= ~self._holds(whole, "e", stage.expands[0], values)
-        return outside
-
 
 def _keep(values: tuple[Any, ...], wanted: Sequence[Any] | None) -> tuple[Any, ...]:
     return tuple(value for value in values if wanted is None or value in wanted)
 
 
-def _expected(what: str, choices: Sequence[Any], got: Any) -> str:
+def expected(what: str, choices: Sequence[Any], got: Any) -> str:
+    """Return the clause of an error for a value that is none of ``choices``."""
     return f"{what}: expected {' or '.join(str(choice) for choice in choices)}, got {got}"

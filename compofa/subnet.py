@@ -69,7 +69,8 @@ class Subnet:
             resolution: Used where ``config`` has no ``r``.
 
         Raises:
-            SpaceError: A key is missing or the lengths do not fit together.
+            SpaceError: A key is missing, a value is not a number of its kind or the lengths do
+                not fit together.
         """
         if not isinstance(config, Mapping):
             raise SpaceError(
@@ -88,17 +89,22 @@ class Subnet:
                 f"{len(depths)} stages in d, got {len(kernels)} and {len(expands)}"
             )
         slots = len(kernels) // len(depths)
-        r = config.get("r", resolution)
-        (size,) = numbers("r", r)[:1] or (resolution,)
+        size = numbers("r", config.get("r", resolution))
+        if len(size) != 1:
+            raise SpaceError(f"r: expected one resolution, got {len(size)}")
+        for key, values in (("ks", kernels), ("d", depths), ("r", size)):
+            broken = [value for value in values if value != int(value)]
+            if broken:
+                raise SpaceError(f"{key}: expected whole numbers, got {broken[0]}")
         stages = []
         for index, depth in enumerate(depths):
-            if depth != int(depth) or not 0 < depth <= slots:
+            if not 0 < depth <= slots:
                 raise SpaceError(
                     f"stage {index + 1}: expected a depth from 1 to {slots}, got {depth}"
                 )
-            blocks = range(index * slots, index * slots + int(depth))
-            stages.append(tuple((int(kernels[b]), as_number(expands[b])) for b in blocks))
-        return cls(int(size), tuple(stages))
+            blocks = slice(index * slots, index * slots + depth)
+            stages.append(tuple(zip(kernels[blocks], expands[blocks], strict=True)))
+        return cls(size[0], tuple(stages))
 
 
 class SubnetArrays(NamedTuple):
@@ -123,15 +129,17 @@ def as_number(value: Number) -> Number:
 
 
 def numbers(key: str, value: Any) -> list[Number]:
-    """Read one number or a sequence of finite numbers.
+    """Read one number or a sequence of them, each finite and below a billion in size.
 
     Raises:
         SpaceError: ``value`` holds something else; the message names ``key``.
     """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     for item in values:
-        if isinstance(item, bool) or not isinstance(item, int | float | np.number):
-            raise SpaceError(f"{key}: expected numbers, got {item!r}")
-        if not np.isfinite(item):
-            raise SpaceError(f"{key}: expected finite numbers, got {item!r}")
+        number = isinstance(item, int | float | np.integer | np.floating)
+        if isinstance(item, bool) or not number or not -1e9 < item < 1e9:
+            shown = " ".join(repr(item)[:60].split())
+            raise SpaceError(f"{key}: expected finite numbers, got {shown}")
     return [as_number(item) for item in values]

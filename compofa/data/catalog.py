@@ -63,7 +63,7 @@ DATASETS: dict[str, DatasetInfo] = {
         DatasetInfo(
             name="digits",
             description="scikit-learn's 1,797 handwritten digits, 8 px; nothing to download",
-            train_resolutions=(12, 14, 16),
+            train_resolutions=(8, 12, 16),
             eval_resolution=16,
             augmentation="affine",
             network="compofa-small",

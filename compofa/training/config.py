@@ -5,12 +5,214 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from compofa.backbones import Backbone
 from compofa.coupling import parse_coupling
 from compofa.data import dataset_info
 from compofa.errors import CompofaError, ConfigError
-from compofa.model_zoo import network_spec
+from compofa.model_zoo import entry, network_spec
 from compofa.network import NetworkSpec
 from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
+
+KD_TYPES = ("ce", "mse")
+DEFAULT_NETWORKS = {"imagenet": "compofa-elastic"}
+"""Where a recipe's network is not the data set's usual one: the published runs vary kernels."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run. ``None`` is replaced by the recipe's value in ``resolved``.
+
+    Attributes:
+        task: What to train: a task of the recipe.
+        phase: Which of its phases.
+        dataset: Name of the data set.
+        data_path: Its folder.
+        net: Name of the network; by default the data set's usual one.
+        fixed_kernel: Whether kernels are fixed; by default as the network's name says.
+        heuristic: Coupling of depth and expand ratio, see
+            :func:`compofa.coupling.parse_coupling`.
+        width_mult: Width multiplier; by default the network's own.
+        epochs: Passes over the training images.
+        lr: Peak learning rate for this batch size.
+        warmup_epochs: Epochs of linear warm-up.
+        batch_size: Images a step.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on weights other than biases and BN.
+        label_smoothing: Share of the target spread over all classes.
+        dropout: Probability before the classifier.
+        dynamic_batch_size: Subnets whose gradients a step sums.
+        teacher_path: Checkpoint to learn from; by default the run's own teacher.
+        init_path: Checkpoint to start from; by default the predecessor's.
+        kd_ratio: Weight of the distillation term.
+        kd_type: ``ce`` or ``mse``.
+        image_size: Resolutions that steps draw from, in pixels.
+        eval_size: Resolution to validate at, in pixels.
+        validation_images: Images held out of the training images.
+        validate_every: Epochs between validations.
+        calibration_images: Training images to measure BN statistics on.
+        workers: Data-loading processes.
+        seed: Of every random choice.
+        device: Such as ``cpu`` or ``cuda``.
+        amp: Whether to compute in reduced precision.
+        price: Price of an hour of one device, for the report.
+        power: Power of one device in watts, for the report.
+    """
+
+    task: str = "compound"
+    phase: int = 1
+    dataset: str = "digits"
+    data_path: str | None = None
+    net: str | None = None
+    fixed_kernel: bool | None = None
+    heuristic: str | None = None
+    width_mult: float | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    warmup_epochs: int | None = None
+    batch_size: int | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    dropout: float | None = None
+    dynamic_batch_size: int | None = None
+    teacher_path: str | None = None
+    init_path: str | None = None
+    kd_ratio: float = 1.0
+    kd_type: str = "ce"
+    image_size: tuple[int, ...] | None = None
+    eval_size: int | None = None
+    validation_images: int | None = None
+    validate_every: int | None = None
+    calibration_images: int = 2000
+    workers: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    amp: bool = False
+    price: float | None = None
+    power: float | None = None
+
+    UNIMPORTANT: ClassVar[tuple[str, ...]] = ("data_path", "workers", "device", "price", "power")
+    """Settings that may change between a run and its resumption."""
+
+    @property
+    def recipe_phase(self) -> Phase:
+        """The row of the recipe that this run follows."""
+        return recipe_for(self.dataset).phase(self.task, self.phase)
+
+    def resolved(self) -> TrainConfig:
+        """Return the configuration with every default filled in, all of it checked.
+
+        Raises:
+            ConfigError: Settings are unknown or out of range; all of them are listed.
+        """
+        info, recipe, phase = self._lookup()
+        filled = {
+            "net": self.net or DEFAULT_NETWORKS.get(self.dataset) or info.network,
+            "epochs": phase.epochs,
+            "warmup_epochs": phase.warmup_epochs,
+            "batch_size": recipe.batch_size,
+            "weight_decay": recipe.weight_decay,
+            "label_smoothing": recipe.label_smoothing,
+            "dropout": recipe.dropout,
+            "dynamic_batch_size": phase.subnets,
+            "image_size": info.train_resolutions,
+            "validate_every": recipe.validate_every,
+        }
+        unset = {name: value for name, value in filled.items() if getattr(self, name) is None}
+        config = replace(self, **unset)
+        sizes = tuple(sorted(set(config.image_size)))
+        late = {"image_size": sizes}
+        if config.lr is None:
+            late["lr"] = phase.base_lr * config.batch_size / REFERENCE_BATCH
+        if config.eval_size is None:
+            usual = info.eval_resolution
+            late["eval_size"] = usual if self.image_size is None else max(sizes, default=usual)
+        config = replace(config, **late)
+        faults = config._faults()
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return config
+
+    def _lookup(self) -> tuple[Any, Any, Phase]:
+        """Look up data set and phase, reporting all unknown names at once."""
+        found, faults = [], []
+        for look in (
+            lambda: dataset_info(self.dataset),
+            lambda: recipe_for(self.dataset),
+            lambda: self.recipe_phase,
+            lambda: entry(self.net) if self.net else None,
+        ):
+            try:
+                found.append(look())
+            except CompofaError as error:
+                faults.append(str(error))
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return found[0], found[1], found[2]
+
+    def _faults(self) -> list[str]:
+        ranges = {
+            "epochs": (1, 100_000),
+            "lr": (0, 1000),
+            "warmup_epochs": (0, self.epochs),
+            "batch_size": (1, 65_536),
+            "momentum": (0, 0.9999),
+            "weight_decay": (0, 1),
+            "label_smoothing": (0, 0.9999),
+            "dropout": (0, 0.9999),
+            "dynamic_batch_size": (1, 64),
+            "kd_ratio": (0, 1000),
+            "validate_every": (1, 100_000),
+            "calibration_images": (1, 10_000_000),
+            "workers": (0, 256),
+            "seed": (0, 2**63 - 1),
+        }
+        faults = [
+            f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(self, name)}"
+            for name, (low, high) in ranges.items()
+            if not low <= getattr(self, name) <= high
+        ]
+        if self.kd_type not in KD_TYPES:
+            faults.append(f"--kd-type: expected {' or '.join(KD_TYPES)}, got {self.kd_type!r}")
+        if dataset_info(self.dataset).needs_path and not self.data_path:
+            faults.append(f"--data-path: expected the folder of {self.dataset}")
+        try:
+            network = self.network(10)
+            for size in (*self.image_size, self.eval_size):
+                network.check_resolution(size)
+        except CompofaError as error:
+            faults.append(str(error))
+        return faults
+
+    def network(self, classes: int) -> NetworkSpec:
+        """Return the definition of the supernet that this configuration describes."""
+        heuristic = self.heuristic
+        spec = network_spec(
+            self.net,
+            classes,
+            coupling="" if heuristic is None else parse_coupling(heuristic),
+            elastic_kernel=None if self.fixed_kernel is None else not self.fixed_kernel,
+            width_mult=self.width_mult,
+            resolutions=(self.eval_size,),
+            dropout=self.dropout,
+        )
+        return spec.largest_only() if self.recipe_phase.largest_only else spec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as JSON data."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def changes_since(self, earlier: Mapping[str, Any]) -> list[str]:
+        """List the settings that differ from ``earlier`` JSON and would change the result."""
+        now = self.to_json()
+        return [
+            f"{field.name}: {earlier.get(field.name)!r} then, {now[field.name]!r} now"
+            for field in fields(self)
+            if field.name not in self.UNIMPORTANT and now[field.name] != earlier.get(field.name)
+        ]
+
+
+def run_folder(config: TrainConfig, output: Path) -> Path:
+    """Return the folder of a run's phase within ``output``."""
+    return output / config.recipe_phase.folder

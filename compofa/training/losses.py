@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-KD_TYPES = ("ce", "mse")
-
 
 def distillation_loss(
     logits: Tensor,

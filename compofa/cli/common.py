@@ -1,0 +1,75 @@
+"""What the commands share: option spelling, logging, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from compofa.errors import CompofaError
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes ``--data-path`` and ``--data_path`` alike, shows defaults, and errs in one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse after turning underscores in option names into hyphens."""
+        words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_hyphens(word) for word in words], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line and exit status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the layout of descriptions, and names defaults that are worth naming."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _hyphens(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Read resolutions: ``128``, or several with commas, ``128,160,192``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected pixels such as 224 or 128,160,192, got {text!r}"
+        ) from None
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str) -> int:
+    """Call ``main``, turning what a user can mend into one line and exit status 1.
+
+    Returns:
+        The exit status.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    try:
+        main(argv)
+    except CompofaError as error:
+        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    return 0

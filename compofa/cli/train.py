@@ -1,0 +1,169 @@
+"""``train_ofa_net.py``: train a teacher or a supernet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from compofa.cli.common import Parser, run, sizes
+from compofa.data.catalog import DATASETS
+from compofa.model_zoo import NETWORKS
+from compofa.training.config import KD_TYPES, TrainConfig
+from compofa.training.recipes import TASKS
+
+PROG = "train_ofa_net.py"
+DESCRIPTION = """\
+Train one network that holds many. Without further options a task trains on scikit-learn's
+handwritten digits, in minutes on a CPU:
+
+  train_ofa_net.py --task teacher                     the largest network, first
+  train_ofa_net.py --task compound --fixed_kernel     the 243 networks of CompOFA, from it
+
+On ImageNet the defaults are those of the published runs:
+
+  train_ofa_net.py --task teacher  --dataset imagenet --data-path DIR
+  train_ofa_net.py --task compound --dataset imagenet --data-path DIR --phase 1
+  train_ofa_net.py --task compound --dataset imagenet --data-path DIR --phase 2
+
+Each phase leaves best.pt, last.pt, config.json, metrics.jsonl, summary.json and TensorBoard
+files in runs/NAME/PHASE. Evaluate a checkpoint with eval_sampled_config.py --net PATH.
+"""
+
+
+def parser() -> Parser:
+    """Build the command's parser."""
+    p = Parser(prog=PROG, description=DESCRIPTION)
+    what = p.add_argument_group("what to train")
+    what.add_argument(
+        "--task", default="compound", metavar="TASK", help=f"one of {', '.join(TASKS)}"
+    )
+    what.add_argument("--phase", type=int, default=1, help="phase of the task")
+    what.add_argument(
+        "--net",
+        metavar="ID",
+        help=f"one of {', '.join(NETWORKS)}; by default the data set's usual one",
+    )
+    what.add_argument(
+        "--fixed-kernel",
+        action=argparse.BooleanOptionalAction,
+        help="keep each stage's kernel size fixed; by default as the network's name says",
+    )
+    what.add_argument(
+        "--heuristic",
+        metavar="COUPLING",
+        help="coupling of depth and width: simple, none, or pairs such as 2:3,3:4,4:6",
+    )
+    what.add_argument(
+        "--width-mult",
+        type=float,
+        metavar="X",
+        help="width multiplier; by default the network's own",
+    )
+    data = p.add_argument_group("data")
+    data.add_argument(
+        "--dataset", default="digits", metavar="NAME", help=f"one of {', '.join(DATASETS)}"
+    )
+    data.add_argument(
+        "--data-path",
+        metavar="DIR",
+        help="its folder; class folders in train/ and val/ for your own images",
+    )
+    data.add_argument(
+        "--image-size",
+        type=sizes,
+        metavar="R[,R…]",
+        help="resolutions in pixels; each step draws one",
+    )
+    data.add_argument("--eval-size", type=int, metavar="R", help="resolution to validate at")
+    data.add_argument(
+        "--validation-images", type=int, metavar="N", help="training images held out to validate on"
+    )
+    data.add_argument(
+        "--workers", type=int, default=0, help="data-loading processes; photographs want several"
+    )
+    how = p.add_argument_group("how to train (defaults come from the recipe of the data set)")
+    how.add_argument("--epochs", type=int)
+    how.add_argument("--lr", type=float, help="peak learning rate at this batch size")
+    how.add_argument("--warmup-epochs", type=int)
+    how.add_argument("--batch-size", type=int, help="images a step")
+    how.add_argument(
+        "--dynamic-batch-size", type=int, metavar="N", help="subnets whose gradients a step sums"
+    )
+    how.add_argument("--momentum", type=float, default=0.9)
+    how.add_argument("--weight-decay", type=float)
+    how.add_argument("--label-smoothing", type=float)
+    how.add_argument("--dropout", type=float)
+    how.add_argument(
+        "--teacher-path",
+        metavar="FILE",
+        help="checkpoint to learn from; by default the run's own teacher",
+    )
+    how.add_argument(
+        "--init-path", metavar="FILE", help="checkpoint to start from; by default the predecessor's"
+    )
+    how.add_argument(
+        "--kd-ratio", type=float, default=1.0, help="weight of the distillation loss; 0 for none"
+    )
+    how.add_argument("--kd-type", default="ce", help=f"distillation loss: {' or '.join(KD_TYPES)}")
+    how.add_argument("--validate-every", type=int, metavar="N", help="epochs between validations")
+    how.add_argument(
+        "--calibration-images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="training images to measure BN statistics on",
+    )
+    where = p.add_argument_group("where and how long")
+    where.add_argument("--name", help="name of the run; by default DATASET-NET")
+    where.add_argument("--output", metavar="DIR", help="folder of the run; by default runs/NAME")
+    where.add_argument(
+        "--resume", action="store_true", help="go on after the last saved epoch, exactly"
+    )
+    where.add_argument(
+        "--overwrite", action="store_true", help="begin again where a run already is"
+    )
+    where.add_argument("--seed", type=int, default=0, help="of every random choice")
+    where.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
+    where.add_argument(
+        "--amp",
+        action="store_true",
+        help="compute in reduced precision (bfloat16 where the device has it)",
+    )
+    where.add_argument(
+        "--price", type=float, metavar="P", help="price of a device hour: report the cost"
+    )
+    where.add_argument("--power", type=float, metavar="W", help="watts of a device: report CO2")
+    where.add_argument("--quiet", action="store_true", help="no progress bars")
+    return p
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
+    import torch
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from compofa.training.run import train
+
+    if args.device is None:
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
+    config = TrainConfig(**values).resolved()
+    output = args.output or Path("runs") / (args.name or f"{config.dataset}-{config.net}")
+    with logging_redirect_tqdm():
+        result = train(
+            config, output, resume=args.resume, overwrite=args.overwrite, bar=not args.quiet
+        )
+    for name, figures in result.figures.items():
+        print(f"{name} subnet: {figures['top1']:.2f} % top-1 on the validation images")
+    spent = ", ".join(
+        f"{value:.4g} {name.replace('_', ' ')}" for name, value in result.cost.items()
+    )
+    print(f"spent {spent}; best checkpoint: {result.best}")
+    print(f"next: python eval_sampled_config.py --net {result.best}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(_main, argv, PROG)

@@ -1,0 +1,212 @@
+"""The training loop: N subnets a step, one resolution a step, everything made from (seed, step)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from compofa.data import BrokenImages, DataSplits, dataset_info, steps_per_epoch, train_loader
+from compofa.evaluate import Evaluator
+from compofa.seeds import derive_seed, rng
+from compofa.subnet import Subnet
+from compofa.supernet import Supernet
+from compofa.training.config import TrainConfig
+from compofa.training.losses import distillation_loss
+from compofa.training.optim import learning_rate, make_optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """Means over one epoch's training steps.
+
+    Attributes:
+        loss: Loss, averaged over subnets.
+        top1: Accuracy on the training images as they were shown, in percent.
+        images_per_s: Images a second, the subnets of a step not counted as more images.
+        lr: Learning rate of the last step.
+    """
+
+    loss: float
+    top1: float
+    images_per_s: float
+    lr: float
+
+
+class Trainer:
+    """Trains a supernet for one phase.
+
+    Args:
+        config: Resolved settings.
+        net: The supernet, on its device.
+        teacher: Network to learn from, in evaluation mode; ``None`` for none.
+        splits: The data set.
+    """
+
+    def __init__(
+        self, config: TrainConfig, net: Supernet, teacher: nn.Module | None, splits: DataSplits
+    ) -> None:
+        self.config = config
+        self.net = net
+        self.teacher = teacher
+        self.splits = splits
+        self.info = dataset_info(splits.name)
+        self.device = torch.device(config.device)
+        self.batch_size = min(config.batch_size, len(splits.train))
+        self.steps = steps_per_epoch(len(splits.train), self.batch_size)
+        self.optimizer = make_optimizer(net, config.weight_decay, config.momentum)
+        self.autocast = reduced_precision(self.device) if config.amp else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
+        self.broken = BrokenImages(len(splits.train))
+        self.evaluator = Evaluator(
+            splits,
+            calibration_images=config.calibration_images,
+            batch_size=self.batch_size,
+            workers=config.workers,
+            seed=config.seed,
+            device=self.device,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the weights."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def subnets_at(self, step: int) -> list[Subnet]:
+        """Return the subnets of a step: a pure function of the seed and the step."""
+        generator = rng(self.config.seed, "subnets", step)
+        space, n = self.net.spec.space, self.config.dynamic_batch_size
+        return list(space.subnets_of(space.arrays(space.sample_genes(generator, n))))
+
+    def train_epoch(self, epoch: int, bar: bool = True) -> EpochStats:
+        """Run one epoch, counted from 0."""
+        config = self.config
+        loader = train_loader(
+            self.splits.train,
+            self.info,
+            batch_size=self.batch_size,
+            resolutions=config.image_size,
+            seed=config.seed,
+            epoch=epoch,
+            workers=config.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.net.train()
+        sums = torch.zeros(3, device=self.device)  # loss, right answers, answers
+        images, started, lr = 0, time.perf_counter(), 0.0
+        progress = tqdm(
+            loader, desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not bar,
+            leave=False, mininterval=0.5,
+        )  # fmt: skip
+        for position, batch in enumerate(progress):
+            self.broken.add(batch.broken)
+            if len(batch.targets) == 0:
+                continue
+            step = epoch * self.steps + position
+            lr = self._set_learning_rate(step)
+            inputs = batch.images.to(
+                self.device, non_blocking=True, memory_format=torch.channels_last
+            )
+            sums += self.train_step(inputs, batch.targets.to(self.device, non_blocking=True), step)
+            images += len(batch.targets)
+            if bar and position % 10 == 0:
+                loss, right, answers = sums.tolist()
+                progress.set_postfix(
+                    loss=f"{loss / (position + 1):.3f}",
+                    top1=f"{100 * right / answers:.1f}",
+                    r=batch.resolution,
+                    lr=f"{lr:.4f}",
+                    img_s=f"{images / (time.perf_counter() - started):.0f}",
+                )
+        loss, right, answers = sums.tolist()
+        seconds = time.perf_counter() - started
+        return EpochStats(loss / self.steps, 100 * right / max(1, answers), images / seconds, lr)
+
+    def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Sum the gradients of the step's subnets and update the weights.
+
+        Args:
+            images: [n, 3, r, r], normalised, on the device.
+            targets: [n].
+            step: Counted from the start of the phase.
+
+        Returns:
+            Mean loss of the subnets, right answers and answers, shape [3].
+        """
+        config = self.config
+        subnets = self.subnets_at(step)
+        sums = torch.zeros(3, device=self.device)
+        soft = None
+        if self.teacher is not None and config.kd_ratio > 0:
+            with torch.no_grad(), self._precision():
+                soft = self.teacher(images).float()
+        for index, subnet in enumerate(subnets):
+            dropout_seed = derive_seed(config.seed, "dropout", step, index)
+            with seeded(dropout_seed, self.device), self._precision():
+                logits = self.net(images, subnet).float()
+            loss = distillation_loss(
+                logits, targets, soft, config.kd_ratio, config.kd_type, config.label_smoothing
+            )
+            self.scaler.scale(loss).backward()
+            with torch.no_grad():
+                right = (logits.argmax(1) == targets).sum()
+                sums += torch.stack([loss / len(subnets), right, right.new_tensor(len(targets))])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=False)
+        return sums
+
+    def validate(self) -> dict[str, dict[str, float]]:
+        """Measure the smallest and the largest subnet on the held-out images."""
+        space = self.net.spec.space
+        extremes = {"smallest": space.smallest, "largest": space.largest}
+        if extremes["smallest"] == extremes["largest"]:
+            del extremes["smallest"]
+        figures = {}
+        for name, subnet in extremes.items():
+            found = self.evaluator.accuracy(self.net, subnet.at(self.config.eval_size))
+            figures[name] = {"top1": found.top1, "top5": found.top5, "loss": found.loss}
+        return figures
+
+    def _set_learning_rate(self, step: int) -> float:
+        config = self.config
+        lr = learning_rate(
+            step, config.epochs * self.steps, config.warmup_epochs * self.steps, config.lr
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        )
+
+
+def reduced_precision(device: torch.device) -> torch.dtype:
+    """Return the number format of ``--amp``: bfloat16 where the device has it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for a while; the global ones are as before afterwards."""
+    cuda = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
