@@ -55,6 +55,8 @@ class Checkpoint:
         std: Standard deviation that images are normalised with, one a channel.
         dataset: Name of the data set it was trained on.
         data_path: Folder that the data set was read from; empty for embedded data.
+        data_seed: Seed that the validation images were held out with.
+        validation_images: How many were; ``None`` for the data set's usual number.
         image_size: Resolution to evaluate at, in pixels.
         figures: Measured figures, such as ``{"largest": {"top1": 98.2}}``; JSON data.
         training: State to resume from; ``None`` in a file meant for use only.
@@ -67,6 +69,8 @@ class Checkpoint:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     dataset: str = ""
     data_path: str = ""
+    data_seed: int = 0
+    validation_images: int | None = None
     image_size: int = 224
     figures: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
@@ -100,6 +104,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "std": list(checkpoint.std),
         "dataset": checkpoint.dataset,
         "data_path": checkpoint.data_path,
+        "data_seed": checkpoint.data_seed,
+        "validation_images": checkpoint.validation_images,
         "image_size": checkpoint.image_size,
         "figures": dict(checkpoint.figures),
         "training": checkpoint.training,
@@ -127,6 +133,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         network = NetworkSpec.from_json(data["network"])
         weights = {str(name): value for name, value in data["weights"].items()}
         training, figures = data["training"], data["figures"]
+        held = data["validation_images"]
         if training is not None and not isinstance(training, Mapping):
             raise TypeError("training state is not a mapping")
         mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
@@ -140,6 +147,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             std=std,
             dataset=str(data["dataset"]),
             data_path=str(data["data_path"]),
+            data_seed=int(data["data_seed"]),
+            validation_images=None if held is None else int(held),
             image_size=int(data["image_size"]),
             figures=dict(figures),
             training=training,

@@ -12,9 +12,12 @@ from compofa.errors import CheckpointError, SpaceError
 from compofa.network import NetworkSpec
 
 if TYPE_CHECKING:
+    from compofa.checkpoint import Checkpoint
     from compofa.supernet import Supernet
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+_PACKAGE = Path(__file__).resolve().parent
+CHECKPOINT_FOLDERS = (_PACKAGE / "checkpoints", _PACKAGE.parent / "checkpoints")
+"""Where weights that ship are: in an installation, and in a clone."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,52 @@ def shipped_weights(net_id: str, row: Entry) -> Path:
     """Return the path of the weights that ship for a network.
 
     Raises:
-        CheckpointError: None do.
+        CheckpointError: None do, or this installation lacks them.
     """
     if not row.shipped:
         raise CheckpointError(
             f"no weights ship for {net_id}: build it without pretrained and load a file with "
             "compofa.checkpoint.load_weights(net, path)"
         )
-    return CHECKPOINTS / row.shipped
+    for folder in CHECKPOINT_FOLDERS:
+        if (folder / row.shipped).is_file():
+            return folder / row.shipped
+    raise CheckpointError(f"this installation lacks {row.shipped}: expected it in {folder}")
+
+
+def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint]:
+    """Find and read a trained network.
+
+    Args:
+        net: A key of :data:`NETWORKS` whose weights ship, or the path of a checkpoint: this
+            library's, or one of Once-for-All or CompOFA.
+        arch: The network that another program's weights belong to; by default CompOFA's, with
+            elastic kernels where there are kernel matrices.
+
+    Returns:
+        The file and what it holds.
+
+    Raises:
+        SpaceError: ``net`` is neither a known network nor a file, or ``arch`` is unknown.
+        CheckpointError: The file cannot be used.
+    """
+    from compofa.checkpoint import Checkpoint, load_checkpoint, load_weights, read_safely
+    from compofa.supernet import Supernet
+
+    if net in NETWORKS:
+        path = shipped_weights(net, NETWORKS[net])
+    else:
+        path = Path(net)
+        if not path.exists() and path.suffix == "":
+            entry(net)
+    data = read_safely(path)
+    if "format" in data:
+        return path, load_checkpoint(path)
+    state = next((data[k] for k in ("state_dict", "state_dict_ema") if k in data), data)
+    if arch is None:
+        arch = "compofa-elastic" if any("_matrix" in str(name) for name in state) else "compofa"
+    bias = next((v for k, v in state.items() if str(k).endswith("classifier.linear.bias")), ())
+    spec = network_spec(arch, classes=len(bias) or 1000)
+    supernet = Supernet(spec)
+    load_weights(supernet, state)
+    return path, Checkpoint(spec, supernet.state_dict(), dataset="imagenet")

@@ -41,6 +41,15 @@ class Subnet:
         """Number of active blocks of each stage."""
         return tuple(len(stage) for stage in self.stages)
 
+    def __str__(self) -> str:
+        """One short line: depths, expand ratios and kernels, stage by stage."""
+        columns = [
+            "-".join(_runs([block[part] for block in stage]) for stage in self.stages)
+            for part in (1, 0)
+        ]
+        depths = "-".join(map(str, self.depths))
+        return f"d {depths}  e {columns[0]}  k {columns[1]}  r {self.resolution}"
+
     def at(self, resolution: int) -> Subnet:
         """Return the same architecture at another input resolution."""
         return replace(self, resolution=resolution)
@@ -143,3 +152,8 @@ def numbers(key: str, value: Any) -> list[Number]:
             shown = " ".join(repr(item)[:60].split())
             raise SpaceError(f"{key}: expected finite numbers, got {shown}")
     return [as_number(item) for item in values]
+
+
+def _runs(values: Sequence[Number]) -> str:
+    """Write one value for all where they agree, otherwise all of them."""
+    return ",".join(map(str, values if len(set(values)) > 1 else values[:1]))

@@ -301,6 +301,8 @@ def _checkpoint(
         std=splits.normalisation.std,
         dataset=config.dataset,
         data_path=config.data_path or "",
+        data_seed=config.seed,
+        validation_images=config.validation_images,
         image_size=config.eval_size,
         figures={"validation": progress.figures, "epoch": progress.epoch},
     )

@@ -1,0 +1,226 @@
+"""``eval_sampled_config.py``: evaluate subnets of a trained supernet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compofa.cli.common import Parser, run
+from compofa.data.catalog import DATASETS
+from compofa.errors import ConfigError, DataError
+from compofa.model_zoo import NETWORKS, open_checkpoint
+from compofa.seeds import rng
+from compofa.space import SearchSpace
+from compofa.subnet import Subnet
+
+if TYPE_CHECKING:
+    from compofa.checkpoint import Checkpoint
+    from compofa.data import DataSplits
+    from compofa.records import EvalRecord
+
+PROG = "eval_sampled_config.py"
+DESCRIPTION = """\
+Measure the accuracy of subnets: each is extracted, its BN statistics are measured on training
+images, and it is evaluated. Without options: random compound subnets of the digits network that
+ships with the project.
+
+  eval_sampled_config.py
+  eval_sampled_config.py --net runs/digits-compofa-small/compound-1/best.pt --all
+  eval_sampled_config.py --net compofa.pt --imagenet_path DIR --samples 5
+  eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
+"""
+
+
+def parser() -> Parser:
+    """Build the command's parser."""
+    p = Parser(prog=PROG, description=DESCRIPTION)
+    p.add_argument(
+        "--net",
+        default="compofa-digits",
+        metavar="FILE|ID",
+        help="a checkpoint, or a network whose weights ship",
+    )
+    p.add_argument(
+        "--arch",
+        metavar="ID",
+        help=f"network that another program's weights belong to: {', '.join(NETWORKS)}",
+    )
+    which = p.add_argument_group(
+        "which subnets (at most one of these)"
+    ).add_mutually_exclusive_group()
+    which.add_argument(
+        "--samples", type=int, metavar="N", help="N distinct random ones (default: 10)"
+    )
+    which.add_argument("--all", action="store_true", help="every one, in a small space")
+    which.add_argument(
+        "--subnet", metavar="JSON", help='one: {"ks", "e", "d", "r"} as JSON, or a file with it'
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
+    data = p.add_argument_group("data (by default what the checkpoint names)")
+    data.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    data.add_argument("--data-path", metavar="DIR", help="folder of the data set")
+    data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
+    data.add_argument(
+        "--part", choices=("test", "validation"), default="test", help="images to evaluate on"
+    )
+    data.add_argument("--image-size", type=int, metavar="R", help="resolution in pixels")
+    data.add_argument(
+        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+    )
+    how = p.add_argument_group("how")
+    how.add_argument("--batch-size", type=int, default=256, help="images at once")
+    how.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    how.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
+    how.add_argument("--output", default="results.csv", metavar="FILE", help="table to write")
+    how.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def choose_subnets(
+    space: SearchSpace, samples: int, seed: int, everything: bool = False
+) -> list[Subnet]:
+    """Return every subnet of a space, or distinct random ones drawn from ``seed``.
+
+    Raises:
+        ConfigError: ``samples`` is not positive.
+    """
+    if everything or samples >= space.size:
+        return list(space.enumerate())
+    if samples < 1:
+        raise ConfigError(f"--samples: expected at least 1, got {samples}")
+    generator = rng(seed, "samples")
+    chosen: dict[Subnet, None] = {}
+    while len(chosen) < samples:
+        chosen[space.sample(generator)] = None
+    return list(chosen)
+
+
+def read_subnet(text: str, space: SearchSpace, resolution: int) -> Subnet:
+    """Read ``--subnet``: JSON, or the name of a file that holds it.
+
+    Raises:
+        ConfigError: It is neither.
+        SpaceError: It is not in the space.
+    """
+    source = "--subnet"
+    if not text.lstrip().startswith("{"):
+        source = text
+        try:
+            text = Path(text).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--subnet: expected JSON or a file with it: {error}") from None
+    try:
+        config = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source}: expected a subnet as JSON: {error}") from None
+    subnet = Subnet.from_config(config, resolution)
+    space.require(subnet, resolution=False)
+    return subnet
+
+
+def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
+    """Load the data set that the options or the checkpoint name, and check its classes.
+
+    Raises:
+        DataError: It cannot be found or has other classes than the network.
+    """
+    from compofa.data import load_dataset
+
+    name, path = args.dataset or checkpoint.dataset, args.data_path
+    if args.imagenet_path:
+        name, path = args.dataset or "imagenet", args.imagenet_path
+    elif path is None and name == checkpoint.dataset:
+        path = checkpoint.data_path or None
+    own = name == checkpoint.dataset and (path or "") == checkpoint.data_path
+    splits = load_dataset(
+        name,
+        path,
+        seed=checkpoint.data_seed,
+        validation_images=checkpoint.validation_images if own else None,
+        evaluation_only=not own,
+    )
+    classes = checkpoint.classes or (None,) * checkpoint.network.classes
+    if len(splits.classes) != len(classes):
+        raise DataError(
+            f"expected the network's {len(classes)} classes, got {len(splits.classes)} in {name}"
+        )
+    if checkpoint.classes and checkpoint.classes != splits.classes:
+        odd = next(pair for pair in zip(classes, splits.classes, strict=True) if len(set(pair)) > 1)
+        raise DataError(f"expected the network's classes, such as {odd[0]!r}, got {odd[1]!r}")
+    return splits
+
+
+def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = None) -> None:
+    """Print records as a table; ``names`` is a first column."""
+    records = list(records)
+    labels = [*names] if names is not None else [str(i + 1) for i in range(len(records))]
+    wide, label = (max(map(len, column), default=0) for column in (
+        [str(record.subnet) for record in records], labels
+    ))  # fmt: skip
+    print(
+        f"{'':{label}}  {'subnet':{wide}}  {'params':>10}  {'MACs':>12}  {'top-1':>7}  {'top-5':>7}"
+    )
+    for name, record in zip(labels, records, strict=True):
+        print(
+            f"{name:{label}}  {record.subnet!s:{wide}}  {record.params:>10,}  {record.macs:>12,}"
+            f"  {record.top1:>6.2f}%  {record.top5:>6.2f}%"
+        )
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
+    import torch
+    from tqdm import tqdm
+
+    from compofa.checkpoint import file_hash
+    from compofa.data import Normalisation
+    from compofa.evaluate import Evaluator
+    from compofa.files import require_writable
+    from compofa.records import write_csv
+    from compofa.training.run import check_device
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    require_writable(Path(args.output).parent)
+    path, checkpoint = open_checkpoint(args.net, args.arch)
+    resolution = args.image_size or checkpoint.image_size
+    checkpoint.network.check_resolution(resolution)
+    space = checkpoint.network.space.restrict(resolutions=(resolution,))
+    if args.subnet:
+        subnets = [read_subnet(args.subnet, space, resolution)]
+        subnets = [s.at(resolution) if args.image_size else s for s in subnets]
+    else:
+        samples = 10 if args.samples is None else args.samples
+        subnets = choose_subnets(space, samples, args.seed, args.all)
+    splits = open_data(checkpoint, args)
+    supernet = checkpoint.build().to(device)
+    evaluator = Evaluator(
+        splits,
+        args.part,
+        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+        calibration_images=args.calibration_images,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        device=device,
+    )
+    digest, records = file_hash(path), []
+    for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
+        records.append(evaluator.measure(supernet, subnet, args.net, digest))
+        write_csv(args.output, records)
+    print_table(records)
+    top1 = [record.top1 for record in records]
+    print(
+        f"{len(records)} subnet(s) of {space.name} on {records[0].images} {args.part} images of "
+        f"{splits.name}: top-1 {min(top1):.2f} to {max(top1):.2f} %; written to {args.output}"
+    )
+    if evaluator.broken.paths:
+        print(f"{len(evaluator.broken.paths)} broken image(s) were skipped")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(_main, argv, PROG)
