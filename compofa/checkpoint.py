@@ -9,11 +9,16 @@ Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,7 +26,8 @@ from torch import Tensor
 
 from compofa.errors import CheckpointError, SpaceError
 from compofa.files import write_atomic
-from compofa.network import NetworkSpec
+from compofa.network import NetworkSpec, field
+from compofa.subnet import numbers
 from compofa.supernet import Supernet
 from compofa.weights import load_state
 
@@ -30,17 +36,19 @@ VERSION = 1
 
 _UNREADABLE = (
     pickle.UnpicklingError,
+    struct.error,
     RuntimeError,
+    AssertionError,
     EOFError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,
     AttributeError,
-    OverflowError,
-    UnicodeError,
+    ImportError,
+    ArithmeticError,
     MemoryError,
 )
+"""What torch.load raises on damaged and foreign files, as found by damaging some."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Checkpoint:
     data_seed: int = 0
     validation_images: int | None = None
     image_size: int = 224
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
 
     def build(self) -> Supernet:
@@ -100,14 +108,14 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
             name: value.detach().cpu().contiguous() for name, value in checkpoint.weights.items()
         },
         "classes": list(checkpoint.classes),
-        "mean": list(checkpoint.mean),
-        "std": list(checkpoint.std),
+        "mean": [float(value) for value in checkpoint.mean],
+        "std": [float(value) for value in checkpoint.std],
         "dataset": checkpoint.dataset,
         "data_path": checkpoint.data_path,
         "data_seed": checkpoint.data_seed,
         "validation_images": checkpoint.validation_images,
         "image_size": checkpoint.image_size,
-        "figures": dict(checkpoint.figures),
+        "figures": _json(checkpoint.figures),
         "training": checkpoint.training,
     }
     write_atomic(path, lambda file: torch.save(data, file))
@@ -125,35 +133,35 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: expected a checkpoint of this library, got a file without its mark; "
             "weights of other programs are loaded with compofa.checkpoint.load_weights"
         )
-    if data.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: expected format version {VERSION}, got {data.get('version')!r}"
-        )
     try:
-        network = NetworkSpec.from_json(data["network"])
-        weights = {str(name): value for name, value in data["weights"].items()}
-        training, figures = data["training"], data["figures"]
-        held = data["validation_images"]
-        if training is not None and not isinstance(training, Mapping):
-            raise TypeError("training state is not a mapping")
-        mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError(f"normalisation {mean}, {std}")
+        version = field(data, "version", int)
+        if version != VERSION:
+            raise CheckpointError(f"{path}: expected format version {VERSION}, got {version}")
+        network = NetworkSpec.from_json(field(data, "network", dict))
+        names = field(data, "classes", list)
+        if any(type(name) is not str for name in names) or len(names) not in (0, network.classes):
+            raise SpaceError(f"classes: expected {network.classes} names, got {len(names)} values")
+        mean, std = (
+            tuple(map(float, numbers(key, field(data, key, list)))) for key in ("mean", "std")
+        )
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise SpaceError("mean and std: expected three numbers each, those of std above 0")
+        network.check_resolution(field(data, "image_size", int))
         return Checkpoint(
             network=network,
-            weights=weights,
-            classes=tuple(str(name) for name in data["classes"]),
+            weights=field(data, "weights", dict),
+            classes=tuple(names),
             mean=mean,
             std=std,
-            dataset=str(data["dataset"]),
-            data_path=str(data["data_path"]),
-            data_seed=int(data["data_seed"]),
-            validation_images=None if held is None else int(held),
-            image_size=int(data["image_size"]),
-            figures=dict(figures),
-            training=training,
+            dataset=field(data, "dataset", str),
+            data_path=field(data, "data_path", str),
+            data_seed=field(data, "data_seed", int),
+            validation_images=field(data, "validation_images", int, NoneType),
+            image_size=data["image_size"],
+            figures=_json(field(data, "figures", dict)),
+            training=field(data, "training", dict, NoneType),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, SpaceError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {_first_line(error)}") from error
 
 
@@ -188,8 +196,8 @@ def read_safely(path: str | Path) -> dict[str, Any]:
             and plain data.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing there"
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "nothing there"
         raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
     try:
         with warnings.catch_warnings():
@@ -210,6 +218,15 @@ def read_safely(path: str | Path) -> dict[str, Any]:
 def file_hash(path: str | Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _json(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``figures`` as plain JSON data, NumPy's floats as Python's.
+
+    Raises:
+        TypeError: It holds something else.
+    """
+    return json.loads(json.dumps(dict(figures)))
 
 
 def _first_line(error: BaseException) -> str:

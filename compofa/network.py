@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 from compofa.backbones import Backbone, backbone
@@ -101,36 +102,54 @@ class NetworkSpec:
             SpaceError: Something is missing, of another type or out of range.
         """
         try:
-            space = data["space"]
-            stages = tuple(_stage(stage) for stage in space["stages"])
-            slots = int(space["slots"])
+            space = field(data, "space", dict)
+            stages = tuple(_stage(stage) for stage in field(space, "stages", list))
+            if not 1 <= len(stages) <= 16:
+                raise SpaceError(f"expected 1 to 16 stages, got {len(stages)}")
+            slots = field(space, "slots", int)
             if slots != max(max(stage.depths) for stage in stages):
                 raise SpaceError(f"expected as many slots as the largest depth, got {slots}")
+            resolutions = _integers(space, "resolutions", 4096)
             return cls(
-                backbone(str(data["backbone"]), float(data["width_mult"])),
-                SearchSpace(
-                    str(space["name"])[:80], stages, slots, _integers(space, "resolutions", 4096)
-                ),
-                int(data["classes"]),
-                bool(data["kernel_transform"]),
-                float(data["dropout"]),
+                backbone(field(data, "backbone", str), field(data, "width_mult", float, int)),
+                SearchSpace(field(space, "name", str)[:80], stages, slots, resolutions),
+                field(data, "classes", int),
+                field(data, "kernel_transform", bool),
+                field(data, "dropout", float, int),
             )
-        except (KeyError, TypeError, IndexError, OverflowError) as error:
-            raise SpaceError(f"not a network definition: {error!r}") from None
-        except ValueError as error:
+        except SpaceError as error:
             raise SpaceError(f"not a network definition: {error}") from None
 
 
-def _stage(data: Mapping[str, Any]) -> StageSpace:
-    coupling = data["coupling"]
+def field(data: Any, key: str, *kinds: type) -> Any:
+    """Return ``data[key]``, a value of a mapping that came from a file.
+
+    Raises:
+        SpaceError: ``data`` is not a mapping, has no such key or its value is of no type of
+            ``kinds`` (exactly: ``True`` is no ``int``).
+    """
+    if not isinstance(data, Mapping):
+        raise SpaceError(f"expected a mapping with {key!r}, got {type(data).__name__}")
+    if key not in data:
+        raise SpaceError(f"{key}: missing")
+    if type(data[key]) not in kinds:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise SpaceError(f"{key}: expected {names}, got {type(data[key]).__name__}")
+    return data[key]
+
+
+def _stage(data: Any) -> StageSpace:
     depths = _integers(data, "depths", 16)
-    expands = tuple(numbers("expands", data["expands"]))
-    if coupling is not None:
-        coupling = tuple((int(depth), numbers("coupling", expand)[0]) for depth, expand in coupling)
-        if {d for d, _ in coupling} != set(depths) or {e for _, e in coupling} != set(expands):
-            raise SpaceError("expected a coupling of the stage's own depths and expand ratios")
-    if any(not 0 < expand <= 16 for expand in expands):
+    expands = tuple(numbers("expands", field(data, "expands", list)))
+    if not expands or any(not 0 < expand <= 16 for expand in expands):
         raise SpaceError(f"expected expand ratios above 0 and at most 16, got {expands}")
+    coupling = field(data, "coupling", list, NoneType)
+    if coupling is not None:
+        coupling = tuple(tuple(numbers("coupling", pair)) for pair in coupling)
+        if any(len(pair) != 2 for pair in coupling) or not (
+            {d for d, _ in coupling} == set(depths) and {e for _, e in coupling} == set(expands)
+        ):
+            raise SpaceError("expected a coupling of the stage's own depths and expand ratios")
     kernels = _integers(data, "kernels", 15)
     if any(kernel % 2 == 0 for kernel in kernels):
         raise SpaceError(f"expected odd kernel sizes, got {kernels}")
@@ -138,7 +157,8 @@ def _stage(data: Mapping[str, Any]) -> StageSpace:
 
 
 def _integers(data: Mapping[str, Any], key: str, limit: int) -> tuple[int, ...]:
-    values = tuple(int(value) for value in numbers(key, data[key]))
-    if not values or len(values) > 256 or not all(1 <= value <= limit for value in values):
+    values = tuple(numbers(key, field(data, key, list)))
+    fit = all(type(value) is int and 1 <= value <= limit for value in values)
+    if not values or len(values) > 256 or not fit:
         raise SpaceError(f"{key}: expected integers from 1 to {limit}, got {values}")
     return values

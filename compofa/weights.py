@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,18 @@ def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state 
     Raises:
         CheckpointError: Weights are missing, extra, misshapen or not numbers; all are listed.
     """
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if _is_weight(name, value)}
     if len(tensors) < len(state) or not tensors:
         raise CheckpointError(
-            f"{source}: expected a mapping from names to tensors, "
-            f"got {len(tensors)} tensors among {len(state)} entries"
+            f"{source}: expected a mapping from names to dense tensors, "
+            f"got {len(tensors)} among {len(state)} entries"
         )
     if is_ofa(tensors):
         tensors = from_ofa(tensors, net.spec.space.slots)
-    tensors = {name: value.detach().cpu() for name, value in tensors.items()}
+    tensors = {
+        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
+        for name, value in tensors.items()
+    }
     target = net.state_dict()
     tensors = _fit_kernels(net, tensors, source)
     for name, value in target.items():
@@ -45,6 +49,12 @@ def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state 
     if problems:
         raise CheckpointError(f"{source} does not fit this network: " + "; ".join(problems))
     net.load_state_dict(tensors)
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
@@ -78,7 +88,9 @@ def _fit_kernels(net: Supernet, tensors: Mapping[str, Tensor], source: str) -> d
     fitted = dict(tensors)
     for path, module in net.named_modules():
         weight = fitted.get(f"{path}.conv.weight")
-        if not isinstance(module, ElasticDepthwise) or weight is None or weight.ndim != 4:
+        if not isinstance(module, ElasticDepthwise) or weight is None:
+            continue
+        if weight.ndim != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
             continue
         largest, *smaller = module.kernels
         for size in range(weight.shape[-1] - 2, largest - 1, -2):

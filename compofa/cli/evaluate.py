@@ -153,6 +153,22 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
     return splits
 
 
+def check_numbers(args: argparse.Namespace) -> None:
+    """Check the options that count something.
+
+    Raises:
+        ConfigError: Some are too small; all of them are listed.
+    """
+    least = {"samples": 1, "calibration_images": 1, "batch_size": 1, "workers": 0}
+    faults = [
+        f"--{name.replace('_', '-')}: expected at least {low}, got {value}"
+        for name, low in least.items()
+        if (value := getattr(args, name)) is not None and value < low
+    ]
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
 def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = None) -> None:
     """Print records as a table; ``names`` is a first column."""
     records = list(records)
@@ -172,6 +188,7 @@ def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = Non
 
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
+    check_numbers(args)
     import torch
     from tqdm import tqdm
 
@@ -184,14 +201,14 @@ def _main(argv: Sequence[str] | None) -> None:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    require_writable(Path(args.output).parent)
     path, checkpoint = open_checkpoint(args.net, args.arch)
-    resolution = args.image_size or checkpoint.image_size
+    resolution = checkpoint.image_size if args.image_size is None else args.image_size
     checkpoint.network.check_resolution(resolution)
     space = checkpoint.network.space.restrict(resolutions=(resolution,))
-    if args.subnet:
-        subnets = [read_subnet(args.subnet, space, resolution)]
-        subnets = [s.at(resolution) if args.image_size else s for s in subnets]
+    if args.subnet is not None:
+        subnet = read_subnet(args.subnet, space, resolution)
+        subnets = [subnet if args.image_size is None else subnet.at(resolution)]
+        checkpoint.network.check_resolution(subnets[0].resolution)
     else:
         samples = 10 if args.samples is None else args.samples
         subnets = choose_subnets(space, samples, args.seed, args.all)
@@ -207,6 +224,7 @@ def _main(argv: Sequence[str] | None) -> None:
         seed=args.seed,
         device=device,
     )
+    require_writable(Path(args.output).parent)
     digest, records = file_hash(path), []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
         records.append(evaluator.measure(supernet, subnet, args.net, digest))

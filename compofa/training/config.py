@@ -35,7 +35,7 @@ class TrainConfig:
         width_mult: Width multiplier; by default the network's own.
         epochs: Passes over the training images.
         lr: Peak learning rate for this batch size.
-        warmup_epochs: Epochs of linear warm-up.
+        warmup_epochs: Epochs of linear warm-up; by default the recipe's, short of ``epochs``.
         batch_size: Images a step.
         momentum: Of SGD.
         weight_decay: L2 penalty on weights other than biases and BN.
@@ -110,7 +110,6 @@ class TrainConfig:
         filled = {
             "net": self.net or DEFAULT_NETWORKS.get(self.dataset) or info.network,
             "epochs": phase.epochs,
-            "warmup_epochs": phase.warmup_epochs,
             "batch_size": recipe.batch_size,
             "weight_decay": recipe.weight_decay,
             "label_smoothing": recipe.label_smoothing,
@@ -123,6 +122,8 @@ class TrainConfig:
         config = replace(self, **unset)
         sizes = tuple(sorted(set(config.image_size)))
         late = {"image_size": sizes}
+        if config.warmup_epochs is None:
+            late["warmup_epochs"] = max(0, min(phase.warmup_epochs, config.epochs - 1))
         if config.lr is None:
             late["lr"] = phase.base_lr * config.batch_size / REFERENCE_BATCH
         if config.eval_size is None:
@@ -155,8 +156,8 @@ class TrainConfig:
         ranges = {
             "epochs": (1, 100_000),
             "lr": (0, 1000),
-            "warmup_epochs": (0, self.epochs),
-            "batch_size": (1, 65_536),
+            "warmup_epochs": (0, max(0, self.epochs)),
+            "batch_size": (2, 65_536),  # BN learns nothing from one image
             "momentum": (0, 0.9999),
             "weight_decay": (0, 1),
             "label_smoothing": (0, 0.9999),

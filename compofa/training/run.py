@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,6 @@ def train(
     last, best = folder / "last.pt", folder / "best.pt"
     state = _saved_state(config, last, resume, overwrite)
     check_device(config.device)
-    require_writable(folder)
     splits = load_dataset(
         config.dataset,
         config.data_path,
@@ -100,6 +99,7 @@ def train(
         trainer.load_state_dict(state["trainer"])
     elif predecessors.start is not None:
         _start_from(net, predecessors.start, sort=config.recipe_phase.sort)
+    require_writable(folder)
     progress = _Progress(0, float("-inf"), {}, 0.0)
     if state is not None:
         progress = _Progress(**state["progress"])
@@ -132,8 +132,8 @@ def train(
             if improved:
                 save_checkpoint(best, checkpoint)
             training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
-            save_checkpoint(last, replace(checkpoint, training=training))
             journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
+            save_checkpoint(last, replace(checkpoint, training=training))
             _say(epoch, config, metrics)
             if after_epoch is not None:
                 after_epoch(epoch + 1)
@@ -235,6 +235,7 @@ def _predecessor(
             f"{flag}"
         )
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
+    require_writable(run_folder(config, output))
     own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
     first = replace(config, task=task, phase=number, **dict.fromkeys(own))
     return train(first, output, resume=unfinished, bar=bar).best
@@ -264,27 +265,35 @@ def load_teacher(path: str | Path, student: NetworkSpec) -> StaticNetwork:
 
 def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpec) -> Supernet:
     """Build a teacher from another program's weights, its classes and kernels read off them."""
-    for key in ("state_dict", "state_dict_ema"):
-        data = data.get(key, data)
-    bias = next((v for k, v in data.items() if k.endswith("classifier.linear.bias")), None)
+    weights = _foreign_weights(path, data)
+    bias = next((v for k, v in weights.items() if k.endswith("classifier.linear.bias")), None)
     largest = max(student.backbone.kernels)
     spec = replace(
         student,
-        classes=len(bias) if isinstance(bias, torch.Tensor) else student.classes,
+        classes=student.classes if bias is None else bias.numel(),
         space=student.backbone.free_space().restrict(kernels=(largest,)),
         kernel_transform=False,
     )
     net = Supernet(spec)
-    load_state(net, data, str(path))
+    load_state(net, weights, str(path))
     return net.eval()
+
+
+def _foreign_weights(path: str | Path, data: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the state dict within a file of another program."""
+    weights = next((data[key] for key in ("state_dict", "state_dict_ema") if key in data), data)
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
+        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got other data")
+    return dict(weights)
 
 
 def _start_from(net: Supernet, path: Path, sort: bool) -> None:
     """Load the weights of the predecessor; sort its channels where the phase asks for it."""
     data = read_safely(path)
-    weights = load_checkpoint(path).weights if data.get("format") else data
-    for key in ("state_dict", "state_dict_ema"):
-        weights = weights.get(key, weights)
+    ours = bool(data.get("format"))
+    weights = load_checkpoint(path).weights if ours else _foreign_weights(path, data)
     load_state(net, weights, str(path))
     if sort:
         sort_channels(net)

@@ -113,7 +113,7 @@ class Trainer:
         )  # fmt: skip
         for position, batch in enumerate(progress):
             self.broken.add(batch.broken)
-            if len(batch.targets) == 0:
+            if len(batch.targets) < 2:  # the others were broken, and BN cannot learn from one
                 continue
             step = epoch * self.steps + position
             lr = self._set_learning_rate(step)

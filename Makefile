@@ -1,0 +1,71 @@
+# Everything runs in .venv, which the first target that needs it makes:  make demo
+# Another interpreter:  make PYTHON=python3.12 test      More for pytest:  make test ARGS='-k space'
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+PYTHON ?=
+ARGS ?=
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+INSTALLING := .venv/.installing
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## train a compound supernet on handwritten digits, evaluate and draw it (minutes)
+	$(PY) -m compofa.cli.demo --output runs/demo $(ARGS)
+
+test: $(INSTALLED)  ## run the tests
+	$(PY) -m pytest -q $(ARGS)
+
+lint: $(INSTALLED)  ## check style
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(INSTALLED)  ## put the sources into the style that lint checks
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(INSTALLED)  ## measure speed
+	$(PY) -m benchmarks $(ARGS)
+
+clean:  ## remove the environment, builds and caches (what is in runs/ stays)
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. It counts as made when the last step has put the stamp there. An attempt that was
+# killed leaves .installing behind, and the next one then starts from nothing; so does one that finds
+# an environment without a working pip. Any other .venv is kept and installed into.
+$(INSTALLED): setup.py constraints.txt
+	@set -e; trap 'exit 130' INT TERM; \
+	if [ -e $(INSTALLING) ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    python=; seen=; \
+	    for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10); do \
+	        version=$$("$$candidate" -c 'import platform; print(platform.python_version())' \
+	            2>/dev/null) || version="does not run"; \
+	        seen="$$seen, $$candidate ($$version)"; \
+	        if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; \
+	        then python=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        echo "compofa needs Python 3.10 or newer; found$${seen#,}" >&2; \
+	        echo "Name another one:  make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	        exit 1; \
+	    fi; \
+	    if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	        echo "$$python cannot make environments: its venv and ensurepip modules are missing." >&2; \
+	        echo "Install them (Debian, Ubuntu: apt install python3-venv) and run make again." >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "Making .venv with $$("$$python" --version)"; \
+	    rm -rf .venv; mkdir .venv; touch $(INSTALLING); \
+	    "$$python" -m venv .venv; \
+	fi; \
+	touch $(INSTALLING); \
+	echo "Installing compofa and what it needs into .venv (the first time takes minutes)"; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]' \
+	    || { rm -f $(INSTALLING); exit 1; }; \
+	mv $(INSTALLING) $(INSTALLED); touch $(INSTALLED); \
+	echo "Installed."

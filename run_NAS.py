@@ -1,0 +1,8 @@
+"""Search the best subnets for a device: ``python run_NAS.py``; see ``--help``."""
+
+import sys
+
+from compofa.cli.search import main
+
+if __name__ == "__main__":
+    sys.exit(main())

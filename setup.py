@@ -1,0 +1,86 @@
+"""Packaging of compofa: what is installed, what it needs, and the commands it brings."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Return ``__version__`` of the package without importing it (its dependencies come later)."""
+    source = (ROOT / "compofa" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise SystemExit('compofa/__init__.py: expected a line of the form __version__ = "1.2.3"')
+    return found[1]
+
+
+def read_description() -> str:
+    """Return the README, which is the page a package index shows."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="compofa",
+    version=read_version(),
+    description="Once-for-all networks with compound search spaces: train once, search in seconds",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    # What torch 2.13, the newest release this was run with, admits.
+    python_requires=">=3.10",
+    # checkpoints/ stands at the top of the repository, where people look for it, and is installed
+    # as the folder compofa/checkpoints. So its files are either in `checkpoints` beside the modules
+    # of compofa (pip install .) or one level above them (a plain clone, pip install -e .): two
+    # paths to try, and nothing to import or to copy.
+    packages=[
+        *find_packages(include=["compofa", "compofa.*", "nas", "nas.*"]),
+        "compofa.checkpoints",
+    ],
+    package_dir={"compofa.checkpoints": "checkpoints"},
+    package_data={
+        "compofa": ["py.typed"],
+        "compofa.checkpoints": ["**/*"],
+        "nas": ["py.typed", "models/**/*", "tables/**/*"],
+    },
+    include_package_data=False,
+    zip_safe=False,
+    # Open ranges: constraints.txt holds the exact versions that are known to work together.
+    install_requires=[
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pyyaml>=6",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.15",
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "tqdm>=4.65",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff>=0.9"],
+        # Source only: its build needs g++ and cmake, and C++17 for a current PyTorch.
+        "horovod": ["horovod>=0.28.1"],
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],
+    },
+    entry_points={
+        "console_scripts": [
+            "compofa-train = compofa.cli.train:main",
+            "compofa-eval = compofa.cli.evaluate:main",
+            "compofa-search = compofa.cli.search:main",
+        ]
+    },
+)

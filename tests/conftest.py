@@ -1,0 +1,24 @@
+"""What all tests share. Nothing heavy is imported here: collecting a few tests must stay quick."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Read by torch, OpenBLAS and OpenMP when they load, here and in the processes that tests start:
+# the nets are too small for many threads to pay, and with few the figures are the same everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+REFERENCE_DATA = "COMPOFA_REFERENCE_DATA"
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """The folder of published measurements, weights and images; skips where there is none."""
+    folder = os.environ.get(REFERENCE_DATA)
+    if not folder:
+        pytest.skip(f"{REFERENCE_DATA} is not set: no published data to compare with")
+    if not Path(folder).is_dir():
+        pytest.skip(f"{REFERENCE_DATA} is {folder}, which is not a folder")
+    return Path(folder)

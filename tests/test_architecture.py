@@ -1,0 +1,286 @@
+"""The rules of the code base that a reader relies on, held by reading the sources.
+
+A rule is a function from a syntax tree to its offences, (line, what). Each has a snippet that it
+must object to, so that a rule which has gone blind fails as well.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Offences = Iterator[tuple[int, str]]
+Rule = Callable[[ast.AST], Offences]
+
+MOST_LINES = 400
+SCRIPT_LINES = 10
+
+# A search on the shipped tables must not wait for these to load.
+HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "tensorboard")
+LIGHT = (
+    "compofa",
+    "compofa.backbones",
+    "compofa.coupling",
+    "compofa.data.catalog",
+    "compofa.errors",
+    "compofa.files",
+    "compofa.genes",
+    "compofa.layout",
+    "compofa.seeds",
+    "compofa.space",
+    "compofa.subnet",
+    "nas",
+    "nas.cost",
+    "nas.latency",
+    "nas.operators",
+    "nas.pareto",
+    "nas.predictor",
+    "nas.records",
+    "nas.search",
+)
+
+
+def sources(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def is_cli(path: Path) -> bool:
+    return path.is_relative_to(ROOT / "compofa" / "cli")
+
+
+LIBRARY = [path for path in sources("compofa", "nas") if not is_cli(path)]
+
+
+def module_path(module: str) -> Path | None:
+    """Return the file of a module of this project, or None where it does not exist."""
+    base = ROOT.joinpath(*module.split("."))
+    return next((p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file()), None)
+
+
+def offences(rule: Rule, paths: list[Path]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {what}"
+        for path in paths
+        for line, what in rule(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    ]
+
+
+# --- what the rules read ---
+
+
+def dotted(node: ast.AST) -> str:
+    """Return ``a.b.c`` for such an expression, and an empty string for any other."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        owner = dotted(node.value)
+        return f"{owner}.{node.attr}" if owner else ""
+    return ""
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, dotted(node.func)
+
+
+def imports(tree: ast.AST) -> Offences:
+    """Yield every name imported, at module level or inside a function, also by import_module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+    for call, name in calls(tree):
+        if name.split(".")[-1] in ("import_module", "__import__") and call.args:
+            target = call.args[0]
+            if isinstance(target, ast.Constant) and isinstance(target.value, str):
+                yield call.lineno, target.value
+
+
+def imports_of(*forbidden: str) -> Rule:
+    def rule(tree: ast.AST) -> Offences:
+        for line, name in imports(tree):
+            if any(name == each or name.startswith(f"{each}.") for each in forbidden):
+                yield line, f"imports {name}"
+
+    return rule
+
+
+def given(call: ast.Call, keyword: str) -> object:
+    """Return the constant that a keyword argument of ``call`` has, else None."""
+    for argument in call.keywords:
+        if argument.arg == keyword and isinstance(argument.value, ast.Constant):
+            return argument.value.value
+    return None
+
+
+# --- the rules ---
+
+
+def global_statements(tree: ast.AST) -> Offences:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield node.lineno, f"global {', '.join(node.names)}"
+
+
+def global_generators(tree: ast.AST) -> Offences:
+    """Yield uses of the generators that all code shares; seeded ones are made explicitly."""
+    explicit = ("BitGenerator", "Generator", "PCG64", "Philox", "SeedSequence", "default_rng")
+    yield from imports_of("random")(tree)
+    for node in ast.walk(tree):
+        match = re.fullmatch(r"(np|numpy)\.random\.(\w+)", dotted(node))
+        if match and match[2] not in explicit:
+            yield node.lineno, f"{match[0]} uses the global generator"
+    for call, name in calls(tree):
+        if name.endswith(".default_rng") and not call.args and not call.keywords:
+            yield call.lineno, "default_rng() without a seed"
+
+
+def terminal_use(tree: ast.AST) -> Offences:
+    for call, name in calls(tree):
+        if name in ("print", "input"):
+            yield call.lineno, f"{name}() in the library: log, or leave it to the command"
+
+
+def bare_excepts(tree: ast.AST) -> Offences:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield node.lineno, "bare except"
+
+
+def unsafe_loading(tree: ast.AST) -> Offences:
+    """Yield what could run code from a file. Of pickle, only its error class is of use."""
+    yield from imports_of("cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")(tree)
+    for node in ast.walk(tree):
+        name = dotted(node)
+        if isinstance(node, ast.ImportFrom) and node.module == "pickle":
+            name = ", ".join(f"pickle.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.alias) and node.name == "pickle" and node.asname:
+            name = f"pickle.* as {node.asname}"
+        if name.startswith("pickle.") and name != "pickle.UnpicklingError":
+            yield node.lineno, name
+    for call, name in calls(tree):
+        if name == "torch.load" and given(call, "weights_only") is not True:
+            yield call.lineno, "torch.load without weights_only=True"
+        if name in ("np.load", "numpy.load") and given(call, "allow_pickle"):
+            yield call.lineno, "numpy.load with allow_pickle"
+        if name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"):
+            yield call.lineno, name
+
+
+LAYERS = imports_of("nas", "compofa.cli", "benchmarks", "tests")
+
+RULES: list[tuple[Rule, str]] = [
+    (LAYERS, "from nas import search"),
+    (LAYERS, "def late():\n    import nas.cost"),
+    (LAYERS, "import_module('nas.cost')"),
+    (LAYERS, "from compofa import cli"),
+    (global_statements, "def count():\n    global total"),
+    (global_generators, "np.random.seed(0)"),
+    (global_generators, "numpy.random.permutation(3)"),
+    (global_generators, "import random"),
+    (global_generators, "rng = np.random.default_rng()"),
+    (terminal_use, "print('done')"),
+    (terminal_use, "input('go on?')"),
+    (bare_excepts, "try:\n    go()\nexcept:\n    pass"),
+    (unsafe_loading, "torch.load(path)"),
+    (unsafe_loading, "torch.load(path, weights_only=False)"),
+    (unsafe_loading, "pickle.load(file)"),
+    (unsafe_loading, "from pickle import loads"),
+    (unsafe_loading, "import pickle as quiet"),
+    (unsafe_loading, "np.load(path, allow_pickle=True)"),
+    (unsafe_loading, "yaml.load(text)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "bad"), RULES, ids=[bad.split("\n")[-1] for _, bad in RULES])
+def test_rules_see_what_they_forbid(rule: Rule, bad: str) -> None:
+    assert list(rule(ast.parse(bad)))
+
+
+def test_compofa_stands_without_nas_and_without_its_commands() -> None:
+    # Commands join the two packages; the library beneath them does not know of either.
+    inside = [path for path in LIBRARY if path.is_relative_to(ROOT / "compofa")]
+    assert inside
+    assert offences(LAYERS, inside) == []
+
+
+def test_nas_does_not_import_commands() -> None:
+    inside = [path for path in LIBRARY if path.is_relative_to(ROOT / "nas")]
+    assert offences(imports_of("compofa.cli", "benchmarks", "tests"), inside) == []
+
+
+@pytest.mark.parametrize("rule", [global_generators, terminal_use])
+def test_library(rule: Rule) -> None:
+    assert offences(rule, LIBRARY) == []
+
+
+@pytest.mark.parametrize("rule", [global_statements, bare_excepts, unsafe_loading])
+def test_library_and_commands(rule: Rule) -> None:
+    assert offences(rule, sources("compofa", "nas", "benchmarks")) == []
+
+
+def test_files_stay_small() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources("compofa", "nas")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_light_modules_import_without_torch() -> None:
+    names = [name for name in LIGHT if module_path(name)]
+    program = (
+        "import importlib, json, sys\n"
+        "found = {}\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = [heavy for heavy in {HEAVY} if heavy in sys.modules]\n"
+        "    if loaded and not found: found[name] = loaded\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {}, "the first module that loads something heavy"
+
+
+# --- scripts and commands ---
+
+SCRIPTS = [path for path in sorted(ROOT.glob("*.py")) if path.name != "setup.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_hold_no_logic(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= SCRIPT_LINES
+    *before, last = ast.parse(text).body
+    plain = (ast.Expr, ast.Import, ast.ImportFrom)
+    assert all(isinstance(node, plain) for node in before)
+    assert isinstance(last, ast.If)
+    assert ast.unparse(last) == "if __name__ == '__main__':\n    sys.exit(main())"
+
+
+def test_every_script_and_console_command_has_its_main() -> None:
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    modules = re.findall(r'"compofa-\w+ = ([\w.]+):main"', setup)
+    assert len(modules) == 3
+    for script in SCRIPTS:
+        modules += re.findall(r"^from ([\w.]+) import main$", script.read_text(), re.MULTILINE)
+    assert len(modules) == 3 + len(SCRIPTS)
+    without = []
+    for module in sorted(set(modules)):
+        path = module_path(module)
+        body = ast.parse(path.read_text(encoding="utf-8")).body if path else []
+        if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
+            without.append(module)
+    assert without == []
