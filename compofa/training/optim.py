@@ -35,4 +35,4 @@ def make_optimizer(network: nn.Module, weight_decay: float, momentum: float) -> 
         is_plain = name.endswith(".bias") or ".bn." in name
         (plain if is_plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain}]
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
