@@ -83,6 +83,14 @@ class Checkpoint:
     figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
 
+    def slim(self) -> Checkpoint:
+        """Return the checkpoint to pass on: no training state, matrices in half precision.
+
+        Vectors (BN, biases) keep their precision.
+        """
+        weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
+        return replace(self, weights=weights, training=None)
+
     def build(self) -> Supernet:
         """Build the supernet with these weights, in evaluation mode.
 

@@ -29,15 +29,15 @@ def extract(supernet: Supernet, subnet: Subnet) -> StaticNetwork:
     """Copy ``subnet`` out of ``supernet``.
 
     The result computes what the supernet computes with this subnet, shares no memory with it and
-    stands in the same mode, on the same device. Its BN statistics are those that the supernet
+    stands in the same mode, on the same device, with numbers of the same type. Its BN statistics are those that the supernet
     happens to hold: :func:`compofa.calibrate.calibrate` measures its own.
 
     Raises:
         SpaceError: The supernet has no such subnet.
     """
     supernet.spec.space.free().require(subnet, resolution=False)
-    device = next(supernet.parameters()).device
-    network = build_static(supernet.spec, subnet).to(device)
+    weight = next(supernet.parameters())
+    network = build_static(supernet.spec, subnet).to(weight.device, weight.dtype)
     with torch.no_grad():
         network.load_state_dict(dict(active_weights(supernet, network.specs)))
     return network.train(supernet.training)

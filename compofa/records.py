@@ -120,6 +120,13 @@ def read_records(path: str | Path) -> list[EvalRecord]:
     return records
 
 
+def trim_records(path: str | Path, records: Iterable[EvalRecord]) -> None:
+    """Rewrite ``path`` with ``records`` if it ends in a line that was cut off."""
+    text = "".join(json.dumps(record.to_json()) + "\n" for record in records)
+    if Path(path).read_text() != text:
+        write_text_atomic(path, text)
+
+
 def write_csv(path: str | Path, records: Iterable[EvalRecord]) -> None:
     """Write records as a table, ``ks``, ``e`` and ``d`` space-separated, replacing ``path``."""
     text = io.StringIO()

@@ -29,7 +29,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from compofa.checkpoint import file_hash, load_checkpoint
+    from compofa.checkpoint import file_hash, load_checkpoint, save_checkpoint
     from compofa.data import load_dataset
     from compofa.evaluate import Evaluator
     from compofa.plots import plot_accuracy
@@ -41,7 +41,9 @@ def _main(argv: Sequence[str] | None) -> None:
     shutil.rmtree(args.output / "teacher", ignore_errors=True)
     with logging_redirect_tqdm():
         result = train(config, args.output, overwrite=True, bar=not args.quiet)
-    checkpoint = load_checkpoint(result.best)
+    path = args.output / "compofa-digits.pt"
+    checkpoint = load_checkpoint(result.best).slim()
+    save_checkpoint(path, checkpoint)
     supernet, space = checkpoint.build(), checkpoint.network.space
     random = [
         subnet
@@ -49,9 +51,9 @@ def _main(argv: Sequence[str] | None) -> None:
         if subnet not in (space.smallest, space.largest)
     ][:10]
     evaluator = Evaluator(load_dataset("digits"), "test", seed=args.seed)
-    digest = file_hash(result.best)
+    digest = file_hash(path)
     records = [
-        evaluator.measure(supernet, subnet, str(result.best), digest)
+        evaluator.measure(supernet, subnet, str(path), digest)
         for subnet in tqdm(
             [space.smallest, space.largest, *random],
             desc="subnets",
@@ -65,7 +67,7 @@ def _main(argv: Sequence[str] | None) -> None:
     picture = args.output / "accuracy_vs_macs.png"
     groups = {"random": records[2:], "smallest": records[:1], "largest": records[1:2]}
     plot_accuracy(groups, picture, "Subnets of one compound supernet, scikit-learn digits, test")
-    print(f"\ncheckpoint  {result.best}\ntable       {args.output / 'subnets.csv'}")
+    print(f"\ncheckpoint  {path}\ntable       {args.output / 'subnets.csv'}")
     print(f"picture     {picture}\ntime        {time.perf_counter() - started:.0f} s")
 
 

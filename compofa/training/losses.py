@@ -16,8 +16,8 @@ def distillation_loss(
 ) -> Tensor:
     """Return the training loss of the published runs.
 
-    ``(cross_entropy + kd_ratio * distillation) * 2 / (1 + kd_ratio)``; without a teacher the
-    cross entropy alone.
+    ``(cross_entropy + kd_ratio * distillation) * 2 / (1 + kd_ratio)``; without a teacher, or with
+    a ratio of 0, the cross entropy alone.
 
     Args:
         logits: Student outputs [n, classes].

@@ -32,7 +32,7 @@ def make_optimizer(network: nn.Module, weight_decay: float, momentum: float) -> 
     decayed, plain = [], []
     for name, parameter in network.named_parameters():
         parameter.grad = torch.zeros_like(parameter)
-        is_plain = name.endswith(".bias") or ".bn." in name
+        is_plain = name.endswith("bias") or ".bn." in name
         (plain if is_plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain}]
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)

@@ -1,0 +1,106 @@
+"""Collecting accuracy records of a trained supernet: what an accuracy predictor is fitted on.
+
+Subnets are drawn from the seed, each is calibrated and evaluated on the validation images, and
+its record is appended to a file of JSON lines. A collection that was interrupted goes on where it
+stopped, because what stands in the file is not measured again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from compofa.checkpoint import Checkpoint
+from compofa.errors import DataError
+from compofa.evaluate import Evaluator
+from compofa.files import require_writable
+from compofa.records import EvalRecord, append_record, read_records, trim_records
+from compofa.seeds import rng
+from compofa.space import SearchSpace
+from compofa.subnet import Subnet
+
+log = logging.getLogger(__name__)
+
+
+def draw_subnets(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
+    """Return distinct subnets: the smallest and largest at each resolution, then random ones.
+
+    Every prefix of a longer draw is the shorter draw, so that a collection can be extended.
+
+    Args:
+        space: Where from, its resolutions included.
+        count: How many; the whole space where it is smaller.
+        seed: Of the random ones.
+    """
+    if count >= space.size:
+        return list(space.enumerate())
+    chosen: dict[Subnet, None] = {}
+    for resolution in sorted(space.resolutions, reverse=True):
+        chosen[space.largest.at(resolution)] = None
+        chosen[space.smallest.at(resolution)] = None
+    generator = rng(seed, "collect")
+    while len(chosen) < count:
+        chosen[space.sample(generator)] = None
+    return list(chosen)[:count]
+
+
+def collect(
+    checkpoint: Checkpoint,
+    digest: str,
+    net: str,
+    subnets: Sequence[Subnet],
+    evaluator: Evaluator,
+    output: str | Path,
+    *,
+    bar: bool = True,
+) -> list[EvalRecord]:
+    """Measure ``subnets`` and append their records to ``output``, skipping those already there.
+
+    Args:
+        checkpoint: The supernet.
+        digest: Hash of its file; records of another checkpoint in ``output`` are refused.
+        net: Name or path for the records.
+        subnets: What to measure.
+        evaluator: On what.
+        output: File of JSON lines, made if need be.
+        bar: Whether to draw a progress bar.
+
+    Returns:
+        The records of ``subnets``, in their order.
+
+    Raises:
+        DataError: ``output`` cannot be read or written, or holds something else.
+    """
+    output = Path(output)
+    require_writable(output.parent)
+    known = {record.subnet: record for record in _known(output, digest, evaluator)}
+    todo = [subnet for subnet in subnets if subnet not in known]
+    if len(todo) < len(subnets):
+        log.info(
+            "%d of %d records are in %s already", len(subnets) - len(todo), len(subnets), output
+        )
+    supernet = checkpoint.build().to(evaluator.device) if todo else None
+    ordered = sorted(todo, key=lambda subnet: subnet.resolution)
+    for subnet in tqdm(ordered, desc="records", unit="net", disable=not bar, leave=False):
+        record = evaluator.measure(supernet, subnet, net, digest)
+        append_record(output, record)
+        known[subnet] = record
+    return [known[subnet] for subnet in subnets]
+
+
+def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalRecord]:
+    """Read the records of an earlier call, cutting off a line that it did not finish."""
+    if not output.exists():
+        return []
+    records = read_records(output)
+    for record in records:
+        if (record.checkpoint, record.part) != (digest, evaluator.part):
+            raise DataError(
+                f"{output}: expected records of checkpoint {digest} on {evaluator.part} images, "
+                f"got one of {record.checkpoint} on {record.part} images; choose another file"
+            )
+    trim_records(output, records)
+    return records
