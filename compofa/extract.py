@@ -29,8 +29,9 @@ def extract(supernet: Supernet, subnet: Subnet) -> StaticNetwork:
     """Copy ``subnet`` out of ``supernet``.
 
     The result computes what the supernet computes with this subnet, shares no memory with it and
-    stands in the same mode, on the same device, with numbers of the same type. Its BN statistics are those that the supernet
-    happens to hold: :func:`compofa.calibrate.calibrate` measures its own.
+    stands in the same mode, on the same device, with numbers of the same type. Its BN statistics
+    are those that the supernet happens to hold: :func:`compofa.calibrate.calibrate` measures its
+    own.
 
     Raises:
         SpaceError: The supernet has no such subnet.

@@ -7,7 +7,7 @@ import pytest
 
 # Read by torch, OpenBLAS and OpenMP when they load, here and in the processes that tests start:
 # the nets are too small for many threads to pay, and with few the figures are the same everywhere.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 REFERENCE_DATA = "COMPOFA_REFERENCE_DATA"

@@ -37,7 +37,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from compofa.training.run import train
 
     started = time.perf_counter()
-    config = TrainConfig(fixed_kernel=True, seed=args.seed, epochs=args.epochs)
+    config = TrainConfig(fixed_kernel=True, seed=args.seed, epochs=args.epochs).resolved()
     shutil.rmtree(args.output / "teacher", ignore_errors=True)
     with logging_redirect_tqdm():
         result = train(config, args.output, overwrite=True, bar=not args.quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import Journal, cost_report
-from compofa.training.recipes import recipe_for
+from compofa.training.recipes import Phase, recipe_for
 from compofa.training.trainer import Trainer
 from compofa.weights import load_state
 
@@ -226,19 +227,28 @@ def _predecessor(
     if path.exists() and not unfinished:
         return path
     if not (recipe.quick and phase.largest_only):
-        command = f"train_ofa_net.py --task {task} --dataset {config.dataset} --net {config.net}"
-        command += f" --phase {number}" * (not phase.largest_only)
-        command += " --resume" * unfinished
         raise ConfigError(
             f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-            f"expected at {path}: make it with '{command} --output {output}', or give one with "
-            f"{flag}"
+            f"expected at {path}: make it with '{_command(config, phase, output)}"
+            f"{' --resume' * unfinished}', or give one with {flag}"
         )
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
     require_writable(run_folder(config, output))
     own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
     first = replace(config, task=task, phase=number, **dict.fromkeys(own))
     return train(first, output, resume=unfinished, bar=bar).best
+
+
+def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
+    """Return the command that trains ``phase`` of the network that ``config`` describes."""
+    words = ["python", "train_ofa_net.py", "--task", phase.task]
+    words += ["--phase", str(phase.number)] * (not phase.largest_only)
+    for name in ("dataset", "data_path", "net", "heuristic", "width_mult"):
+        value = getattr(config, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] * (value is not None)
+    if config.fixed_kernel is not None:
+        words.append("--fixed-kernel" if config.fixed_kernel else "--no-fixed-kernel")
+    return shlex.join([*words, "--output", str(output)])
 
 
 def load_teacher(path: str | Path, student: NetworkSpec) -> StaticNetwork:

@@ -1,0 +1,308 @@
+"""``python -m nas``: devices, predictions, measurements and fits."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compofa.cli.common import Parser, run, sizes
+from compofa.errors import ConfigError
+from compofa.model_zoo import NETWORKS
+from compofa.subnet import SubnetArrays
+from nas import pipeline
+from nas.cost import macs_cost, params_cost
+from nas.devices import DEVICES, load_cost
+from nas.tables import read_subnets, require_members, write_subnets
+
+PROG = "python -m nas"
+log = logging.getLogger(__name__)
+
+
+def parser() -> Parser:
+    """Build the command's parser."""
+    p = Parser(prog=PROG, description=__doc__)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, call: Callable[[argparse.Namespace], None]) -> Parser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(call=call)
+        return sub
+
+    add(
+        "devices",
+        "list the devices, where their figures come from and how wrong they are",
+        _devices,
+    )
+
+    sub = add(
+        "predict", "add accuracy, latency, MACs or parameters to a table of subnets", _predict
+    )
+    _add_network(sub)
+    sub.add_argument(
+        "--columns",
+        required=True,
+        metavar="LIST",
+        help="commas between: top1, top1_std, macs, params, latency:DEVICE",
+    )
+    sub.add_argument(
+        "--input", required=True, metavar="CSV", help="columns ks, e, d and r; .gz is read too"
+    )
+    sub.add_argument(
+        "--output", required=True, metavar="CSV", help="the same rows in the same order"
+    )
+    sub.add_argument(
+        "--latency-table",
+        metavar="DIR",
+        help="folder of lookup tables for latency:note10 or another name",
+    )
+    sub.add_argument(
+        "--accuracy-predictor", metavar="FILE", help="predictor's file in place of the shipped one"
+    )
+
+    sub = add(
+        "measure", "time the layers of a space on this machine and write lookup tables", _measure
+    )
+    _add_network(sub)
+    sub.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="what to time")
+    sub.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="images at once; 0 for 1 (cpu) or 64 (gpu)",
+    )
+    sub.add_argument(
+        "--resolutions",
+        type=sizes,
+        nargs="+",
+        metavar="R",
+        help="input resolutions (default: 160 176 192 208 224)",
+    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder of R_lookup_table.yaml")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = add(
+        "collect", "measure the accuracy of random subnets of a checkpoint; resumable", _collect
+    )
+    sub.add_argument(
+        "--net",
+        required=True,
+        metavar="FILE|ID",
+        help="a checkpoint, or a network whose weights ship",
+    )
+    sub.add_argument("--samples", type=int, default=100, metavar="N", help="subnets in all")
+    sub.add_argument(
+        "--space",
+        choices=("own", "free"),
+        default="own",
+        help="the checkpoint's space, or the same without its coupling",
+    )
+    sub.add_argument(
+        "--resolutions",
+        type=sizes,
+        nargs="+",
+        metavar="R",
+        help="input resolutions; by default the data set's own",
+    )
+    sub.add_argument("--part", choices=("validation", "test"), default="validation", help="images")
+    sub.add_argument("--data-path", metavar="DIR", help="folder of the data set")
+    sub.add_argument(
+        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+    )
+    sub.add_argument("--batch-size", type=int, default=256, help="images at once")
+    sub.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    sub.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
+    sub.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
+    sub.add_argument(
+        "--output", required=True, metavar="JSONL", help="file that records are appended to"
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = add("fit-accuracy", "fit an accuracy predictor to records or to a table", _fit_accuracy)
+    _add_fit(sub, "JSON lines of collect, or a CSV with ks, e, d, r and top1", "predictor (.npz)")
+    sub.add_argument("--name", default="custom", help="name of the model")
+
+    sub = add("fit-latency", "fit a latency model to measured networks", _fit_latency)
+    _add_fit(sub, "CSV with ks, e, d, r and latency_ms", "model (.npz)")
+    sub.add_argument("--column", default="latency_ms", help="column of the latency in ms")
+    sub.add_argument("--name", default="custom", help="name of the device")
+    _add_network(sub)
+    return p
+
+
+def _add_network(sub: Parser) -> None:
+    sub.add_argument("--net", default="compofa", metavar="ID", help=f"one of {', '.join(NETWORKS)}")
+    sub.add_argument(
+        "--width-mult",
+        type=float,
+        metavar="X",
+        help="width multiplier; by default the network's own",
+    )
+
+
+def _add_fit(sub: Parser, source: str, result: str) -> None:
+    sub.add_argument("--input", metavar="FILE", help=source)
+    sub.add_argument(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help=f"{result} to write; a folder with --shipped",
+    )
+    sub.add_argument(
+        "--shipped",
+        metavar="DIR",
+        help="make the models that ship, from this folder of published tables",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of all randomness")
+
+
+def _devices(args: argparse.Namespace) -> None:
+    for name, device in DEVICES.items():
+        widths = ", ".join(f"w{width:g}" for width in device.width_mults) or "any width"
+        r = device.resolutions
+        where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
+        print(f"{name:14} {device.description} [{device.unit}; {widths}; {where}]")
+        print(f"{'':14} {device.source}; {device.error}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    arrays, _ = read_subnets(args.input)
+    resolutions = sorted({int(r) for r in arrays.r})
+    backbone, space, classes = pipeline.named_space(args.net, args.width_mult, resolutions)
+    require_members(arrays, space, args.input)
+    columns: dict[str, np.ndarray] = {}
+    for name in args.columns.split(","):
+        if name in ("top1", "top1_std"):
+            model = pipeline.accuracy_model(args.accuracy_predictor or args.net)
+            columns[name] = model.predict(arrays) if name == "top1" else model.std(arrays)
+            log.info("%s: %s, %s", name, model.name, model.error)
+        elif name in ("macs", "params"):
+            count = macs_cost if name == "macs" else params_cost
+            columns[name] = count(backbone, classes)(arrays).astype(np.int64)
+        elif name.startswith("latency:"):
+            cost = load_cost(name.removeprefix("latency:"), backbone, classes,
+                             table=args.latency_table, space=space)  # fmt: skip
+            columns[name] = cost(arrays)
+            log.info("%s: %s", name, cost.error)
+        else:
+            raise ConfigError(
+                f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
+            )
+    write_subnets(args.output, arrays, columns)
+    print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from nas.measure import Settings, measure
+
+    wanted = sorted({r for group in args.resolutions or [pipeline.RESOLUTIONS] for r in group})
+    backbone, space, classes = pipeline.named_space(args.net, args.width_mult, wanted)
+    pipeline.require_writable(args.output)
+    settings = Settings(device=args.device, batch=args.batch_size)
+    cost = measure(backbone, space, classes, settings, progress=not args.quiet)
+    paths = cost.export(args.output, space)
+    print(f"{cost.name}: {cost.error}")
+    print(f"{len(paths)} lookup tables in {args.output}")
+
+
+def _collect(args: argparse.Namespace) -> None:
+    import torch
+
+    from compofa.checkpoint import file_hash
+    from compofa.cli.evaluate import open_data
+    from compofa.data import Normalisation
+    from compofa.evaluate import Evaluator
+    from compofa.model_zoo import open_checkpoint
+    from compofa.training.run import check_device
+    from nas.collect import collect, draw_subnets
+    from nas.trained import Trained, search_resolutions
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    if args.samples < 1:
+        raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
+    path, checkpoint = open_checkpoint(args.net)
+    wanted = [r for group in args.resolutions or [] for r in group]
+    trained = Trained(args.net, checkpoint, file_hash(path), search_resolutions(checkpoint, wanted))
+    space = trained.space if args.space == "own" else trained.free_space or trained.space
+    data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
+    evaluator = Evaluator(
+        open_data(checkpoint, data),
+        args.part,
+        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+        calibration_images=args.calibration_images,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        device=device,
+    )
+    subnets = draw_subnets(space, args.samples, args.seed)
+    records = collect(
+        checkpoint, trained.digest, args.net, subnets, evaluator, args.output, bar=not args.quiet
+    )
+    top1 = [record.top1 for record in records]
+    print(f"{len(records)} records, top-1 {min(top1):.2f} to {max(top1):.2f} %: {args.output}")
+
+
+def _fit_accuracy(args: argparse.Namespace) -> None:
+    from compofa.records import read_records
+    from nas.fit_accuracy import fit_accuracy, reproduce
+
+    if args.shipped:
+        _say_made(reproduce(Path(args.shipped), Path(args.output)))
+        return
+    source = _require_input(args)
+    pipeline.require_writable(Path(args.output).parent)
+    if ".csv" in source.suffixes:
+        arrays, columns = read_subnets(source, ["top1"])
+        top1 = columns["top1"]
+    else:
+        records = read_records(source)
+        if not records:
+            raise ConfigError(f"--input: expected records in {source}, got none")
+        slots = max(max(record.subnet.depths) for record in records)
+        configs = [record.subnet.to_config(max(4, slots)) for record in records]
+        arrays = SubnetArrays(*(np.array([c[k] for c in configs]) for k in ("ks", "e", "d", "r")))
+        top1 = np.array([record.top1 for record in records])
+    model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
+    model.save(args.output)
+    print(f"{args.name}: {model.error}; written to {args.output}")
+
+
+def _fit_latency(args: argparse.Namespace) -> None:
+    from nas.fit_latency import fit_network, reproduce
+
+    if args.shipped:
+        _say_made(reproduce(Path(args.shipped), Path(args.output)))
+        return
+    source = _require_input(args)
+    pipeline.require_writable(Path(args.output).parent)
+    arrays, columns = read_subnets(source, [args.column])
+    backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
+    model = fit_network(arrays, columns[args.column], backbone, args.name)
+    model.save(args.output)
+    print(f"{args.name}: {model.error}; written to {args.output}")
+
+
+def _require_input(args: argparse.Namespace) -> Path:
+    if not args.input:
+        raise ConfigError("expected --input FILE, or --shipped DIR to make the models that ship")
+    return Path(args.input)
+
+
+def _say_made(paths: Sequence[Path]) -> None:
+    print(f"made {len(paths)} models: {', '.join(path.name for path in paths)}")
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
+    args.call(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(_main, argv, PROG)

@@ -1,0 +1,8 @@
+"""``python -m nas``: what is known of devices, and the tools that make it known."""
+
+import sys
+
+from compofa.cli.nas import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Latency of this machine: each distinct layer timed once, then summed like any other table.
+
+Layers are the static blocks that a subnet is extracted to, timed alone, in rounds over all of
+them so that drift of the machine meets every layer alike. A line through the end-to-end times of
+a few random subnets then corrects what a layer alone does not show (framework overhead, caches),
+and others say how wrong the result is. Every sample goes to an append-only file of JSON lines, so
+that an interrupted run continues.
+
+Torch is imported when something is timed, not before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compofa.backbones import Backbone
+from compofa.errors import TableError
+from compofa.files import write_text_atomic
+from compofa.layout import LayerSpec, layout
+from compofa.seeds import derive_seed, rng
+from compofa.space import SearchSpace
+from compofa.subnet import Subnet, SubnetArrays
+from nas.cost import LayerSumCost
+from nas.latency import layer_key
+from nas.timing import Samples, Settings, Stopwatch, cache_folder, machine
+
+
+def space_layers(
+    backbone: Backbone, space: SearchSpace, classes: int
+) -> dict[int, tuple[LayerSpec, ...]]:
+    """Return every distinct layer of a space, by resolution."""
+    found: dict[int, dict[str, LayerSpec]] = {}
+    for r in space.resolutions:
+        layers = found.setdefault(r, {})
+        for kernel in sorted({k for stage in space.stages for k in stage.kernels}):
+            for expand in sorted({e for stage in space.stages for e in stage.expands}):
+                blocks = ((kernel, expand),) * 2
+                subnet = Subnet(r, (blocks,) * len(space.stages))
+                for layer in layout(backbone, subnet, classes):
+                    if layer.name.startswith("stages."):
+                        stage = space.stages[int(layer.name.split(".")[1])]
+                        if kernel not in stage.kernels or expand not in stage.expands:
+                            continue
+                    layers.setdefault(layer_key(layer), layer)
+    return {r: tuple(layers.values()) for r, layers in found.items()}
+
+
+class MachineCost(LayerSumCost):
+    """Measured latency of this machine; a cost in ms.
+
+    Attributes:
+        identity: The machine, as :func:`machine` describes it.
+        line: Intercept (ms) and slope of the correction.
+        check: Measured and predicted latency of the subnets the error comes from, ms [n, 2].
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        samples: Samples,
+        identity: Mapping[str, Any],
+        name: str,
+    ) -> None:
+        super().__init__(backbone, classes, self._layer_ms, name, "ms", "not checked end to end")
+        self.samples = samples
+        self.identity = dict(identity)
+        self.line = (0.0, 1.0)
+        self.check = np.zeros((0, 2))
+
+    def __call__(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return the latency of each subnet for one batch in ms, float64 of shape [n].
+
+        Raises:
+            TableError: A layer was not measured.
+        """
+        return self.line[0] + self.line[1] * super().__call__(arrays)
+
+    def _layer_ms(self, layer: LayerSpec) -> float:
+        key = layer_key(layer)
+        if not self.samples.count(key):
+            raise TableError(
+                f"the layer {key} was not measured on this machine: measure the space it is in"
+            )
+        return self.samples.latency_ms(key)
+
+    def fit_line(self, arrays: SubnetArrays, measured_ms: np.ndarray) -> None:
+        """Fit the correction to end-to-end latencies [n], by relative error."""
+        self.line = (0.0, 1.0)
+        sums = self(arrays)
+        x = np.column_stack([np.ones_like(sums), sums]) / measured_ms[:, None]
+        intercept, slope = np.linalg.lstsq(x, np.ones_like(sums), rcond=None)[0]
+        if not 0.2 < slope < 5:  # networks too alike for a line
+            intercept, slope = 0.0, float(np.median(measured_ms / sums))
+        self.line = (float(intercept), float(slope))
+
+    def check_error(self, arrays: SubnetArrays, measured_ms: np.ndarray) -> float:
+        """Set and return the error (mean, percent) on end-to-end latencies [n]."""
+        predicted = self(arrays)
+        self.check = np.column_stack([measured_ms, predicted])
+        error = 100 * np.abs(predicted / measured_ms - 1)
+        self.error = (
+            f"measured here: {error.mean():.1f} % from end-to-end latency on {len(error)} random "
+            f"subnets (at most {error.max():.1f} %)"
+        )
+        return float(error.mean())
+
+    def export(self, folder: str | Path, space: SearchSpace) -> list[Path]:
+        """Write lookup tables, one YAML file a resolution, in the published tables' form.
+
+        Their sums are this cost: entries carry the slope of the correction and the first layer
+        its intercept (as far as the layer stays at least 0).
+        """
+        intercept, slope = self.line
+        paths = []
+        for r, layers in space_layers(self.backbone, space, self.classes).items():
+            lines = []
+            for layer in layers:
+                key = layer_key(layer)
+                mean = slope * self.samples.latency_ms(key)
+                mean = max(mean + intercept, 0.0) if layer.name == "stem" else mean
+                count = self.samples.count(key)
+                lines += [f"{key}:", f"  count: {count}", f"  mean: {mean:.9f}"]
+            paths.append(Path(folder) / f"{r}_lookup_table.yaml")
+            write_text_atomic(paths[-1], "\n".join(lines) + "\n")
+        return paths
+
+
+def measure(
+    backbone: Backbone,
+    space: SearchSpace,
+    classes: int = 1000,
+    settings: Settings | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> MachineCost:
+    """Measure what is not yet known of a space on this machine.
+
+    Args:
+        backbone: Widths and strides.
+        space: Its layers are timed, at its resolutions.
+        classes: Outputs of the classifier.
+        settings: How to time.
+        folder: Of the caches; :func:`cache_folder` by default.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The cost, with its error on random subnets of the space.
+    """
+    settings = settings or Settings()
+    identity = machine(settings)
+    samples = Samples(folder or cache_folder(), identity)
+    watch = Stopwatch(settings)
+    layers = sum(space_layers(backbone, space, classes).values(), ())
+    _time_layers(layers, watch, samples, settings, progress)
+    draws = rng(settings.seed, "measured-subnets")
+    subnets = [space.sample(draws) for _ in range(2 * settings.networks)]
+    _time_networks(subnets, backbone, classes, watch, samples, settings, progress)
+    cost = MachineCost(backbone, classes, samples, identity, settings.device)
+    measured = np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])
+    half = settings.networks
+    cost.fit_line(space.arrays_of(subnets[:half]), measured[:half])
+    cost.check_error(space.arrays_of(subnets[half:]), measured[half:])
+    return cost
+
+
+def _time_layers(
+    layers: Iterable[LayerSpec],
+    watch: Stopwatch,
+    samples: Samples,
+    settings: Settings,
+    progress: bool,
+) -> None:
+    from compofa.nn.static import build_layer
+
+    distinct = {layer_key(layer): layer for layer in layers}
+
+    def timed(key: str) -> float:
+        layer = distinct[key]
+        shape = [settings.images, layer.in_channels, layer.in_size, layer.in_size]
+        module = watch.ready(lambda: build_layer(layer))
+        return watch.run(module, shape[:2] if layer.kind == "linear" else shape)
+
+    _rounds(list(distinct), timed, samples, settings, progress, "layers")
+
+
+def _time_networks(
+    subnets: Sequence[Subnet],
+    backbone: Backbone,
+    classes: int,
+    watch: Stopwatch,
+    samples: Samples,
+    settings: Settings,
+    progress: bool,
+) -> None:
+    from compofa.nn.static import StaticNetwork
+
+    distinct = {_network_key(backbone, subnet, classes): subnet for subnet in subnets}
+
+    def timed(key: str) -> float:
+        subnet = distinct[key]
+        module = watch.ready(lambda: StaticNetwork(layout(backbone, subnet, classes)))
+        return watch.run(module, [settings.images, 3, subnet.resolution, subnet.resolution])
+
+    _rounds(list(distinct), timed, samples, settings, progress, "networks")
+
+
+def _rounds(
+    keys: Sequence[str],
+    timed: Callable[[str], float],
+    samples: Samples,
+    settings: Settings,
+    progress: bool,
+    what: str,
+) -> None:
+    """Visit every key in each round, in another order each time, where a sample is missing."""
+    from tqdm import tqdm
+
+    missing = sum(max(settings.rounds - samples.count(key), 0) for key in keys)
+    with tqdm(total=missing, desc=f"timing {what}", disable=not progress or not missing) as bar:
+        for index in range(settings.rounds):
+            order = rng(settings.seed, what, index).permutation(len(keys))
+            for key in (keys[i] for i in order):
+                if samples.count(key) <= index:
+                    samples.add(key, timed(key))
+                    bar.update()
+
+
+def _network_key(backbone: Backbone, subnet: Subnet, classes: int) -> str:
+    text = json.dumps([backbone.name, backbone.width_mult, classes, subnet.to_config()])
+    return f"network-{derive_seed(text):016x}"

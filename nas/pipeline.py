@@ -1,0 +1,267 @@
+"""A search from names to files: network and device in; tables, pictures and subnets out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compofa.backbones import Backbone
+from compofa.errors import ConfigError, SearchError
+from compofa.files import require_writable, write_text_atomic
+from compofa.model_zoo import NETWORKS, network_spec
+from compofa.space import SearchSpace
+from compofa.subnet import SubnetArrays
+from nas.cost import Cost, macs_cost, params_cost
+from nas.predictor import AccuracyModel, load_accuracy_model
+from nas.report import FoundRow, ReportData, Series, write_report
+from nas.search import Evolution, Found, Points, pareto_search, sample_points, search
+from nas.tables import write_subnets
+
+log = logging.getLogger(__name__)
+
+RESOLUTIONS = (160, 176, 192, 208, 224)
+"""Input resolutions of the published searches, pixels."""
+CONSTRAINTS = {"note10": (15.0, 20.0, 25.0, 30.0)}
+"""Budgets of the published searches by device, ms; elsewhere :func:`usual_budgets`."""
+CLOUD = 2000
+SHARES = (0.1, 0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network to search: its space, and how accuracy and cost of its subnets are known.
+
+    Attributes:
+        name: For tables and legends.
+        backbone: Widths and strides.
+        classes: Outputs of the classifier.
+        space: Where to search, resolutions included.
+        accuracy: Predictor of top-1.
+        cost: What budgets limit.
+    """
+
+    name: str
+    backbone: Backbone
+    classes: int
+    space: SearchSpace
+    accuracy: AccuracyModel
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found, ready to be written.
+
+    Attributes:
+        targets: The network searched, then those compared.
+        found: The best subnet for each budget.
+        fronts: The front of each target.
+        clouds: Random subnets of each target.
+        measured: Columns measured afterwards, a value a found subnet.
+    """
+
+    targets: tuple[Target, ...]
+    found: tuple[Found, ...]
+    fronts: tuple[Points, ...]
+    clouds: tuple[Points, ...]
+    measured: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Percent:
+    """Turns a predictor of fractions, such as the published one, into one of percent."""
+
+    unit = "top-1 %"
+
+    def __init__(self, model: Any) -> None:
+        self.name, self.error, self._model = model.name, model.error, model
+
+    def predict(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return top-1 in percent, shape [n]."""
+        return self._model.predict_percent(arrays)
+
+    def std(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return its standard deviation in points, shape [n]."""
+        return 100.0 * self._model.std(arrays)
+
+
+def accuracy_model(name_or_path: str | Path) -> AccuracyModel:
+    """Open a predictor, in percent whatever its file's unit.
+
+    Raises:
+        TableError: It is neither a known name nor a predictor's file.
+    """
+    model = load_accuracy_model(name_or_path)
+    return Percent(model) if hasattr(model, "predict_percent") else model
+
+
+def named_space(
+    net: str, width_mult: float | None, resolutions: Sequence[int] = RESOLUTIONS
+) -> tuple[Backbone, SearchSpace, int]:
+    """Return backbone, space and classes of a named network.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if net not in NETWORKS:
+        raise ConfigError(
+            f"unknown network {net!r}: expected a checkpoint's path or one of {', '.join(NETWORKS)}"
+        )
+    spec = network_spec(net, width_mult=width_mult, resolutions=tuple(resolutions))
+    for resolution in resolutions:
+        spec.check_resolution(resolution)
+    return spec.backbone, replace(spec.space, name=net), spec.classes
+
+
+def usual_budgets(target: Target) -> list[float]:
+    """Return four budgets spread over what the subnets of a space cost, two digits each."""
+    genes = target.space.sample_genes(np.random.default_rng(0), CLOUD)
+    costs = target.cost(target.space.arrays(genes))
+    return sorted({float(f"{value:.1e}") for value in np.quantile(costs, SHARES)})
+
+
+def run_search(
+    targets: Sequence[Target],
+    budgets: Sequence[float],
+    *,
+    seed: int = 0,
+    evolution: Evolution | None = None,
+) -> Outcome:
+    """Search the first target for each budget, and evaluate the fronts of all.
+
+    Args:
+        targets: The network searched, then those to compare with.
+        budgets: In the unit of the cost.
+        seed: Of all randomness.
+        evolution: Effort where a space is not enumerated.
+
+    Raises:
+        SearchError: A budget that no subnet meets; the message names the least possible.
+    """
+    first = targets[0]
+    found = search(first.space, first.accuracy, first.cost, budgets, seed=seed, evolution=evolution)
+    fronts = [pareto_search(t.space, t.accuracy, [t.cost], seed=seed) for t in targets]
+    clouds = [sample_points(t.space, t.accuracy, [t.cost], CLOUD, seed=seed) for t in targets]
+    return Outcome(tuple(targets), tuple(found), tuple(fronts), tuple(clouds))
+
+
+def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
+    """Return the columns of the results table behind ks, e, d and r."""
+    target = outcome.targets[0]
+    arrays = target.space.arrays_of([found.subnet for found in outcome.found])
+    columns: dict[str, list[Any]] = {
+        "top1": [round(found.accuracy, 4) for found in outcome.found],
+        "latency_ms": [_latency(target.cost, found.cost) for found in outcome.found],
+        "macs": [int(value) for value in macs_cost(target.backbone, target.classes)(arrays)],
+        "params": [int(value) for value in params_cost(target.backbone, target.classes)(arrays)],
+    }
+    return columns | outcome.measured
+
+
+def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -> list[Path]:
+    """Write results.csv, pareto.csv, a JSON file a found subnet, pictures and report.html.
+
+    Returns:
+        The files, in that order.
+    """
+    folder = require_writable(folder)
+    target, columns = outcome.targets[0], found_columns(outcome)
+    subnets = [found.subnet for found in outcome.found]
+    ahead = {
+        "constraint": [found.budget for found in outcome.found],
+        "net": [target.name] * len(subnets),
+    }
+    paths = [folder / "results.csv", folder / "pareto.csv"]
+    write_subnets(paths[0], target.space.arrays_of(subnets), columns, ahead)
+    _write_fronts(outcome, paths[1])
+    for found in outcome.found:
+        paths.append(folder / f"subnet_{found.budget:g}.json")
+        config = found.subnet.to_config(target.space.slots)
+        write_text_atomic(paths[-1], json.dumps(config) + "\n")
+    data = report_data(outcome)
+    if pictures:
+        from nas.plots import write_plot
+
+        for name in ("pareto.png", "pareto.svg"):
+            paths.append(folder / name)
+            write_plot(data, paths[-1])
+    paths.append(folder / "report.html")
+    write_report(data, paths[-1])
+    return paths
+
+
+def report_data(outcome: Outcome) -> ReportData:
+    """Gather what the pictures and the report show."""
+    target, columns = outcome.targets[0], found_columns(outcome)
+    cost, accuracy = target.cost, target.accuracy
+    units = {"macs": 1e6, "params": 1e6}
+    labels = {"macs": "MACs (M)", "params": "parameters (M)"}
+    labels |= {name: name.replace("_", " ") for name in outcome.measured}
+    extra = [
+        {label: f"{columns[name][row] / units.get(name, 1):.2f}" for name, label in labels.items()}
+        for row in range(len(outcome.found))
+    ]
+    is_latency = cost.unit == "ms"
+    return ReportData(
+        title=f"{target.name} on {cost.name}",
+        cost_name=f"Latency on {cost.name}" if is_latency else cost.name,
+        cost_unit=cost.unit,
+        cost_error=cost.error,
+        accuracy_name="Predicted top-1",
+        accuracy_unit="%",
+        accuracy_error=accuracy.error,
+        series=tuple(
+            Series.from_points(t.name, t.space, front, cloud)
+            for t, front, cloud in zip(outcome.targets, outcome.fronts, outcome.clouds, strict=True)
+        ),
+        found=tuple(
+            FoundRow(
+                target.name,
+                found.budget,
+                found.cost,
+                found.accuracy,
+                found.subnet.to_config(target.space.slots),
+                extra[row],
+            )
+            for row, found in enumerate(outcome.found)
+        ),
+        sources=tuple(
+            f"{t.name}: {t.space.size:.3g} subnets; accuracy by the model {t.accuracy.name} "
+            f"({t.accuracy.error}); cost {t.cost.name} ({t.cost.error})."
+            for t in outcome.targets
+        ),
+    )
+
+
+def _write_fronts(outcome: Outcome, path: Path) -> None:
+    names, arrays = [], []
+    columns: dict[str, list[Any]] = {"top1": [], "latency_ms": [], "macs": [], "params": []}
+    for target, front in zip(outcome.targets, outcome.fronts, strict=True):
+        rows = target.space.arrays(front.genes)
+        names += [target.name] * len(front.accuracy)
+        arrays.append(rows)
+        columns["top1"] += [round(value, 4) for value in front.accuracy.tolist()]
+        columns["latency_ms"] += [_latency(target.cost, v) for v in front.costs[:, 0].tolist()]
+        columns["macs"] += macs_cost(target.backbone, target.classes)(rows).astype(int).tolist()
+        columns["params"] += params_cost(target.backbone, target.classes)(rows).astype(int).tolist()
+    joined = SubnetArrays(*(np.concatenate(parts) for parts in zip(*arrays, strict=True)))
+    write_subnets(path, joined, columns, {"net": names})
+
+
+def _latency(cost: Cost, value: float) -> float | None:
+    return round(value, 4) if cost.unit == "ms" else None
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Check that no network is compared with itself.
+
+    Raises:
+        SearchError: One is.
+    """
+    if len(set(names)) < len(names):
+        raise SearchError(f"expected different networks to compare, got {', '.join(names)}")

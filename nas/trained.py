@@ -1,0 +1,174 @@
+"""Searching a network that one trained: records, a predictor, and the winners measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compofa.backbones import Backbone
+from compofa.checkpoint import Checkpoint
+from compofa.errors import ConfigError
+from compofa.evaluate import Evaluator
+from compofa.records import EvalRecord
+from compofa.space import SearchSpace
+from nas.collect import collect, draw_subnets
+from nas.cost import Cost
+from nas.pipeline import Outcome, Target, accuracy_model
+from nas.predictor import AccuracyModel
+
+log = logging.getLogger(__name__)
+
+CostLoader = Callable[[Backbone, SearchSpace, int], Cost]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint to search.
+
+    Attributes:
+        name: For tables.
+        checkpoint: What the file holds.
+        digest: Hash of the file.
+        resolutions: Where to search, pixels.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    digest: str
+    resolutions: tuple[int, ...]
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space it was trained for."""
+        space = self.checkpoint.network.space
+        return space.restrict(resolutions=self.resolutions, name=self.name)
+
+    @property
+    def free_space(self) -> SearchSpace | None:
+        """The same choices without their coupling; ``None`` if there is none to undo."""
+        free = self.space.free(f"{self.name}-free")
+        return free if free.stages != self.space.stages else None
+
+
+def trained_targets(
+    trained: Trained,
+    load_cost: CostLoader,
+    evaluator: Evaluator,
+    folder: Path,
+    *,
+    samples: int = 80,
+    predictor: str | None = None,
+    compare: bool = True,
+    seed: int = 0,
+    bar: bool = True,
+) -> list[Target]:
+    """Return the trained space and, to compare with, the free space of the same supernet.
+
+    Args:
+        trained: The network.
+        load_cost: Gives the cost of subnets of a space.
+        evaluator: Measures accuracy on the validation images.
+        folder: Gets ``records.jsonl`` and the fitted ``predictor.npz``; both are used again.
+        samples: Subnets to measure, half of them from the free space when it is compared.
+        predictor: File of a predictor to use in place of measuring.
+        compare: Whether to include the free space.
+        seed: Of the subnets.
+        bar: Whether to draw progress bars.
+    """
+    spaces = [trained.space]
+    if compare and trained.free_space is not None:
+        spaces.append(trained.free_space)
+    if predictor is not None:
+        accuracy = accuracy_model(predictor)
+    else:
+        share = -(-samples // len(spaces))
+        subnets = [subnet for space in spaces for subnet in draw_subnets(space, share, seed)]
+        records = collect(
+            trained.checkpoint, trained.digest, trained.name, list(dict.fromkeys(subnets)),
+            evaluator, folder / "records.jsonl", bar=bar,
+        )  # fmt: skip
+        accuracy = fit_records(records, spaces[-1], trained.name)
+        accuracy.save(folder / "predictor.npz")
+    network = trained.checkpoint.network
+    return [
+        Target(
+            space.name, network.backbone, network.classes, space, accuracy,
+            load_cost(network.backbone, space, network.classes),
+        )
+        for space in spaces
+    ]  # fmt: skip
+
+
+def fit_records(records: Sequence[EvalRecord], space: SearchSpace, name: str) -> AccuracyModel:
+    """Fit a predictor on measured records of subnets of ``space``.
+
+    Raises:
+        DataError: Too few records.
+    """
+    from nas.fit_accuracy import fit_accuracy
+
+    arrays = space.arrays_of([record.subnet for record in records])
+    card = {
+        "source": f"{len(records)} records of {name} on {records[0].part} images of "
+        f"{records[0].dataset}",
+        "checkpoint": records[0].checkpoint,
+    }
+    top1 = np.array([record.top1 for record in records])
+    return fit_accuracy(arrays, top1, name=name, card=card, samples=10_000)
+
+
+def measure_found(
+    outcome: Outcome, trained: Trained, evaluator: Evaluator, device: str, batch: int, bar: bool
+) -> Outcome:
+    """Measure the found subnets: accuracy, and latency where this machine is the device.
+
+    Args:
+        outcome: Of the search.
+        trained: The network.
+        evaluator: Measures accuracy on the test images.
+        device: Target of the search; ``cpu`` and ``gpu`` are timed end to end.
+        batch: Images at once when timing; 0 for the device's usual.
+        bar: Whether to draw progress bars.
+    """
+    supernet = trained.checkpoint.build().to(evaluator.device)
+    subnets = [found.subnet for found in outcome.found]
+    measured = {
+        "measured_top1": [
+            evaluator.measure(supernet, subnet, trained.name, trained.digest).top1
+            for subnet in subnets
+        ]
+    }
+    if device in ("cpu", "gpu"):
+        from nas.measure import Settings, time_networks
+
+        network, settings = trained.checkpoint.network, Settings(device=device, batch=batch)
+        times = time_networks(subnets, network.backbone, network.classes, settings, progress=bar)
+        measured["measured_latency_ms"] = [float(value) for value in times]
+    return replace(outcome, measured=measured)
+
+
+def search_resolutions(checkpoint: Checkpoint, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the resolutions to search: those asked for, or the data set's own.
+
+    Raises:
+        ConfigError: The checkpoint names no data set to take them from.
+    """
+    from compofa.data import DATASETS
+
+    if wanted:
+        sizes = tuple(wanted)
+    elif checkpoint.dataset in ("imagenet", "imagefolder"):
+        from nas.pipeline import RESOLUTIONS
+
+        sizes = RESOLUTIONS
+    elif checkpoint.dataset in DATASETS:
+        sizes = DATASETS[checkpoint.dataset].train_resolutions
+    else:
+        raise ConfigError("the checkpoint names no known data set: give --resolutions")
+    for size in sizes:
+        checkpoint.network.check_resolution(size)
+    return sizes

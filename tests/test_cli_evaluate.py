@@ -1,0 +1,361 @@
+import csv
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import sklearn.datasets
+import torch
+from PIL import Image
+from sklearn.utils import Bunch
+from test_cli_train import as_ofa
+
+from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
+from compofa.cli.evaluate import choose_subnets, main, parser
+from compofa.model_zoo import network_spec
+from compofa.records import EvalRecord
+from compofa.subnet import Subnet
+from compofa.supernet import Supernet
+from compofa.training.config import TrainConfig
+from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
+from compofa.training.run import train
+
+ROOT = Path(__file__).parent.parent
+QUIET = ["--quiet", "--device", "cpu"]
+NUMBERS = {"r", "images", "macs", "params", "calibration_images", "seed"}
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """150 digits: 90 to train on, 30 to validate on, 30 to test on."""
+    data = sklearn.datasets.load_digits()
+    few = Bunch(images=data.images[:150], target=data.target[:150])
+    teacher, *others = SMALL_IMAGES.phases
+    cheap = Recipe((replace(teacher, epochs=1, warmup_epochs=0), *others), quick=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        patch.setitem(RECIPES, "digits", cheap)
+        yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def net(quick: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a checkpoint that was trained a little, of a space of 32 subnets."""
+    config = TrainConfig(
+        epochs=2, heuristic="2:3,3:4", width_mult=0.1, image_size=(8, 12), eval_size=8, lr=0.05,
+        batch_size=45, dynamic_batch_size=1, validation_images=25, calibration_images=30,
+    )  # fmt: skip
+    return str(train(config, tmp_path_factory.mktemp("run"), bar=False).best)
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """The command in an empty folder of its own, as a function."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*argv: str) -> Outcome:
+        try:
+            status = main([*QUIET, *argv])
+        except SystemExit as end:
+            status = end.code
+        return Outcome(status, *capsys.readouterr())
+
+    return run
+
+
+def read(path: str | Path = "results.csv") -> list[EvalRecord]:
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in ("ks", "e", "d"):
+            row[name] = [int(value) for value in row[name].split()]
+        row.update({name: int(row[name]) for name in NUMBERS})
+    return [EvalRecord.from_json(row) for row in rows]
+
+
+def photos(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    for part in ("train", "val"):
+        for number, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(4):
+                image = Image.new("RGB", (9, 8), (90 * number, 9 * i, 7))
+                image.save(folder / part / name / f"{i}.png")
+    return folder
+
+
+def save(path: Path, classes: tuple[str, ...] = ("cat", "dog"), **more: object) -> str:
+    spec = network_spec("compofa-small", len(classes), width_mult=0.1)
+    weights = Supernet(spec).state_dict()
+    save_checkpoint(path, Checkpoint(spec, weights, classes, image_size=8, **more))
+    return str(path)
+
+
+# --- what it measures ---
+
+
+def test_a_checkpoint_needs_no_other_flags(call, net):
+    done = call("--net", net)
+    assert done.status == 0, done.err
+    records = read()
+    checkpoint = load_checkpoint(net)
+    assert len(records) == 10 == len({record.subnet for record in records})
+    for record in records:
+        assert checkpoint.network.space.contains(record.subnet) and record.subnet.resolution == 8
+        assert 0 <= record.top1 <= record.top5 <= 100 and record.images == 30
+        assert (record.dataset, record.part, record.net) == ("digits", "test", net)
+        assert record.checkpoint == file_hash(net) and record.calibration_images == 95
+    table = done.out.splitlines()
+    assert table[0].split() == ["subnet", "params", "MACs", "top-1", "top-5"] and len(table) == 12
+    for line, record in zip(table[1:], records, strict=False):
+        for part in (str(record.subnet), f"{record.params:,}", f"{record.macs:,}"):
+            assert part in line
+        assert line.endswith(f"{record.top1:.2f}%  {record.top5:>6.2f}%")
+    assert "10 subnet(s) of compofa on 30 test images of digits" in table[-1]
+
+
+def test_the_seed_decides_and_samples_count(call, net):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert call("--net", net, "--samples", "4", "--seed", seed, "--output", name).status == 0
+    assert read("a") == read("b") and len(read("a")) == 4
+    assert [r.subnet for r in read("a")] != [r.subnet for r in read("c")]
+
+
+def test_the_whole_space(call, net):
+    assert call("--net", net, "--all", "--output", "new/folder/all.csv").status == 0
+    records = read("new/folder/all.csv")
+    space = load_checkpoint(net).network.space
+    assert {record.subnet for record in records} == set(space.enumerate()) and len(records) == 32
+    largest = max(records, key=lambda record: record.macs)
+    assert largest.subnet == space.largest
+
+
+def test_a_subnet_by_itself_gets_the_same_figures(call, net):
+    assert call("--net", net, "--samples", "2", "--calibration-images", "50").status == 0
+    _, record = read()
+    text = json.dumps(record.subnet.to_config(3))
+    Path("subnet.json").write_text(text)
+    for source in (text, "subnet.json"):
+        done = call("--net", net, "--subnet", source, "--calibration_images", "50")
+        assert done.status == 0, done.err
+        assert read() == [record]
+
+
+def test_the_resolution_comes_from_the_option_the_subnet_or_the_checkpoint(call, net):
+    smallest = load_checkpoint(net).network.space.smallest
+    config = smallest.to_config(3)
+    without = {key: value for key, value in config.items() if key != "r"}
+    for text, more, expected in (
+        (without, [], 8),
+        ({**config, "r": 12}, [], 12),
+        ({**config, "r": [12]}, ["--image-size", "16"], 16),
+    ):
+        assert call("--net", net, "--subnet", json.dumps(text), *more).status == 0
+        assert read()[0].subnet == smallest.at(expected)
+    assert call("--net", net, "--samples", "1", "--image_size", "12").status == 0
+    assert read()[0].subnet.resolution == 12
+
+
+def test_validation_images_are_those_of_the_training(call, net):
+    assert call("--net", net, "--samples", "1", "--part", "validation").status == 0
+    assert read()[0].images == 25 and read()[0].part == "validation"
+
+
+def test_own_images(call, tmp_path):
+    folder = photos(tmp_path / "photos")
+    path = save(tmp_path / "own.pt", dataset="imagefolder", data_path=str(folder))
+    done = call("--net", path, "--samples", "1")
+    assert done.status == 0, done.err
+    assert read()[0].images == 8 and read()[0].dataset == "imagefolder"
+    other = photos(tmp_path / "other")
+    (other / "val" / "cat" / "extra.png").write_bytes((folder / "val/cat/0.png").read_bytes())
+    assert call("--net", path, "--samples", "1", "--data-path", str(other)).status == 0
+    assert read()[0].images == 9
+    assert call("--net", path, "--samples", "1", "--imagenet_path", str(other)).status == 0
+    assert read()[0].images == 9 and read()[0].dataset == "imagenet"
+
+
+def test_weights_of_other_programs_name_their_network(call, tmp_path):
+    folder = photos(tmp_path / "photos")
+    net = Supernet(network_spec("ofa-small", 2), seed=3)
+    state = {as_ofa(name): value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    words = ["--net", str(tmp_path / "other.pth"), "--imagenet_path", str(folder)]
+    done = call(*words, "--arch", "ofa-small", "--samples", "2", "--image-size", "8")
+    assert done.status == 0, done.err
+    assert len(read()) == 2 and "2 subnet(s) of ofa on 8 test images of imagenet" in done.out
+    done = call(*words, "--image-size", "8")
+    assert done.status == 1 and done.err.count("\n") == 1
+
+
+def test_without_arguments_it_evaluates_the_network_that_ships(call):
+    done = call()
+    assert done.status == 0, done.err
+    assert len(read()) == 10 and {record.net for record in read()} == {"compofa-digits"}
+    assert {record.subnet.resolution for record in read()} == {16}
+
+
+def test_the_script_on_all_digits(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "eval_sampled_config.py"), "--samples=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+    records = read(tmp_path / "results.csv")
+    assert [record.images for record in records] == [360] and records[0].top1 > 94
+
+
+# --- bad input ---
+
+
+def config(depth: int = 2, expand: float = 3, stages: int = 5) -> str:
+    blocks = [3, 5, 3, 3, 5][:stages]
+    ks = [kernel for kernel in blocks for _ in range(4)]
+    return json.dumps({"ks": ks, "e": [expand] * len(ks), "d": [depth] * stages, "r": 8})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--subnet", config(expand=5)], ["expand ratio", "got 5"]),
+        (["--subnet", config(depth=9)], ["expected a depth from 1 to 4, got 9"]),
+        (["--subnet", config(depth=4, expand=6)], ["stage 1 depth", "expected 2 or 3, got 4"]),
+        (["--subnet", config(expand=4)], ["coupled with depth 2", "expected 3, got 4"]),
+        (["--subnet", config(stages=4)], ["stages: expected 5, got 4"]),
+        (["--subnet", config()[:-9]], ["--subnet: expected a subnet as JSON"]),
+        (["--subnet", '{"ks": 3}'], ["missing e, d"]),
+        (["--subnet", "none.json"], ["expected JSON or a file with it", "none.json"]),
+        (["--subnet", ""], ["expected JSON or a file with it"]),
+        (["--subnet", config().replace('"r": 8', '"r": 4')], ["image size from 8", "got 4"]),
+        (["--subnet", config(), "--all"], ["not allowed with"]),
+        (["--image-size", "4"], ["expected an image size from 8 to 2048", "got 4"]),
+        (["--image-size", "0"], ["expected an image size from 8 to 2048", "got 0"]),
+        (["--dataset", "mnist"], ["unknown data set 'mnist'", "fashion-mnist"]),
+        (["--dataset", "imagefolder"], ["imagefolder needs a data path"]),
+        (["--imagenet_path", "none"], ["none does not exist"]),
+        (["--device", "tpu"], ["expected cpu or cuda, got 'tpu'"]),
+        (["--net", "resnet"], ["unknown network 'resnet'", "compofa-digits"]),
+        (["--net", "compofa"], ["no weights ship for compofa"]),
+        (["--net", "none.pt"], ["expected a checkpoint file at none.pt, got nothing there"]),
+        (["--net", "."], ["got a folder"]),
+        (
+            ["--samples", "0", "--batch-size", "0", "--workers=-1", "--calibration-images", "0"],
+            ["--samples: expected at least 1, got 0", "--batch-size", "--workers", "--calib"],
+        ),
+        (["--samples", "many"], ["--samples: invalid int value: 'many'"]),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(call, net, words, expected):
+    done = call("--net", net, "--output", "new/results.csv", *words)
+    assert done.status in (1, 2)
+    assert done.err.count("\n") == 1 and done.err.endswith("\n") and done.out == ""
+    assert done.err.startswith("eval_sampled_config.py: error: ")
+    for part in expected:
+        assert part in done.err
+    assert list(Path.cwd().iterdir()) == []
+
+
+class Runs:
+    """Would make a file if it were unpickled without care."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "empty", "zip", "pickle", "hidden pickle", "text", "other network"]
+)
+def test_a_checkpoint_that_is_none(call, net, tmp_path, kind):
+    path = tmp_path / "bad.pt"
+    good = Path(net).read_bytes()
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("photo.txt", "not a checkpoint")
+    elif kind == "other network":
+        torch.save({"state_dict": torch.nn.Linear(3, 4).state_dict()}, path)
+    elif kind == "hidden pickle":
+        torch.save({"format": "compofa-checkpoint", "weights": Runs()}, path)
+    else:
+        data = {
+            "truncated": good[: len(good) // 2],
+            "empty": b"",
+            "pickle": pickle.dumps(Runs()),
+            "text": b"hello\n",
+        }
+        path.write_bytes(data[kind])
+    done = call("--net", str(path))
+    assert done.status == 1 and done.err.count("\n") == 1, done.err
+    assert "error: " in done.err and done.out == ""
+    assert list(Path.cwd().iterdir()) == [], "nothing written, nothing executed"
+    if kind != "other network":
+        assert str(path) in done.err
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("cat", "dog", "owl"), "expected the network's 3 classes, got 2 in imagefolder"),
+        (("cat", "owl"), "expected the network's classes, such as 'owl', got 'dog'"),
+    ],
+)
+def test_other_classes(call, tmp_path, classes, expected):
+    folder = photos(tmp_path / "photos")
+    path = save(tmp_path / "own.pt", classes, dataset="digits")
+    done = call("--net", path, "--dataset", "imagefolder", "--data-path", str(folder))
+    assert done.status == 1 and done.err.count("\n") == 1 and expected in done.err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written(call, net):
+    Path("file").write_text("in the way")
+    done = call("--net", net, "--output", "file/results.csv")
+    assert done.status == 1 and done.err.count("\n") == 1 and "cannot write" in done.err
+    assert Path("file").read_text() == "in the way"
+
+
+# --- parts ---
+
+
+def test_subnets_are_distinct_and_there_are_no_more_than_exist():
+    space = network_spec("compofa-small").space
+    chosen = choose_subnets(space, 100, seed=0)
+    assert len(set(chosen)) == 100 and all(isinstance(subnet, Subnet) for subnet in chosen)
+    assert choose_subnets(space, 30, seed=0) == chosen[:30]
+    assert choose_subnets(space, 1000, seed=0) == list(space.enumerate())
+
+
+def test_help_is_quick():
+    program = (
+        "import sys\nsys.argv = ['eval_sampled_config.py', '--help']\n"
+        "from compofa.cli.evaluate import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print([m for m in ('torch', 'sklearn', 'tqdm', 'PIL') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.endswith("[]\n") and done.stderr == ""
+    assert "--imagenet-path DIR" in done.stdout
+    args = parser().parse_args(["--imagenet_path", "a_b", "--batch_size=7"])
+    assert args.imagenet_path == "a_b" and args.batch_size == 7

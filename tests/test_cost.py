@@ -1,0 +1,96 @@
+"""Costs that are sums over layers: exact, vectorised, and clear about what they cannot count."""
+
+import numpy as np
+import pytest
+
+from compofa.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
+from compofa.errors import SpaceError
+from compofa.layout import layout, macs, params
+from compofa.subnet import Subnet, SubnetArrays
+from nas.cost import LayerSumCost, macs_cost, params_cost
+from nas.tables import read_subnets
+
+SPACE = MOBILENET_V3.free_space((128, 160, 164, 224))
+
+
+def sample(space=SPACE, n=200, seed=0):
+    return space.arrays(space.sample_genes(np.random.default_rng(seed), n))
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 1.2])
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_counts_equal_the_layout(width, classes):
+    backbone = MOBILENET_V3.scaled(width)
+    arrays = sample()
+    expected = [layout(backbone, subnet, classes) for subnet in SPACE.subnets_of(arrays)]
+    assert macs_cost(backbone, classes)(arrays).tolist() == [macs(x) for x in expected]
+    assert params_cost(backbone, classes)(arrays).tolist() == [params(x) for x in expected]
+
+
+def test_counts_equal_the_published_tables(reference_data):
+    path = reference_data / "accuracy/ofa_mbv3_w1.0_r224.csv.gz"
+    arrays, columns = read_subnets(path, ("macs", "params"))
+    assert np.array_equal(macs_cost(MOBILENET_V3)(arrays), columns["macs"])
+    assert np.array_equal(params_cost(MOBILENET_V3)(arrays), columns["params"])
+
+
+def test_any_choice_works_and_is_learnt_on_the_way():
+    cost = macs_cost(MOBILENET_V3_SMALL_IMAGES, 10)
+    stages = tuple(((9, 2.5),) * depth for depth in (1, 2, 3, 4, 4))
+    odd = MOBILENET_V3_SMALL_IMAGES.free_space().arrays_of([Subnet(33, stages)])
+    before = cost(sample())
+    assert cost(odd)[0] == macs(layout(MOBILENET_V3_SMALL_IMAGES, Subnet(33, stages), 10))
+    assert np.array_equal(cost(sample()), before)
+
+
+def test_more_slots_than_four_and_another_layout_of_arrays():
+    cost = macs_cost(MOBILENET_V3)
+    subnet = Subnet(160, (((3, 4),) * 6,) * 5)
+    for slots in (6, 8, 6):
+        config = subnet.to_config(slots)
+        arrays = SubnetArrays(*(np.array([config[key]]) for key in ("ks", "e", "d", "r")))
+        assert cost(arrays)[0] == macs(layout(MOBILENET_V3, subnet))
+
+
+def test_float_arrays_give_what_integers_give():
+    arrays = sample()
+    as_floats = SubnetArrays(*(array.astype(float) for array in arrays))
+    cost = macs_cost(MOBILENET_V3)
+    assert np.array_equal(cost(as_floats), cost(arrays))
+
+
+def test_each_distinct_layer_is_asked_once():
+    asked = []
+    cost = LayerSumCost(MOBILENET_V3, 1000, lambda layer: asked.append(layer) or 1.0, "n", "layers")
+    arrays = sample(n=500)
+    counts = cost(arrays)
+    assert np.array_equal(counts, arrays.d.sum(axis=1) + 6)
+    before = len(asked)
+    cost(arrays)
+    assert len(asked) == before <= len(SPACE.resolutions) * 96
+
+
+def test_nothing_gives_nothing():
+    empty = SubnetArrays(*(array[:0] for array in sample()))
+    assert macs_cost(MOBILENET_V3)(empty).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a._replace(ks=a.ks - 1), "kernel size from 1 to 31, got -1"),
+        (lambda a: a._replace(e=a.e * 100), "expand ratio from 1 to 32"),
+        (lambda a: a._replace(e=a.e * np.nan), "expand ratio from 1 to 32, got nan"),
+        (lambda a: a._replace(e=a.e * 1.01), "in steps of 0.05"),
+        (lambda a: a._replace(ks=a.ks * 1.5), "kernel size in steps of 1"),
+        (lambda a: a._replace(r=a.r * 100), "resolution from 1 to 2048"),
+        (lambda a: a._replace(r=a.r * 0), "resolution of at least 1"),
+        (lambda a: a._replace(ks=a.ks[:, :3]), "shape"),
+        (lambda a: a._replace(ks=a.ks[:, :19], e=a.e[:, :19]), "divisible by the 5 stages"),
+        (lambda a: a._replace(ks=a.ks * 0), "0 at the same blocks"),
+    ],
+)
+def test_impossible_choices_are_errors(change, message):
+    with pytest.raises(SpaceError, match=message) as caught:
+        macs_cost(MOBILENET_V3)(change(sample()))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,73 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from compofa.backbones import MOBILENET_V3_SMALL_IMAGES
+from compofa.coupling import parse_coupling
+from compofa.errors import SpaceError
+from compofa.model_zoo import network_spec
+from compofa.network import NetworkSpec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        network_spec("compofa"),
+        network_spec("ofa_mbv3_d234_e346_k357_w1.2", 10, resolutions=(128, 132)),
+        network_spec("compofa-elastic-small", 2, coupling=parse_coupling("1:2.5,3:4")),
+        network_spec("ofa-small", 7, elastic_kernel=False, dropout=0.0).largest_only(),
+    ],
+)
+def test_definitions_come_back_equal(spec: NetworkSpec) -> None:
+    assert NetworkSpec.from_json(spec.to_json()) == spec
+
+
+def changed(data: Any, at: tuple, value: Any) -> Any:
+    copy = dict(data) if isinstance(data, dict) else list(data)
+    copy[at[0]] = value if len(at) == 1 else changed(copy[at[0]], at[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (("backbone",), "vgg", "unknown backbone 'vgg'"),
+        (("width_mult",), 99.0, "width multiplier"),
+        (("classes",), 0, "1 to 1000000 classes, got 0"),
+        (("dropout",), 1.0, "dropout"),
+        (("space", "slots"), 9, "as many slots as the largest depth, got 9"),
+        (("space", "resolutions"), [16, 16], "expected each resolution once"),
+        (("space", "resolutions"), [96.5], "resolutions: expected integers"),
+        (("space", "stages"), [], "expected 1 to 16 stages, got 0"),
+        (("space", "stages", 0, "kernels"), [4], "expected odd kernel sizes"),
+        (("space", "stages", 0, "kernels"), [17], "kernels: expected integers from 1 to 15"),
+        (("space", "stages", 0, "depths"), [0], "depths: expected integers from 1 to 16"),
+        (("space", "stages", 0, "expands"), [0], "expand ratios above 0"),
+        (("space", "stages", 0, "coupling"), [[2, 3, 4]], "coupling"),
+        (("space", "stages", 0, "coupling"), [[2, 3]], "coupling of the stage's own depths"),
+    ],
+)
+def test_definitions_out_of_range_are_refused(at: tuple, value: Any, message: str) -> None:
+    data = network_spec("compofa-small", 3).to_json()
+    with pytest.raises(SpaceError, match=f"not a network definition: .*{message}"):
+        NetworkSpec.from_json(changed(data, at, value))
+
+
+def test_definitions_that_do_not_fit_together_are_refused() -> None:
+    space = MOBILENET_V3_SMALL_IMAGES.free_space()
+    with pytest.raises(SpaceError, match="has 5 stages, space ofa has 2"):
+        NetworkSpec(MOBILENET_V3_SMALL_IMAGES, replace(space, stages=space.stages[:2]))
+    spec = NetworkSpec(MOBILENET_V3_SMALL_IMAGES, space)
+    assert spec.min_resolution == 8
+    spec.check_resolution(8)
+    for size in (7, 0, -8, 2049):
+        with pytest.raises(SpaceError, match=f"from 8 to 2048 .*, got {size}"):
+            spec.check_resolution(size)
+
+
+def test_a_teacher_is_the_largest_subnet_alone() -> None:
+    spec = network_spec("compofa-elastic-small", 3).largest_only()
+    assert spec.space.size == 1
+    assert spec.space.largest.stages == (((7, 6),) * 4,) * 5
+    assert not spec.kernel_transform

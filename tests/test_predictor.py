@@ -1,0 +1,316 @@
+"""Accuracy predictors: inference, files, errors, fitting and what ships."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compofa.errors import CompofaError, DataError, SpaceError, TableError
+from compofa.subnet import SubnetArrays
+from nas.blocks import find_blocks
+from nas.distill import one_hot, recombine
+from nas.fit_accuracy import fit_accuracy
+from nas.tables import read_subnets
+from nas.predictor import NAMES, FittedPredictor, load_accuracy_model
+
+REFERENCE = os.environ.get("COMPOFA_REFERENCE_DATA")
+needs_reference = pytest.mark.skipif(not REFERENCE, reason="COMPOFA_REFERENCE_DATA is not set")
+EXPAND = {2: 3, 3: 4, 4: 6}
+
+
+def subnets(count: int, resolutions: tuple[int, ...], *key: int, elastic=False) -> SubnetArrays:
+    """Random compound subnets with kernels 3, 5, 3, 3, 5 by stage, or elastic ones."""
+    generator = np.random.default_rng(key)
+    d = generator.integers(2, 5, (count, 5))
+    present = np.arange(4) < d[:, :, None]
+    fixed = np.array([3, 5, 3, 3, 5])[None, :, None]
+    kernels = generator.choice([3, 5, 7], present.shape) if elastic else fixed
+    e = np.vectorize(EXPAND.get)(d)[:, :, None]
+    r = generator.choice(resolutions, count)
+    return SubnetArrays(
+        (kernels * present).reshape(count, 20), (e * present).reshape(count, 20), d, r
+    )
+
+
+def truth(arrays: SubnetArrays) -> np.ndarray:
+    size = (arrays.d * [1, 2, 1, 2, 3]).sum(axis=1)
+    return 60 + 0.5 * size + 0.2 * arrays.d[:, 0] * arrays.d[:, 1] + 0.4 * (arrays.r - 24)
+
+
+def fit_small(seed: int = 0) -> FittedPredictor:
+    arrays = subnets(60, (24, 32), 1)
+    noise = np.random.default_rng(2).normal(0, 0.2, 60)
+    return fit_accuracy(arrays, truth(arrays) + noise, steps=15, samples=4000, folds=3, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def small() -> FittedPredictor:
+    return fit_small()
+
+
+def test_fit_from_few_records_is_better_than_its_noise_allows_by_chance(small):
+    fresh = subnets(500, (24, 32), 3)
+    error = small.predict(fresh) - truth(fresh)
+    assert np.abs(error).mean() < 0.25
+    assert small.card["cv_mae"] < 0.5
+    assert small.card["cv_spearman"] > 0.95
+    assert 0.75 < small.card["held_out"]["all"]["coverage_90"] <= 1.0
+
+
+def test_fit_is_the_same_bit_for_bit_and_leaves_global_generators_alone(small):
+    np.random.seed(7)  # noqa: NPY002 - the disturbed global state is the point
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    again = fit_small()
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    for key, value in small.arrays.items():
+        np.testing.assert_array_equal(value, again.arrays[key])
+    assert small.card == again.card
+
+
+def test_predict_equals_the_network_it_stands_for(small):
+    arrays = subnets(9000, (24, 32), 4)
+    a = {key: value.astype(np.float64) for key, value in small.arrays.items()}
+    x = one_hot(arrays, small.arrays["kernels"], small.arrays["expands"]).astype(np.float64)
+    hidden = np.maximum(x @ a["input_weight"].reshape(x.shape[1], -1) + a["input_bias"], 0) ** 2
+    hidden = np.maximum(hidden @ a["hidden_weight"] + a["hidden_bias"], 0)
+    y = hidden @ a["output_weight"] + a["output_bias"]
+    y += x @ a["skip_weight"].reshape(x.shape[1], -1)
+    expected = y[np.arange(9000), (arrays.r == 32).astype(int)]
+    np.testing.assert_allclose(small.predict(arrays), expected, atol=2e-4)
+    shuffled = np.random.default_rng(0).permutation(9000)
+    moved = SubnetArrays(*(array[shuffled] for array in arrays))
+    np.testing.assert_allclose(small.predict(moved), expected[shuffled], atol=2e-4)
+
+
+def test_accuracy_between_anchors_is_interpolated_linearly(small):
+    arrays = subnets(50, (24,), 5)
+    at = {r: small.predict(arrays._replace(r=np.full(50, r))) for r in (24, 26, 32)}
+    np.testing.assert_allclose(at[26], 0.75 * at[24] + 0.25 * at[32], rtol=1e-9)
+    std = {r: small.std(arrays._replace(r=np.full(50, r))) for r in (24, 26, 32)}
+    assert (std[26] > 0).all()
+    assert (small.std(arrays) >= small.model_std(arrays)).all()
+
+
+def test_float_arrays_and_empty_input(small):
+    arrays = subnets(20, (24,), 6)
+    floats = SubnetArrays(*(array.astype(np.float64) for array in arrays))
+    np.testing.assert_array_equal(small.predict(arrays), small.predict(floats))
+    assert small.predict(SubnetArrays(*(array[:0] for array in arrays))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a._replace(r=np.full(20, 33)), "resolutions from 24 to 32"),
+        (lambda a: a._replace(r=np.full(20, np.nan)), "resolutions from 24 to 32"),
+        (lambda a: a._replace(ks=np.where(a.ks == 5, 9, a.ks)), "kernel sizes among 3, 5"),
+        (lambda a: a._replace(ks=np.where(a.ks == 5, 10**9, a.ks)), "kernel sizes among 3, 5"),
+        (lambda a: a._replace(ks=-a.ks), "kernel sizes among 3, 5"),
+        (lambda a: a._replace(e=np.where(a.e == 4, 5, a.e)), "expand ratios among 3, 4, 6"),
+        (lambda a: a._replace(e=np.where(a.e == 4, np.nan, a.e)), "expand ratios among 3, 4, 6"),
+        (lambda a: a._replace(e=np.where(a.ks > 0, a.e, 3)), "0 at the same blocks"),
+        (lambda a: a._replace(ks=a.ks[:, :16], e=a.e[:, :16]), r"shape \[n, 20\]"),
+    ],
+)
+def test_subnets_outside_the_model_are_named(small, change, message):
+    with pytest.raises(SpaceError, match=message) as caught:
+        small.predict(change(subnets(20, (24,), 6)))
+    assert "\n" not in str(caught.value)
+
+
+def test_saved_model_is_read_back_exactly(small, tmp_path):
+    path = tmp_path / "mine.npz"
+    small.save(path)
+    back = load_accuracy_model(path)
+    arrays = subnets(100, (24, 32), 8)
+    np.testing.assert_array_equal(small.predict(arrays), back.predict(arrays))
+    np.testing.assert_array_equal(small.std(arrays), back.std(arrays))
+    assert back.card == json.loads((tmp_path / "mine.json").read_text())
+    assert back.name == "mine"
+    assert "held-out MAE" in back.error
+
+
+def broken_files(model: FittedPredictor, folder: Path) -> dict[str, Path]:
+    model.save(folder / "good.npz")
+    good = (folder / "good.npz").read_bytes()
+    contents = {
+        "empty.npz": b"",
+        "empty.pth": b"",
+        "truncated.npz": good[: len(good) // 2],
+        "flipped.npz": good[:400] + bytes(255 - byte for byte in good[400:600]) + good[600:],
+        "text.pth": b"hello, this is no predictor\n" * 50,
+        "pickle.pth": pickle.dumps({"a": 1}),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    with zipfile.ZipFile(folder / "other.npz", "w") as archive:
+        archive.writestr("readme.txt", "a zip of something else")
+    arrays = dict(model.arrays)
+    changes = {
+        "missing.npz": {key: value for key, value in arrays.items() if key != "noise"},
+        "extra.npz": {**arrays, "more": np.zeros(3)},
+        "nan.npz": {**arrays, "noise": np.full(2, np.nan, np.float32)},
+        "shape.npz": {**arrays, "output_bias": np.zeros(3, np.float32)},
+        "dtype.npz": {**arrays, "kernels": np.array([3.0, 5.0])},
+        "object.npz": {**arrays, "noise": np.array([{}, {}], dtype=object)},
+        "order.npz": {**arrays, "resolutions": np.array([32, 24])},
+        "version.npz": {**arrays, "format": np.array(99)},
+        "elsewhere.npz": {"weights": np.zeros(3)},
+    }
+    for name, content in changes.items():
+        np.savez(folder / name, **content)
+    names = [*contents, "other.npz", *changes]
+    return {name: folder / name for name in names}
+
+
+def test_files_that_are_something_else_get_one_line(small, tmp_path):
+    for name, path in broken_files(small, tmp_path).items():
+        with pytest.raises(TableError) as caught:
+            load_accuracy_model(path)
+        assert "\n" not in str(caught.value), name
+        assert name in str(caught.value)
+
+
+def test_unknown_names_list_the_known_ones(tmp_path):
+    for what in ("resnet", tmp_path, tmp_path / "none.npz"):
+        with pytest.raises(TableError, match=r"one of ofa_mbv3_w1\.0, .*compofa"):
+            load_accuracy_model(what)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_models_answer_for_their_network(name):
+    model = load_accuracy_model(name)
+    arrays = subnets(400, (160, 176, 192, 208, 224), 9, elastic=True)
+    top1, std = model.predict(arrays), model.std(arrays)
+    assert top1.dtype == std.dtype == np.float64
+    assert ((top1 > 60) & (top1 < 80)).all()
+    assert ((std > 0.02) & (std < 3)).all()
+    up = [model.predict(arrays._replace(r=np.full(400, r))).mean() for r in range(128, 225, 16)]
+    assert (np.diff(up) > 0.2).all()
+    deep = subnets(400, (224,), 9, elastic=True)
+    deep_top1 = model.predict(deep)
+    assert np.corrcoef(deep.d.sum(axis=1), deep_top1)[0, 1] > 0.7
+    assert model.card["sources"]
+    assert model.card["license"]
+
+
+def test_shipped_uncertainty_is_larger_where_nothing_was_measured():
+    arrays = subnets(200, (192,), 10, elastic=True)
+    higher = arrays._replace(r=np.full(200, 224))
+    compofa = load_accuracy_model("compofa")
+    assert (compofa.model_std(higher) > 1.3 * compofa.model_std(arrays)).mean() > 0.95
+    measured = load_accuracy_model("ofa_mbv3_d234_e346_k357_w1.0")
+    unmeasured = load_accuracy_model("ofa_mbv3_d234_e346_k357_w1.2")
+    assert (unmeasured.std(higher) > 1.5).all()
+    np.testing.assert_array_equal(unmeasured.predict(higher), measured.predict(higher))
+    assert "another width" in unmeasured.error
+
+
+def test_inference_does_not_import_torch():
+    code = (
+        "import sys, numpy as np; from nas.predictor import load_accuracy_model as load; "
+        "from compofa.subnet import SubnetArrays as A; o = np.ones((2, 20), int); "
+        "load('compofa').predict(A(3 * o, 3 * o, o[:, :5], np.array([160, 224]))); "
+        "assert not {'torch', 'scipy', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_blocks_of_rows_are_found():
+    arrays = subnets(360, (128, 160), 11, elastic=True)
+    generator = np.random.default_rng(12)
+    label = np.repeat([0, 1, 2], [100, 140, 120])
+    offset = np.array([[-0.3, -0.1], [0.4, 0.3], [-0.2, 0.1]])[label, (arrays.r == 160) * 1]
+    noise = generator.normal(0, 0.1, 360)
+    found = find_blocks(arrays, truth(arrays) + noise + offset)
+    assert len(np.unique(found)) == 3
+    assert (found != label).sum() <= 6
+    assert (find_blocks(arrays, truth(arrays) + noise) == 0).all()
+
+
+def test_offsets_are_removed_from_the_fit():
+    arrays = subnets(240, (24, 32), 13)
+    label = np.arange(240) // 60
+    offset = np.array([-0.4, 0.4, -0.3, 0.3])[label]
+    noise = np.random.default_rng(14).normal(0, 0.05, 240)
+    options = {"steps": 20, "samples": 4000, "folds": 3, "subset": 240}
+    model = fit_accuracy(arrays, truth(arrays) + noise + offset, blocks=label, **options)
+    assert model.card["cv_mae"] < 0.12 < 0.25 < model.card["cv_mae_raw"]
+    found = [np.mean([block["24"], block["32"]]) for block in model.card["block_offsets"]]
+    np.testing.assert_allclose(found, [-0.4, 0.4, -0.3, 0.3], atol=0.12)
+    assert model.arrays["noise"].min() > 0.25
+
+
+def test_bad_records_are_refused():
+    arrays = subnets(30, (24,), 15)
+    few = SubnetArrays(*(array[:10] for array in arrays))
+    with pytest.raises(DataError, match="at least 20"):
+        fit_accuracy(few, truth(few))
+    with pytest.raises(DataError, match="as many"):
+        fit_accuracy(arrays, truth(few))
+    with pytest.raises(DataError, match="percent"):
+        fit_accuracy(arrays, truth(arrays) * np.nan)
+
+
+def test_recombined_subnets_keep_the_coupling():
+    drawn = recombine(subnets(200, (24,), 16), 1000, np.random.default_rng(17))
+    stages = drawn.e.reshape(1000, 5, 4)
+    assert (stages.max(axis=2) == np.vectorize(EXPAND.get)(drawn.d)).all()
+    assert ((stages > 0).sum(axis=2) == drawn.d).all()
+    assert ((drawn.ks > 0) == (drawn.e > 0)).all()
+
+
+def test_tables_that_are_malformed_name_the_line(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("ks,e,d,r,top1\n3 3,3 3,2,224,70\n3 3,3 x,2,224,70\n")
+    with pytest.raises(TableError, match="line 3"):
+        read_accuracy_table(path)
+    path.write_text("ks,e,d,r\n")
+    with pytest.raises(TableError, match="top1"):
+        read_accuracy_table(path)
+    for text in ("", "ks,e,d,r,top1\n", "ks,e,d,r,top1\n3 3,3 3,2,224,70\n3 3,3 3,2,224\n"):
+        path.write_text(text)
+        with pytest.raises(CompofaError):
+            read_accuracy_table(path)
+
+
+@needs_reference
+def test_published_predictor_ranks_measured_subnets():
+    folder = Path(REFERENCE)
+    model = load_accuracy_model(folder / "predictors" / "acc_predictor.pth")
+    arrays, top1 = read_accuracy_table(folder / "accuracy" / "ofa_mbv3_w1.0_r224.csv.gz")
+    fraction = model.predict(arrays)
+    ranks = [np.argsort(np.argsort(values)) for values in (fraction, top1)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.98
+    assert abs((model.predict_percent(arrays) - top1).mean() - 6) < 0.5
+    at = {r: model.predict(arrays._replace(r=np.full(len(top1), r))) for r in (176, 180, 192)}
+    np.testing.assert_allclose(at[180], 0.75 * at[176] + 0.25 * at[192], atol=1e-6)
+
+
+@needs_reference
+def test_other_published_predictor_is_refused():
+    path = Path(REFERENCE) / "predictors" / "ofa_resnet50_acc_predictor.pth"
+    with pytest.raises(TableError, match="linear 128-400-400-400-1"):
+        load_accuracy_model(path)
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("name", "table", "most"),
+    [
+        ("ofa_mbv3_w1.0", "ofa_mbv3_w1.0_r224", 0.045),
+        ("compofa", "compofa_elastic_r128_160_192", 0.33),
+    ],
+)
+def test_shipped_models_fit_their_tables(name, table, most):
+    arrays, top1 = read_accuracy_table(Path(REFERENCE) / "accuracy" / f"{table}.csv.gz")
+    model = load_accuracy_model(name)
+    error = np.abs(model.predict(arrays) - top1)
+    assert error.mean() < most
+    assert (error < 2 * model.std(arrays)).mean() > 0.93

@@ -1,0 +1,317 @@
+"""The pictures, and the report in a real headless Chromium driven over its debugging pipe."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compofa.backbones import MOBILENET_V3
+from compofa.errors import SearchError
+from compofa.subnet import Subnet
+from nas.evolution import Points
+from nas.plots import write_plot
+from nas.report import TEMPLATE, FoundRow, ReportData, Series, write_report
+from nas.search import Found
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+NASTY = "</script><img src=x onerror=\"document.title='broken'\">&\u2028{{data}}\\1"
+
+
+def config(seed):
+    rng = np.random.default_rng(seed)
+    stages = tuple(((3, int(rng.choice([3, 4, 6]))),) * int(rng.integers(2, 5)) for _ in range(5))
+    return Subnet(int(rng.choice([160, 192, 224])), stages).to_config()
+
+
+def make_series(name, seed, cloud=500):
+    rng = np.random.default_rng(seed)
+    costs = np.sort(rng.uniform(10, 60, 25))
+    accuracies = 70 + seed + 8 * np.log(costs / 10)
+    random_costs = rng.uniform(12, 60, cloud)
+    random = 69 + 8 * np.log(random_costs / 10) - rng.gamma(2, 0.8, cloud)
+    return Series(name, costs, accuracies, tuple(map(config, range(25))), random_costs, random)
+
+
+def make_data(name="CompOFA", cloud=500):
+    series = (make_series(name, 1, cloud), make_series("OFA", 2, cloud))
+    first = series[0]
+    found = tuple(
+        FoundRow(name, budget, first.front_costs[row], first.front_accuracies[row],
+                 first.front_configs[row], {"MACs (M)": "231"})
+        for budget, row in ((20.0, 4), (35.0, 11))
+    )  # fmt: skip
+    return ReportData("CompOFA on note10", "Latency", "ms", "within 2 %", "Predicted top-1", "%",
+                      "MAE 0.05 points", series, found, ("Tables: measured.",))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+def test_found_subnets_that_beat_the_front_join_it():
+    space = MOBILENET_V3.compound_space()
+    genes = space.enumerate_genes()[[0, 100, 242]].astype(np.uint8)
+    front = Points(genes[[0, 2]], np.array([70.0, 74.0]), np.array([[10.0], [30.0]]))
+    results = [
+        Found(20.0, space.decode(genes[1]), 73.0, 19.0, 9, False, False),
+        Found(40.0, space.decode(genes[1]), 73.5, 31.0, 9, False, False),
+    ]
+    series = Series.from_points("x", space, front, front, results)
+    assert series.front_costs.tolist() == [10.0, 19.0, 30.0]
+    assert series.front_accuracies.tolist() == [70.0, 73.0, 74.0]
+    assert [Subnet.from_config(config) for config in series.front_configs] == [
+        space.decode(row) for row in genes
+    ]
+
+
+def test_png_is_an_image_with_both_colours(data, tmp_path):
+    write_plot(data, tmp_path / "front.png")
+    with Image.open(tmp_path / "front.png") as image:
+        assert image.width > 1000 and image.height > 800
+        colours = {tuple(pixel) for pixel in np.asarray(image.convert("RGB")).reshape(-1, 3)[::7]}
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
+
+
+def test_svg_holds_title_units_and_errors_and_repeats(data, tmp_path):
+    write_plot(data, tmp_path / "a.svg")
+    write_plot(data, tmp_path / "b.svg")
+    first = (tmp_path / "a.svg").read_bytes()
+    assert first == (tmp_path / "b.svg").read_bytes()
+    comments = re.findall(r"<!-- (.*?) -->", first.decode())
+    assert {"CompOFA on note10", "Latency (ms)", "Predicted top-1 (%)"} <= set(comments)
+    assert any("within 2 %" in text and "MAE 0.05" in text for text in comments)
+
+
+def test_plot_of_another_format_is_refused(data, tmp_path):
+    with pytest.raises(SearchError, match=r"\.png or \.svg, got .*front\.bmp"):
+        write_plot(data, tmp_path / "front.bmp")
+
+
+def test_plot_without_random_subnets_and_found_ones(tmp_path):
+    bare = Series("x", np.array([1.0, 2.0]), np.array([1.0, 2.0]), (config(0), config(1)),
+                  np.zeros(0), np.zeros(0))  # fmt: skip
+    data = ReportData("t", "c", "ms", "e", "a", "%", "e", (bare,), ())
+    write_plot(data, tmp_path / "bare.png")
+    write_report(data, tmp_path / "bare.html")
+    assert "None was asked for." in (tmp_path / "bare.html").read_text()
+
+
+class Scripts(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.scripts, self.images = False, [], 0
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "script":
+            self.inside = True
+            self.scripts.append("")
+        self.images += tag == "img"
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "script"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts[-1] += data
+
+
+def test_report_cannot_be_broken_out_of(tmp_path):
+    write_report(make_data(NASTY), tmp_path / "report.html")
+    parser = Scripts()
+    parser.feed((tmp_path / "report.html").read_text())
+    assert len(parser.scripts) == 2 and parser.images == 0
+    assert json.loads(parser.scripts[0])["series"][0]["name"] == NASTY
+
+
+def test_report_names_no_other_file():
+    text = TEMPLATE.read_text()
+    assert not re.search(r"https?:|//\w+\.|<link|src=|@import|url\(", text)
+
+
+def test_report_refuses_numbers_that_are_not_finite(tmp_path):
+    row = FoundRow("CompOFA", 20.0, 19.0, float("nan"), config(0))
+    data = make_data()
+    with pytest.raises(SearchError, match="finite"):
+        write_report(ReportData(**{**vars(data), "found": (row,)}), tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_found_subnets_of_an_unknown_series_are_refused(data):
+    row = FoundRow("other", 20.0, 19.0, 70.0, config(0))
+    with pytest.raises(SearchError, match="'other'"):
+        ReportData(**{**vars(data), "found": (row,)})
+
+
+class Chromium:
+    """A page in headless Chromium; commands go through --remote-debugging-pipe (fds 3 and 4)."""
+
+    FLAGS = (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--remote-debugging-pipe", "--window-size=1200,1000",
+    )  # fmt: skip
+
+    def __init__(self, folder):
+        to_browser, write_end = os.pipe()
+        read_end, from_browser = os.pipe()
+        relay = 'exec "$@" 3<&"$IN" 4>&"$OUT"'
+        command = [BROWSER, *self.FLAGS, f"--user-data-dir={folder / 'profile'}"]
+        self.process = subprocess.Popen(
+            ["bash", "-c", relay, "-", *command], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, pass_fds=(to_browser, from_browser),
+            env={**os.environ, "IN": str(to_browser), "OUT": str(from_browser)},
+        )  # fmt: skip
+        os.close(to_browser)
+        os.close(from_browser)
+        self.write_end, self.read_end, self.buffer, self.count = write_end, read_end, b"", 0
+        self.session, self.errors, self.requests = None, [], []
+
+    def open(self, url):
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self(f"{domain}.enable")
+        self("Page.navigate", url=url)
+        self.until("document.documentElement?.dataset.ready === '1'")
+
+    def __call__(self, method, **params):
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.write_end, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.receive()
+            if answer.get("id") == self.count:
+                assert "error" not in answer, answer
+                return answer["result"]
+            if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                self.errors.append(answer["params"])
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
+
+    def receive(self):
+        while b"\0" not in self.buffer:
+            part = os.read(self.read_end, 1 << 20)
+            assert part, "the browser closed its pipe"
+            self.buffer += part
+        message, self.buffer = self.buffer.split(b"\0", 1)
+        return json.loads(message)
+
+    def run(self, script):
+        answer = self("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def until(self, script):
+        deadline = time.monotonic() + 30
+        while not self.run(script):
+            assert time.monotonic() < deadline, script
+            time.sleep(0.02)
+
+    def mouse(self, kind, x, y, **more):
+        self("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(20)
+        os.close(self.write_end)
+        os.close(self.read_end)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    if BROWSER is None:
+        pytest.skip("needs Chromium (Debian: apt install chromium)")
+    folder = tmp_path_factory.mktemp("browser")
+    report = folder / "report.html"
+    write_report(make_data(cloud=10_000), report)
+    browser = Chromium(folder)
+    try:
+        browser.open(report.as_uri())
+        yield browser
+    finally:
+        browser.close()
+
+
+def screen(page, cost, accuracy):
+    """Return the place of a point of the plot on the screen."""
+    return page.run(
+        f"(b => [b.left + toX({cost}), b.top + toY({accuracy})])(canvas.getBoundingClientRect())"
+    )
+
+
+def test_page_loads_without_errors_and_asks_for_nothing_else(page):
+    assert page.run("marks.length") == 2 * 25 + 2 + 2 * 10_000
+    assert page.errors == []
+    assert len([url for url in page.requests if not url.startswith(("data:", "blob:"))]) == 1
+
+
+def test_hovering_shows_the_subnet(page):
+    series = make_data().series[1]
+    page.mouse("mouseMoved", *screen(page, series.front_costs[20], series.front_accuracies[20]))
+    assert page.run("tip.style.display") == "block"
+    shown = page.run("tip.innerText")
+    kernels = " ".join(map(str, series.front_configs[20]["ks"]))
+    assert "OFA, front" in shown and f"ks: {kernels}" in shown
+    page.mouse("mouseMoved", *screen(page, 11, 60 + 8 * np.log(6)))
+    box = page.run("(b => [b.right + 30, b.top])(canvas.getBoundingClientRect())")
+    page.mouse("mouseMoved", *box)
+    assert page.run("tip.style.display") == "none"
+
+
+def test_slider_picks_the_best_within_the_budget_and_saves_it(page, tmp_path):
+    page("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    low, high = page.run("reach")
+    page.run("slider.value = 400; slider.dispatchEvent(new Event('input'))")
+    budget = page.run("limit")
+    assert budget == pytest.approx(low + 0.4 * (high - low), rel=1e-4)
+    for place, series in enumerate(make_data().series):
+        best = np.flatnonzero(series.front_costs <= budget).max()
+        box = f"document.querySelectorAll('.pick')[{place}]"
+        assert f"{series.front_costs[best]:.5g} ms" in page.run(f"{box}.innerText")
+        x, y = page.run(
+            f"(b => [b.left + b.width / 2, b.top + b.height / 2])"
+            f"({box}.querySelector('button').getBoundingClientRect())"
+        )
+        page.mouse("mousePressed", x, y, button="left", clickCount=1)
+        page.mouse("mouseReleased", x, y, button="left", clickCount=1)
+        path = tmp_path / f"{series.name}_{budget:g}ms.json"
+        deadline = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < deadline, list(tmp_path.iterdir())
+            time.sleep(0.02)
+        assert json.loads(path.read_text()) == series.front_configs[best]
+        assert (
+            Subnet.from_config(json.loads(path.read_text())).to_config()
+            == (series.front_configs[best])
+        )
+
+
+def test_budget_below_every_subnet_says_the_least(page):
+    page.run("number.value = 1; number.dispatchEvent(new Event('input'))")
+    text = page.run("picks.innerText")
+    assert text.count("No subnet: the least is") == 2
+    assert page.run("picks.querySelectorAll('button').length") == 0
+
+
+def test_dragging_zooms_and_double_click_resets(page):
+    whole = page.run("view.x")
+    page.mouse("mousePressed", *screen(page, 20, 72), button="left", clickCount=1)
+    page.mouse("mouseMoved", *screen(page, 30, 78), button="left")
+    page.mouse("mouseReleased", *screen(page, 30, 78), button="left", clickCount=1)
+    assert page.run("view.x") == pytest.approx([20, 30], abs=0.2)
+    x, y = screen(page, 25, 75)
+    for count in (1, 2):
+        page.mouse("mousePressed", x, y, button="left", clickCount=count)
+        page.mouse("mouseReleased", x, y, button="left", clickCount=count)
+    assert page.run("view.x") == pytest.approx(whole)
+    assert page.errors == []

@@ -1,0 +1,286 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sklearn.datasets
+import torch
+from sklearn.utils import Bunch
+
+from compofa.checkpoint import load_checkpoint
+from compofa.errors import CheckpointError, CompofaError, ConfigError
+from compofa.training import run
+from compofa.training.config import TrainConfig
+from compofa.training.journal import Journal
+from compofa.training.recipes import RECIPES, SMALL_IMAGES, Phase, Recipe
+from compofa.training.run import RunResult, train
+from compofa.training.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = 3
+SMALL: dict[str, Any] = {
+    "epochs": EPOCHS,
+    "image_size": (8, 12),
+    "batch_size": 45,
+    "width_mult": 0.1,
+    "dynamic_batch_size": 1,
+    "calibration_images": 30,
+    "validate_every": 2,
+    "warmup_epochs": 1,
+    "lr": 0.05,
+    "weight_decay": 1e-4,
+}
+
+
+class StopError(Exception):
+    """What the tests interrupt runs with."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """150 digits, of which 90 to train on, and a teacher that is trained for two epochs."""
+    data = sklearn.datasets.load_digits()
+    few = Bunch(images=data.images[:150], target=data.target[:150])
+    teacher, *others = SMALL_IMAGES.phases
+    cheap = Phase(**{**vars(teacher), "epochs": 2, "warmup_epochs": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        patch.setitem(RECIPES, "digits", Recipe((cheap, *others), quick=True))
+        yield
+
+
+def go(folder: Path, stop_after: int | None = None, **more: Any) -> RunResult:
+    keywords = {name: more.pop(name) for name in ("resume", "overwrite") if name in more}
+
+    def after_epoch(done: int) -> None:
+        if done == stop_after:
+            raise StopError
+
+    config = TrainConfig(**{**SMALL, **more})
+    return train(config, folder, bar=False, after_epoch=after_epoch, **keywords)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
+    """A compound run that was never interrupted, and its folder (with the teacher's)."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, go(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, whole: tuple[Path, RunResult]) -> Path:
+    """A folder with the same finished teacher in it."""
+    shutil.copytree(whole[0] / "teacher", tmp_path / "run" / "teacher")
+    return tmp_path / "run"
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["train"].pop("images_per_s") > 0
+    return lines
+
+
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
+    """Compare checkpoints' contents: tensors to the bit, the time that a run took left out."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one.keys() - {"seconds", "teacher"}:
+            assert_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}/{index}")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(folder: Path, result: RunResult, whole: tuple[Path, RunResult]) -> None:
+    other_folder, other = whole
+    for name in ("best", "last"):
+        mine, theirs = (vars(load_checkpoint(getattr(r, name))) for r in (result, other))
+        assert_equal(mine, theirs, name)
+    assert result.figures == other.figures
+    lines = metrics(folder / "compound-1")
+    assert [line["epoch"] for line in lines] == list(range(EPOCHS))
+    assert lines == metrics(other_folder / "compound-1")
+    mine, theirs = (
+        json.loads((f / "compound-1" / "summary.json").read_text()) for f in (folder, other_folder)
+    )
+    assert mine["best"] == theirs["best"] and mine.keys() == theirs.keys()
+
+
+def test_the_reference_is_worth_comparing_with(whole):
+    folder, result = whole
+    last = load_checkpoint(result.last)
+    assert last.training["progress"]["epoch"] == EPOCHS
+    buffers = last.training["trainer"]["optimizer"]["state"]
+    assert any(state["momentum_buffer"].any() for state in buffers.values())
+    assert [("validation" in line) for line in metrics(folder / "compound-1")] == [False, True, True]
+
+
+# --- interrupted and resumed ---
+
+
+def test_stopped_after_every_epoch(folder, whole):
+    for epoch in range(1, EPOCHS):
+        with pytest.raises(StopError):
+            go(folder, stop_after=epoch, resume=epoch > 1)
+        assert not (folder / "compound-1" / "summary.json").exists()
+        assert load_checkpoint(folder / "compound-1" / "last.pt").figures["epoch"] == epoch
+    assert_same_run(folder, go(folder, resume=True), whole)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "late"),
+    [
+        (Trainer, "train_step", 4, False),  # within the second epoch
+        (Journal, "write", 2, False),  # where it is noted
+        (run, "save_checkpoint", 2, True),  # its best.pt: the first epoch wrote last.pt alone
+        (run, "save_checkpoint", 3, True),  # its last.pt
+    ],
+)
+def test_stopped_within_an_epoch(folder, whole, monkeypatch, owner, name, call, late):
+    calls = []
+    real = getattr(owner, name)
+
+    def stop(*args: Any, **keywords: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call and not late:
+            raise StopError
+        result = real(*args, **keywords)
+        if len(calls) == call:
+            raise StopError
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(StopError):
+            go(folder)
+    assert_same_run(folder, go(folder, resume=True), whole)
+
+
+KILLED = f"""
+import os, signal, sys
+import sklearn.datasets
+from sklearn.utils import Bunch
+from compofa.training.config import TrainConfig
+from compofa.training.run import train
+
+data = sklearn.datasets.load_digits()
+few = Bunch(images=data.images[:150], target=data.target[:150])
+sklearn.datasets.load_digits = lambda: few
+replace, saved = os.replace, []
+
+def die(source, target):
+    saved.append(str(target))
+    if sum(name.endswith("last.pt") for name in saved) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = die
+train(TrainConfig(**{SMALL}), sys.argv[1], bar=False)
+"""
+
+
+def test_killed_while_it_saves(folder, whole):
+    # A real SIGKILL, when the second last.pt is written but has not taken its place.
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KILLED, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert load_checkpoint(folder / "compound-1" / "last.pt").figures["epoch"] == 1
+    assert_same_run(folder, go(folder, resume=True), whole)
+
+
+def test_an_unfinished_teacher_is_resumed_not_used(tmp_path, whole):
+    own = {name: None for name in ("epochs", "lr", "warmup_epochs", "dynamic_batch_size")}
+    with pytest.raises(StopError):
+        go(tmp_path, stop_after=1, task="teacher", validate_every=1, **own)
+    assert (tmp_path / "teacher" / "best.pt").exists()
+    result = go(tmp_path, validate_every=1, stop_after=None, epochs=1, warmup_epochs=0)
+    assert result.best.parent.name == "compound-1"
+    assert (tmp_path / "teacher" / "summary.json").exists()
+    assert [line["epoch"] for line in metrics(tmp_path / "teacher")] == [0, 1]
+    mine, theirs = (load_checkpoint(f / "teacher" / "last.pt") for f in (tmp_path, whole[0]))
+    assert_equal(mine.weights, theirs.weights)
+
+
+# --- resumed when it is over, or changed ---
+
+
+def test_a_finished_run_returns_at_once(whole, monkeypatch):
+    folder, result = whole
+    before = (folder / "compound-1" / "last.pt").read_bytes()
+    monkeypatch.setattr(Trainer, "train_epoch", lambda *args: pytest.fail("it is over"))
+    again = go(folder, resume=True, price=2.0, workers=1)
+    assert (folder / "compound-1" / "last.pt").read_bytes() == before
+    assert again.figures == result.figures and again.seconds == result.seconds
+    assert again.cost["cost"] == pytest.approx(result.seconds / 3600 * 2)
+    assert_same_run(folder, go(folder, resume=True), whole)
+
+
+def test_changed_settings_are_named(whole):
+    with pytest.raises(ConfigError) as caught:
+        go(whole[0], resume=True, epochs=4, seed=5, image_size=(8,), workers=1)
+    text = str(caught.value)
+    assert "changed settings: " in text and "\n" not in text
+    named = [part.split(":")[0] for part in text.partition("settings: ")[2].split("; ")]
+    assert named == ["epochs", "image_size", "eval_size", "seed"]
+    assert "epochs: 3 then, 4 now" in text and "[8, 12] then, [8] now" in text
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing to resume: expected a checkpoint at .*last\.pt"):
+        go(tmp_path / "run", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "best", "foreign"])
+def test_a_state_that_cannot_be_read_stops_the_run(folder, whole, damage):
+    good = whole[1].last.read_bytes()
+    last = folder / "compound-1" / "last.pt"
+    last.parent.mkdir()
+    if damage == "best":  # a checkpoint, but without the state to resume from
+        shutil.copy(whole[1].best, last)
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, last)
+    else:
+        last.write_bytes(good[: len(good) // 2] if damage == "truncated" else b"")
+    before = last.read_bytes()
+    with pytest.raises(CheckpointError) as caught:
+        go(folder, resume=True)
+    assert str(last) in str(caught.value) and "\n" not in str(caught.value)
+    assert last.read_bytes() == before and list(last.parent.iterdir()) == [last]
+
+
+# --- a run that is there already ---
+
+
+def test_an_existing_run_is_neither_lost_nor_mixed(whole):
+    folder, result = whole
+    before = result.last.read_bytes()
+    with pytest.raises(CompofaError, match="holds a run already: go on with --resume"):
+        go(folder)
+    assert result.last.read_bytes() == before
+
+
+def test_overwriting_begins_again(folder, whole):
+    with pytest.raises(StopError):
+        go(folder, stop_after=2, seed=7)
+    with pytest.raises(StopError):
+        go(folder, stop_after=1, overwrite=True)
+    assert not (folder / "compound-1" / "best.pt").exists(), "the other run's best"
+    assert [line["epoch"] for line in metrics(folder / "compound-1")] == [0]
+    assert_same_run(folder, go(folder, resume=True), whole)
