@@ -54,7 +54,7 @@ setup(
     package_data={
         "compofa": ["py.typed"],
         "compofa.checkpoints": ["**/*"],
-        "nas": ["py.typed", "models/**/*", "tables/**/*"],
+        "nas": ["py.typed", "*.html", "models/**/*"],
     },
     include_package_data=False,
     zip_safe=False,
@@ -65,6 +65,7 @@ setup(
         "pillow>=10",
         "pyyaml>=6",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "tensorboard>=2.15",
         "torch>=2.4",
         "torchvision>=0.19",

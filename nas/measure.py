@@ -2,7 +2,7 @@
 
 Layers are the static blocks that a subnet is extracted to, timed alone, in rounds over all of
 them so that drift of the machine meets every layer alike. A line through the end-to-end times of
-a few random subnets then corrects what a layer alone does not show (framework overhead, caches),
+a few random subnets, timed in the same rounds, then corrects what a layer alone does not show (framework overhead, caches),
 and others say how wrong the result is. Every sample goes to an append-only file of JSON lines, so
 that an interrupted run continues.
 
@@ -12,7 +12,8 @@ Torch is imported when something is timed, not before.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from compofa.subnet import Subnet, SubnetArrays
 from nas.cost import LayerSumCost
 from nas.latency import layer_key
 from nas.timing import Samples, Settings, Stopwatch, cache_folder, machine
+
+NETWORK_VISIT = 20
+"""How many times longer a network is visited than a layer."""
 
 
 def space_layers(
@@ -156,11 +160,11 @@ def measure(
     identity = machine(settings)
     samples = Samples(folder or cache_folder(), identity)
     watch = Stopwatch(settings)
-    layers = sum(space_layers(backbone, space, classes).values(), ())
-    _time_layers(layers, watch, samples, settings, progress)
     draws = rng(settings.seed, "measured-subnets")
     subnets = [space.sample(draws) for _ in range(2 * settings.networks)]
-    _time_networks(subnets, backbone, classes, watch, samples, settings, progress)
+    timed = _timed_layers(sum(space_layers(backbone, space, classes).values(), ()), watch)
+    timed |= _timed_networks(subnets, backbone, classes, watch)
+    _rounds(timed, samples, settings, progress)
     cost = MachineCost(backbone, classes, samples, identity, settings.device)
     measured = np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])
     half = settings.networks
@@ -169,68 +173,63 @@ def measure(
     return cost
 
 
-def _time_layers(
-    layers: Iterable[LayerSpec],
-    watch: Stopwatch,
-    samples: Samples,
-    settings: Settings,
-    progress: bool,
-) -> None:
+def _timed_layers(layers: Iterable[LayerSpec], watch: Stopwatch) -> dict[str, Callable[[], float]]:
+    """Return for the key of each distinct layer what times it."""
     from compofa.nn.static import build_layer
 
-    distinct = {layer_key(layer): layer for layer in layers}
-
-    def timed(key: str) -> float:
-        layer = distinct[key]
-        shape = [settings.images, layer.in_channels, layer.in_size, layer.in_size]
+    def timed(layer: LayerSpec) -> float:
+        shape = [watch.settings.images, layer.in_channels, layer.in_size, layer.in_size]
         module = watch.ready(lambda: build_layer(layer))
         return watch.run(module, shape[:2] if layer.kind == "linear" else shape)
 
-    _rounds(list(distinct), timed, samples, settings, progress, "layers")
+    return {layer_key(layer): partial(timed, layer) for layer in layers}
 
 
-def _time_networks(
-    subnets: Sequence[Subnet],
-    backbone: Backbone,
-    classes: int,
-    watch: Stopwatch,
-    samples: Samples,
-    settings: Settings,
-    progress: bool,
-) -> None:
+def _timed_networks(
+    subnets: Iterable[Subnet], backbone: Backbone, classes: int, watch: Stopwatch
+) -> dict[str, Callable[[], float]]:
+    """Return for the key of each subnet what times it."""
     from compofa.nn.static import StaticNetwork
 
-    distinct = {_network_key(backbone, subnet, classes): subnet for subnet in subnets}
-
-    def timed(key: str) -> float:
-        subnet = distinct[key]
+    def timed(subnet: Subnet) -> float:
         module = watch.ready(lambda: StaticNetwork(layout(backbone, subnet, classes)))
-        return watch.run(module, [settings.images, 3, subnet.resolution, subnet.resolution])
+        shape = [watch.settings.images, 3, subnet.resolution, subnet.resolution]
+        return watch.run(module, shape, NETWORK_VISIT * watch.settings.visit_ms)
 
-    _rounds(list(distinct), timed, samples, settings, progress, "networks")
+    return {_network_key(backbone, subnet, classes): partial(timed, subnet) for subnet in subnets}
 
 
 def _rounds(
-    keys: Sequence[str],
-    timed: Callable[[str], float],
-    samples: Samples,
-    settings: Settings,
-    progress: bool,
-    what: str,
+    timed: Mapping[str, Callable[[], float]], samples: Samples, settings: Settings, progress: bool
 ) -> None:
     """Visit every key in each round, in another order each time, where a sample is missing."""
     from tqdm import tqdm
 
+    keys = list(timed)
     missing = sum(max(settings.rounds - samples.count(key), 0) for key in keys)
-    with tqdm(total=missing, desc=f"timing {what}", disable=not progress or not missing) as bar:
+    with tqdm(total=missing, desc="timing", disable=not progress or not missing) as bar:
         for index in range(settings.rounds):
-            order = rng(settings.seed, what, index).permutation(len(keys))
-            for key in (keys[i] for i in order):
-                if samples.count(key) <= index:
-                    samples.add(key, timed(key))
+            for place in rng(settings.seed, "order", index).permutation(len(keys)):
+                if samples.count(keys[place]) <= index:
+                    samples.add(keys[place], timed[keys[place]]())
                     bar.update()
 
 
 def _network_key(backbone: Backbone, subnet: Subnet, classes: int) -> str:
     text = json.dumps([backbone.name, backbone.width_mult, classes, subnet.to_config()])
     return f"network-{derive_seed(text):016x}"
+
+
+def time_networks(
+    subnets: Sequence[Subnet],
+    backbone: Backbone,
+    classes: int = 1000,
+    settings: Settings | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Time whole networks end to end on this machine, ms, shape [n]; arguments as for measure."""
+    settings = settings or Settings()
+    samples = Samples(folder or cache_folder(), machine(settings))
+    _time_networks(subnets, backbone, classes, Stopwatch(settings), samples, settings, progress)
+    return np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])

@@ -18,9 +18,11 @@ from compofa.model_zoo import NETWORKS, network_spec
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 from nas.cost import Cost, macs_cost, params_cost
+from nas.evolution import Evolution
+from nas.pareto import pareto_front
 from nas.predictor import AccuracyModel, load_accuracy_model
 from nas.report import FoundRow, ReportData, Series, write_report
-from nas.search import Evolution, Found, Points, pareto_search, sample_points, search
+from nas.search import Found, Points, sample_points, search, search_front
 from nas.tables import write_subnets
 
 log = logging.getLogger(__name__)
@@ -145,9 +147,20 @@ def run_search(
     """
     first = targets[0]
     found = search(first.space, first.accuracy, first.cost, budgets, seed=seed, evolution=evolution)
-    fronts = [pareto_search(t.space, t.accuracy, [t.cost], seed=seed) for t in targets]
+    fronts = [search_front(t.space, t.accuracy, t.cost, seed=seed) for t in targets]
+    fronts[0] = with_found(first, fronts[0], found)
     clouds = [sample_points(t.space, t.accuracy, [t.cost], CLOUD, seed=seed) for t in targets]
     return Outcome(tuple(targets), tuple(found), tuple(fronts), tuple(clouds))
+
+
+def with_found(target: Target, front: Points, found: Sequence[Found]) -> Points:
+    """Return the front of ``front`` and the found subnets together."""
+    joined = Points(
+        np.concatenate([front.genes, [target.space.encode(f.subnet) for f in found]]),
+        np.append(front.accuracy, [f.accuracy for f in found]),
+        np.concatenate([front.costs, [[f.cost] for f in found]]),
+    )
+    return joined.take(pareto_front(joined.costs[:, 0], joined.accuracy))
 
 
 def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
@@ -216,12 +229,12 @@ def report_data(outcome: Outcome) -> ReportData:
         accuracy_unit="%",
         accuracy_error=accuracy.error,
         series=tuple(
-            Series.from_points(t.name, t.space, front, cloud)
+            Series.from_points(_label(t.name), t.space, front, cloud)
             for t, front, cloud in zip(outcome.targets, outcome.fronts, outcome.clouds, strict=True)
         ),
         found=tuple(
             FoundRow(
-                target.name,
+                _label(target.name),
                 found.budget,
                 found.cost,
                 found.accuracy,
@@ -236,6 +249,11 @@ def report_data(outcome: Outcome) -> ReportData:
             for t in outcome.targets
         ),
     )
+
+
+def _label(net: str) -> str:
+    """Shorten the published ids for legends."""
+    return net.replace("ofa_mbv3_d234_e346_k357_", "OFA ")
 
 
 def _write_fronts(outcome: Outcome, path: Path) -> None:

@@ -170,11 +170,14 @@ class Stopwatch:
         import torch
 
         self._torch = torch
-        self._settings = settings
+        self.settings = settings
         self.device = torch.device("cuda" if settings.device == "gpu" else "cpu")
 
-    def run(self, module: torch.nn.Module, shape: Sequence[int]) -> float:
+    def run(
+        self, module: torch.nn.Module, shape: Sequence[int], visit_ms: float | None = None
+    ) -> float:
         """Return the best time of one call of ``module`` on images of ``shape``, ms."""
+        visit_ms = visit_ms or self.settings.visit_ms
         torch = self._torch
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(tuple(shape), generator=generator).to(self.device)
@@ -183,7 +186,7 @@ class Stopwatch:
         with torch.inference_mode():
             self._time(module, images)  # the first call chooses kernels
             once = self._time(module, images)
-            runs = int(np.clip(self._settings.visit_ms / max(once, 1e-3), 5, 100))
+            runs = int(np.clip(visit_ms / max(once, 1e-3), 5, 100))
             if self.device.type == "cuda":  # without a pause, as layers follow in a network
                 return min(self._time(module, images, runs) for _ in range(3))
             return min(self._time(module, images) for _ in range(runs))

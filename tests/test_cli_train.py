@@ -25,10 +25,10 @@ from compofa.training.run import train
 from compofa.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-QUICK = (
+QUICK = shlex.split(
     "--epochs 1 --image-size 8 --batch-size 45 --dynamic-batch-size 1 --calibration-images 30 "
     "--width-mult 0.1 --device cpu --quiet"
-).split()
+)
 
 
 class Outcome(NamedTuple):
@@ -163,7 +163,7 @@ def test_where_teachers_take_long_the_command_is_named(call, tmp_path):
     done = call(*words)
     assert done.status == 1 and done.err.count("\n") == 1
     assert "expected at out dir/teacher/best.pt" in done.err and "--teacher-path" in done.err
-    _, script, *command = shlex.split(done.err.split("with '")[1].partition("dir'', or")[0] + "dir'")
+    _, script, *command = shlex.split(done.err.partition("make it with: ")[2])
     assert script == "train_ofa_net.py" and not Path("out dir").exists()
     assert call(*command, *QUICK).status == 0, "the command that was named"
     assert call(*words).status == 0, "and with that teacher it goes on"

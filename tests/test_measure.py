@@ -27,7 +27,7 @@ def fake_times(monkeypatch):
     """Make a layer take its parameters' time, and a network twice its layers' and 3 ms."""
     calls = []
 
-    def run(self, module, shape):
+    def run(self, module, shape, visit_ms=None):
         calls.append(shape)
         assert not module.training
         with torch.inference_mode():
@@ -72,10 +72,10 @@ def test_nothing_is_timed_twice(tmp_path, fake_times):
 def test_an_interrupted_run_continues(tmp_path, fake_times, monkeypatch):
     whole = Stopwatch.run
 
-    def stops(self, module, shape):
+    def stops(self, module, shape, visit_ms=None):
         if len(fake_times) == 20:
             raise KeyboardInterrupt
-        return whole(self, module, shape)
+        return whole(self, module, shape, visit_ms)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stopwatch, "run", stops)

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import astuple, fields, replace
 
@@ -164,7 +165,7 @@ def test_learning_rate_of_every_step():
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     cosine = [0.4 * (1 + math.cos(math.pi * k / 7)) for k in range(7)]
     assert rates[3:] == pytest.approx(cosine)
-    assert all(a > b > 0 for a, b in zip(rates[3:], rates[4:], strict=False))
+    assert all(a > b > 0 for a, b in itertools.pairwise(rates[3:]))
     assert rates[-1] == pytest.approx(0.8 * 0.5 * (1 + math.cos(6 * math.pi / 7)))
     assert learning_rate(10, 10, 3, 0.8) == pytest.approx(0)
     assert rates == [learning_rate(step, 10, 3, 0.8) for step in range(10)]

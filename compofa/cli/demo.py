@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from compofa.cli import search
 from compofa.cli.common import Parser, run
 from compofa.cli.evaluate import choose_subnets, print_table
 from compofa.training.config import TrainConfig
@@ -15,7 +16,9 @@ PROG = "compofa.cli.demo"
 DESCRIPTION = """\
 Train the largest network (the teacher) and then a fixed-kernel compound supernet on scikit-learn's
 handwritten digits, evaluate its smallest, its largest and ten random subnets on the test images,
-and draw accuracy against multiply-accumulates.
+and draw accuracy against multiply-accumulates. Then go on as a user would: measure the accuracy of
+some subnets and the speed of this CPU, search for the best subnet within several latency budgets,
+measure the winners, and draw the compound space beside the free space of the same supernet.
 """
 
 
@@ -24,6 +27,8 @@ def _main(argv: Sequence[str] | None) -> None:
     p.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of the results")
     p.add_argument("--epochs", type=int, help="of the compound phase; by default the recipe's")
     p.add_argument("--seed", type=int, default=0, help="of every random choice")
+    p.add_argument("--no-search", action="store_true", help="stop after the evaluation")
+    p.add_argument("--samples", type=int, default=60, help="subnets to measure for the search")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
     from tqdm import tqdm
@@ -68,7 +73,15 @@ def _main(argv: Sequence[str] | None) -> None:
     groups = {"random": records[2:], "smallest": records[:1], "largest": records[1:2]}
     plot_accuracy(groups, picture, "Subnets of one compound supernet, scikit-learn digits, test")
     print(f"\ncheckpoint  {path}\ntable       {args.output / 'subnets.csv'}")
-    print(f"picture     {picture}\ntime        {time.perf_counter() - started:.0f} s")
+    print(
+        f"picture     {picture}\ntrained and evaluated in {time.perf_counter() - started:.0f} s\n"
+    )
+    if args.no_search:
+        return
+    words = ["--net", str(path), "--target-hardware", "cpu", "--seed", str(args.seed)]
+    words += ["--samples", str(args.samples), "--output", str(args.output / "search")]
+    search.search(words + ["--quiet"] * args.quiet)
+    print(f"time        {time.perf_counter() - started:.0f} s in all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

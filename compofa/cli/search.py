@@ -173,7 +173,12 @@ def print_found(outcome: pipeline.Outcome) -> None:
     print(f"top-1 {target.accuracy.name}: {target.accuracy.error}")
 
 
-def _main(argv: Sequence[str] | None) -> None:
+def search(argv: Sequence[str] | None) -> None:
+    """Search as the options say, write the results and print them.
+
+    Raises:
+        CompofaError: Something the user can mend.
+    """
     args = parser().parse_args(argv)
     resolutions: Any = args.resolutions
     if resolutions is not None:
@@ -197,4 +202,4 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(_main, argv, PROG)
+    return run(search, argv, PROG)

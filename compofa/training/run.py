@@ -229,8 +229,8 @@ def _predecessor(
     if not (recipe.quick and phase.largest_only):
         raise ConfigError(
             f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-            f"expected at {path}: make it with '{_command(config, phase, output)}"
-            f"{' --resume' * unfinished}', or give one with {flag}"
+            f"expected at {path}: give one with {flag}, or make it with: "
+            f"{_command(config, phase, output)}{' --resume' * unfinished}"
         )
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
     require_writable(run_folder(config, output))
