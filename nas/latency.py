@@ -130,7 +130,7 @@ def _yaml(text: str, path: Path) -> Any:
                 depth -= 1
             if depth > MAX_DEPTH:
                 raise TableError(f"{path}: {_EXPECTED}, got data nested too deeply")
-        return yaml.load(text, Loader=loader)  # a safe loader either way
+        return loader(text).get_single_data()  # a safe loader either way
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TableError(f"{path}: {_EXPECTED}, got malformed YAML: {reason}") from None

@@ -277,6 +277,8 @@ class NetworkModel(FittedModel):
     def cost(self, backbone: Backbone, classes: int = 1000) -> NetworkModel:
         """Return this model as the cost of networks of ``backbone``.
 
+        The classifier's share is that of the measured networks, whatever ``classes`` is.
+
         Raises:
             TableError: It was measured on another backbone or width.
         """

@@ -2,9 +2,9 @@
 
 Layers are the static blocks that a subnet is extracted to, timed alone, in rounds over all of
 them so that drift of the machine meets every layer alike. A line through the end-to-end times of
-a few random subnets, timed in the same rounds, then corrects what a layer alone does not show (framework overhead, caches),
-and others say how wrong the result is. Every sample goes to an append-only file of JSON lines, so
-that an interrupted run continues.
+a few random subnets, timed in the same rounds, then corrects what a layer alone does not show
+(framework overhead, caches), and others say how wrong the result is. Every sample goes to an
+append-only file of JSON lines, so that an interrupted run continues.
 
 Torch is imported when something is timed, not before.
 """
@@ -12,7 +12,7 @@ Torch is imported when something is timed, not before.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from nas.timing import Samples, Settings, Stopwatch, cache_folder, machine
 
 NETWORK_VISIT = 20
 """How many times longer a network is visited than a layer."""
+
+LINE_ROUNDS = 10
 
 
 def space_layers(
@@ -98,7 +100,11 @@ class MachineCost(LayerSumCost):
         self.line = (0.0, 1.0)
         sums = self(arrays)
         x = np.column_stack([np.ones_like(sums), sums]) / measured_ms[:, None]
-        intercept, slope = np.linalg.lstsq(x, np.ones_like(sums), rcond=None)[0]
+        weight = np.ones_like(sums)
+        for _ in range(LINE_ROUNDS):  # towards least absolute error: a disturbed one counts less
+            solved = np.linalg.lstsq(x * weight[:, None], weight, rcond=None)[0]
+            weight = 1 / np.sqrt(np.maximum(np.abs(1 - x @ solved), 0.01))
+        intercept, slope = solved
         if not 0.2 < slope < 5:  # networks too alike for a line
             intercept, slope = 0.0, float(np.median(measured_ms / sums))
         self.line = (float(intercept), float(slope))
@@ -231,5 +237,6 @@ def time_networks(
     """Time whole networks end to end on this machine, ms, shape [n]; arguments as for measure."""
     settings = settings or Settings()
     samples = Samples(folder or cache_folder(), machine(settings))
-    _time_networks(subnets, backbone, classes, Stopwatch(settings), samples, settings, progress)
+    timed = _timed_networks(subnets, backbone, classes, Stopwatch(settings))
+    _rounds(timed, samples, settings, progress)
     return np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])

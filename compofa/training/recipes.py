@@ -121,9 +121,9 @@ SMALL_IMAGES = Recipe(
 
 DIGITS = Recipe(
     (
-        replace(TEACHER, epochs=25, base_lr=3.2, warmup_epochs=2),
-        replace(COMPOUND_1, subnets=2, epochs=25, base_lr=1.6, warmup_epochs=1),
-        replace(COMPOUND_2, subnets=2, epochs=25, base_lr=0.8, warmup_epochs=1),
+        replace(TEACHER, epochs=30, base_lr=3.2, warmup_epochs=2),
+        replace(COMPOUND_1, subnets=2, epochs=30, base_lr=1.6, warmup_epochs=1),
+        replace(COMPOUND_2, subnets=2, epochs=30, base_lr=0.8, warmup_epochs=1),
     ),
     batch_size=64,
     weight_decay=1e-4,

@@ -1,0 +1,70 @@
+"""Every command and the code of the README run, on tiny data where they name a folder."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python ")
+]
+TINY = {
+    "train_ofa_net.py": "--epochs 1 --batch-size 256 --width-mult 0.25 --image-size 32 "
+    "--calibration-images 8 --dynamic-batch-size 1 --device cpu --quiet",
+    "eval_sampled_config.py": "--calibration-images 64 --device cpu --quiet",
+    "run_NAS.py": "--quiet",
+    "-m": "",
+}
+QUICK = {"--all": "--samples 2"}  # what would take minutes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with what the commands name: class folders in DIR."""
+    path = tmp_path_factory.mktemp("readme")
+    generator = np.random.default_rng(0)
+    for part, images in (("train", 8), ("val", 2)):
+        for name in ("cat", "dog"):
+            place = path / "DIR" / part / name
+            place.mkdir(parents=True)
+            for index in range(images):
+                pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    return path
+
+
+def test_the_readme_shows_commands():
+    scripts = {command.split()[1] for command in COMMANDS}
+    assert scripts >= {"train_ofa_net.py", "eval_sampled_config.py", "run_NAS.py"}
+
+
+def test_commands_run_in_their_order(folder):
+    for command in COMMANDS:
+        for slow, quick in QUICK.items():
+            command = command.replace(slow, quick)
+        words = shlex.split(command)[1:]
+        words += shlex.split(TINY[words[0]])
+        if words[0].endswith(".py"):
+            words[0] = str(ROOT / words[0])
+        result = subprocess.run(
+            [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{command}: {result.stderr[-400:]}"
+
+
+def test_the_code_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
