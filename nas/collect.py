@@ -61,7 +61,8 @@ def collect(
 
     Args:
         checkpoint: The supernet.
-        digest: Hash of its file; records of another checkpoint in ``output`` are refused.
+        digest: Hash of its file; records in ``output`` of another checkpoint, other images or
+            another number of calibration images are refused.
         net: Name or path for the records.
         subnets: What to measure.
         evaluator: On what.
@@ -96,11 +97,35 @@ def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalReco
     if not output.exists():
         return []
     records = read_records(output)
+    wanted = _conditions(
+        digest, evaluator.part, evaluator.splits.name, evaluator.calibration_images
+    )
     for record in records:
-        if (record.checkpoint, record.part) != (digest, evaluator.part):
+        got = _conditions(record.checkpoint, record.part, record.dataset, record.calibration_images)
+        if got != wanted:
             raise DataError(
-                f"{output}: expected records of checkpoint {digest} on {evaluator.part} images, "
-                f"got one of {record.checkpoint} on {record.part} images; choose another file"
+                f"{output}: expected records of {wanted}, got one of {got}; choose another file"
             )
+    _require_cut_off(output, len(records))
     trim_records(output, records)
     return records
+
+
+def _require_cut_off(output: Path, count: int) -> None:
+    """Check that what follows the first ``count`` lines is the beginning of a record, if anything.
+
+    Raises:
+        DataError: It is a line of something else, which must not be lost.
+    """
+    text = output.read_text()
+    rest = text.splitlines()[count:]
+    begun = '{"ks": ['
+    if rest and (text.endswith("\n") or rest[0][: len(begun)] != begun[: len(rest[0])]):
+        raise DataError(f"{output}, line {count + 1}: not an evaluation record")
+
+
+def _conditions(checkpoint: str, part: str, dataset: str, calibration_images: int) -> str:
+    """Say what records must share to stand in one file."""
+    return (
+        f"checkpoint {checkpoint} on {part} images of {dataset}, calibrated on {calibration_images}"
+    )

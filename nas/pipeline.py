@@ -20,7 +20,7 @@ from compofa.subnet import SubnetArrays
 from nas.cost import Cost, macs_cost, params_cost
 from nas.evolution import Evolution
 from nas.pareto import pareto_front
-from nas.predictor import AccuracyModel, load_accuracy_model
+from nas.predictor import UNMEASURED, AccuracyModel, load_accuracy_model
 from nas.report import FoundRow, ReportData, Series, write_report
 from nas.search import Found, Points, sample_points, search, search_front
 from nas.tables import write_subnets
@@ -92,13 +92,21 @@ class Percent:
         return 100.0 * self._model.std(arrays)
 
 
-def accuracy_model(name_or_path: str | Path) -> AccuracyModel:
+def accuracy_model(name_or_path: str | Path, width_mult: float | None = None) -> AccuracyModel:
     """Open a predictor, in percent whatever its file's unit.
+
+    Args:
+        name_or_path: A network's name, or a predictor's file.
+        width_mult: Width multiplier of the networks where it is not the named network's own:
+            their level is then as uncertain as that of other networks without measurements.
 
     Raises:
         TableError: It is neither a known name nor a predictor's file.
     """
     model = load_accuracy_model(name_or_path)
+    row = NETWORKS.get(str(name_or_path))
+    if row is not None and width_mult not in (None, row.width_mult):
+        model.extra_std = max(UNMEASURED.values())
     return Percent(model) if hasattr(model, "predict_percent") else model
 
 
@@ -121,10 +129,15 @@ def named_space(
 
 
 def usual_budgets(target: Target) -> list[float]:
-    """Return four budgets spread over what the subnets of a space cost, two digits each."""
+    """Return four budgets spread over what the subnets of a space cost, two digits each.
+
+    One that would be below all of those costs, as in a space of nearly equal ones, keeps its
+    digits.
+    """
     genes = target.space.sample_genes(np.random.default_rng(0), CLOUD)
     costs = target.cost(target.space.arrays(genes))
-    return sorted({float(f"{value:.1e}") for value in np.quantile(costs, SHARES)})
+    spread = [(float(f"{cost:.1e}"), float(cost)) for cost in np.quantile(costs, SHARES)]
+    return sorted({short if short >= costs.min() else cost for short, cost in spread})
 
 
 def run_search(
@@ -193,7 +206,7 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
     write_subnets(paths[0], target.space.arrays_of(subnets), columns, ahead)
     _write_fronts(outcome, paths[1])
     for found in outcome.found:
-        paths.append(folder / f"subnet_{found.budget:g}.json")
+        paths.append(folder / f"subnet_{found.budget:.12g}.json")
         config = found.subnet.to_config(target.space.slots)
         write_text_atomic(paths[-1], json.dumps(config) + "\n")
     data = report_data(outcome)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from compofa.errors import SpaceError, TableError
-from compofa.files import write_text_atomic
+from compofa.files import write_atomic
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 
 KEYS = ("ks", "e", "d", "r")
 _NAMED = 5
+_LARGEST = 1e9
+"""The largest number of a subnet, so that whole ones stay exact."""
 
 
 def read_subnets(
@@ -43,7 +46,7 @@ def read_subnets(
     opener = gzip.open if path.suffix == ".gz" else open
     values: dict[str, list[list[float]]] = {key: [] for key in (*KEYS, *columns)}
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = [key for key in values if key not in (reader.fieldnames or [])]
             if missing:
@@ -51,9 +54,13 @@ def read_subnets(
                     f"{path}: expected columns {', '.join(values)}, missing {', '.join(missing)}"
                 )
             for row in reader:
+                if reader.line_num != len(values["r"]) + 2:  # or line numbers would mislead
+                    raise ValueError("expected a line a row, got blank or broken ones before it")
+                if None in row:
+                    raise ValueError(f"expected {len(reader.fieldnames or ())} fields, got more")
                 for key, rows in values.items():
                     rows.append(_row(key, row[key], rows))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise TableError(f"cannot read the table {path}: {error}") from error
     except ValueError as error:
         raise TableError(f"{path}, line {reader.line_num}: {error}") from error
@@ -73,11 +80,16 @@ def _row(key: str, text: str | None, before: list[list[float]]) -> list[float]:
     wanted = len(before[0]) if before else 1 if key not in KEYS[:3] else max(1, len(numbers))
     if len(numbers) != wanted or not np.isfinite(numbers).all():
         raise ValueError(f"{key}: expected {wanted} finite number(s), got {text!r}")
+    if key in KEYS and max(map(abs, numbers), default=0) > _LARGEST:
+        raise ValueError(f"{key}: expected numbers up to {_LARGEST:g}, got {text!r}")
     return numbers
 
 
-def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) -> None:
+def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) -> SubnetArrays:
     """Check that every subnet is in ``space``, whatever its resolution.
+
+    Returns:
+        The subnets, with 0 past each stage's depth whatever stood there.
 
     Raises:
         TableError: Some are not; the message names the lines and says what is wrong with the
@@ -95,19 +107,33 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
         )
     fits = space.restrict(resolutions=sorted({int(r) for r in arrays.r}))
     try:
-        fits.genes_of(arrays)
+        return fits.arrays(fits.genes_of(arrays))
     except SpaceError:
         wrong = [
-            (line, faults[0])
-            for line, subnet in enumerate(space.subnets_of(arrays), 2)
-            if (faults := fits.why_not(subnet))
+            (place, faults[0])
+            for place, row in enumerate(zip(*arrays, strict=True))
+            if (faults := _faults(SubnetArrays(*(value[None] for value in row)), fits))
         ]
-        lines = ", ".join(str(line) for line, _ in wrong[:_NAMED])
-        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise TableError(
-            f"{path}: not in space {space.name}: line(s) {lines}{more}; line {wrong[0][0]}: "
-            f"{wrong[0][1]}"
+            f"{path}: not in space {space.name}: {lines([place for place, _ in wrong])}; "
+            f"{lines([wrong[0][0]])}: {wrong[0][1]}"
         ) from None
+
+
+def lines(rows: Sequence[int]) -> str:
+    """Name the lines of a table that rows, counted from 0, stand on: the first few of them."""
+    named = ", ".join(str(row + 2) for row in rows[:_NAMED])
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return f"line{'s' if len(rows) > 1 else ''} {named}{more}"
+
+
+def _faults(row: SubnetArrays, space: SearchSpace) -> list[str]:
+    """Say what keeps a single subnet out of ``space``."""
+    if not np.isin(row.d, range(space.slots + 1)).all():
+        depths = " ".join(map(str, row.d[0].tolist()))
+        return [f"d: expected whole numbers from 0 to {space.slots}, got {depths}"]
+    row = row._replace(d=row.d.astype(np.int64))
+    return space.why_not(next(space.subnets_of(row)))
 
 
 def write_subnets(
@@ -116,7 +142,7 @@ def write_subnets(
     columns: Mapping[str, Sequence[object]],
     first: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
-    """Write subnets and columns beside them as CSV, replacing ``path``.
+    """Write subnets and columns beside them as CSV, replacing ``path``; gzipped by its ending.
 
     Args:
         path: The file.
@@ -133,7 +159,10 @@ def write_subnets(
         ahead = [_plain(values[row]) for values in before.values()]
         behind = [_plain(values[row]) for values in columns.values()]
         writer.writerow([*ahead, *lists, r, *behind])
-    write_text_atomic(path, text.getvalue())
+    data = text.getvalue().encode()
+    if Path(path).suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    write_atomic(path, lambda file: file.write(data) and None)
 
 
 def _plain(value: object) -> object:

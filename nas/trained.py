@@ -15,6 +15,7 @@ from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.records import EvalRecord
 from compofa.space import SearchSpace
+from compofa.subnet import Subnet
 from nas.collect import collect, draw_subnets
 from nas.cost import Cost
 from nas.pipeline import Outcome, Target, accuracy_model
@@ -78,29 +79,44 @@ def trained_targets(
         compare: Whether to include the free space.
         seed: Of the subnets.
         bar: Whether to draw progress bars.
+
+    Raises:
+        ConfigError: Too few subnets to fit a predictor on.
     """
     spaces = [trained.space]
     if compare and trained.free_space is not None:
         spaces.append(trained.free_space)
+    network = trained.checkpoint.network
     if predictor is not None:
         accuracy = accuracy_model(predictor)
     else:
-        share = -(-samples // len(spaces))
-        subnets = [subnet for space in spaces for subnet in draw_subnets(space, share, seed)]
+        subnets = _drawn(spaces, samples, seed)
+    costs = [load_cost(network.backbone, space, network.classes) for space in spaces]
+    if predictor is None:
         records = collect(
-            trained.checkpoint, trained.digest, trained.name, list(dict.fromkeys(subnets)),
+            trained.checkpoint, trained.digest, trained.name, subnets,
             evaluator, folder / "records.jsonl", bar=bar,
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name)
         accuracy.save(folder / "predictor.npz")
-    network = trained.checkpoint.network
     return [
-        Target(
-            space.name, network.backbone, network.classes, space, accuracy,
-            load_cost(network.backbone, space, network.classes),
+        Target(space.name, network.backbone, network.classes, space, accuracy, cost)
+        for space, cost in zip(spaces, costs, strict=True)
+    ]
+
+
+def _drawn(spaces: Sequence[SearchSpace], samples: int, seed: int) -> list[Subnet]:
+    """Draw the same number of subnets from each space, and check that a fit can do with them."""
+    from nas.fit_accuracy import MIN_ROWS
+
+    share = -(-samples // len(spaces))
+    drawn = dict.fromkeys(s for space in spaces for s in draw_subnets(space, max(share, 0), seed))
+    if len(drawn) < MIN_ROWS:
+        raise ConfigError(
+            f"expected at least {MIN_ROWS} distinct subnets to fit a predictor on, got "
+            f"{len(drawn)}: ask for more samples or resolutions, or give a predictor"
         )
-        for space in spaces
-    ]  # fmt: skip
+    return list(drawn)
 
 
 def fit_records(records: Sequence[EvalRecord], space: SearchSpace, name: str) -> AccuracyModel:

@@ -18,7 +18,8 @@ from sklearn.utils import Bunch
 from test_cli_train import as_ofa
 
 from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
-from compofa.cli.evaluate import choose_subnets, main, parser
+from compofa.cli.evaluate import choose_subnets, main, open_data, parser
+from compofa.data import load_dataset
 from compofa.model_zoo import network_spec
 from compofa.records import EvalRecord
 from compofa.subnet import Subnet
@@ -175,6 +176,21 @@ def test_the_resolution_comes_from_the_option_the_subnet_or_the_checkpoint(call,
 def test_validation_images_are_those_of_the_training(call, net):
     assert call("--net", net, "--samples", "1", "--part", "validation").status == 0
     assert read()[0].images == 25 and read()[0].part == "validation"
+
+
+def test_the_images_held_out_are_found_again(tmp_path):
+    folder = photos(tmp_path / "photos")
+    held = []
+    for seed in range(5):
+        checkpoint = Checkpoint(
+            network_spec("compofa-small", 2), {}, ("cat", "dog"), dataset="imagefolder",
+            data_path=str(folder), data_seed=seed, validation_images=4,
+        )  # fmt: skip
+        splits = load_dataset("imagefolder", folder, seed=seed, validation_images=4)
+        found = open_data(checkpoint, parser().parse_args([])).validation
+        assert found.paths.tolist() == splits.validation.paths.tolist()
+        held.append(tuple(found.paths.tolist()))
+    assert len(set(held)) > 1
 
 
 def test_own_images(call, tmp_path):

@@ -1,10 +1,12 @@
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sklearn.datasets
 from sklearn.utils import Bunch
 
+from compofa.cli import search
 from compofa.cli.demo import main
 from compofa.model_zoo import open_checkpoint
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
@@ -22,11 +24,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    searches: list[list[str]] = []
+    monkeypatch.setattr(search, "search", searches.append)  # it has tests of its own
     tables = []
-    for _ in range(2):  # the second begins again in the same folder
-        assert main(["--epochs", "1", "--output", "one", "--quiet"]) == 0
+    for more in ([], ["--no-search"]):  # the second begins again in the same folder
+        assert main(["--epochs", "1", "--output", "one", "--quiet", *more]) == 0
         tables.append((tmp_path / "one" / "subnets.csv").read_text())
     assert tables[0] == tables[1], "to the bit: the table has the checkpoint's hash"
+    (words,) = searches
+    asked = search.parser().parse_args(words)
+    assert asked.net == "one/compofa-digits.pt" and Path(asked.output) == Path("one/search")
     out, err = capsys.readouterr()
     assert "30 test images, never looked at before" in out and "Traceback" not in err
     lines = out.split("never looked at before:\n\n")[1].splitlines()

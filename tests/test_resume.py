@@ -218,6 +218,25 @@ def test_an_unfinished_teacher_is_resumed_not_used(tmp_path, whole):
     assert_equal(mine.weights, theirs.weights)
 
 
+def test_the_best_mean_of_smallest_and_largest_is_kept(folder, monkeypatch):
+    top1 = [(60, 90), (80, 85), (50, 99), (82, 83)]  # the second has the best mean, and is first
+    monkeypatch.setattr(
+        Trainer,
+        "validate",
+        lambda trainer: {
+            name: {"top1": value, "top5": 100.0, "loss": 1.0}
+            for name, value in zip(("smallest", "largest"), top1.pop(0), strict=True)
+        },
+    )
+    with pytest.raises(StopError):
+        go(folder, stop_after=2, epochs=4, validate_every=1)
+    second = load_checkpoint(folder / "compound-1" / "last.pt")
+    result = go(folder, resume=True, epochs=4, validate_every=1)
+    best = load_checkpoint(result.best)
+    assert result.figures["smallest"]["top1"] == 80 and best.figures == second.figures
+    assert_equal(best.weights, second.weights)
+
+
 # --- resumed when it is over, or changed ---
 
 

@@ -6,20 +6,23 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from compofa.cli.common import Parser, run, sizes
-from compofa.errors import ConfigError
+from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.model_zoo import NETWORKS
+from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
-from nas.tables import read_subnets, require_members, write_subnets
+from nas.tables import lines, read_subnets, require_members, write_subnets
 
 PROG = "python -m nas"
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 def parser() -> Parser:
@@ -171,14 +174,20 @@ def _devices(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     arrays, _ = read_subnets(args.input)
-    resolutions = sorted({int(r) for r in arrays.r})
-    backbone, space, classes = pipeline.named_space(args.net, args.width_mult, resolutions)
-    require_members(arrays, space, args.input)
+    backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
+    arrays = require_members(arrays, space, args.input)
+
+    def known(rows: SubnetArrays) -> SearchSpace:
+        sizes = np.unique(rows.r).tolist()
+        return pipeline.named_space(args.net, args.width_mult, sizes)[1]
+
+    space = _ask(known, arrays, args.input)
+    pipeline.require_writable(Path(args.output).parent)
     columns: dict[str, np.ndarray] = {}
     for name in args.columns.split(","):
         if name in ("top1", "top1_std"):
-            model = pipeline.accuracy_model(args.accuracy_predictor or args.net)
-            columns[name] = model.predict(arrays) if name == "top1" else model.std(arrays)
+            model = pipeline.accuracy_model(args.accuracy_predictor or args.net, args.width_mult)
+            columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
             log.info("%s: %s, %s", name, model.name, model.error)
         elif name in ("macs", "params"):
             count = macs_cost if name == "macs" else params_cost
@@ -186,7 +195,7 @@ def _predict(args: argparse.Namespace) -> None:
         elif name.startswith("latency:"):
             cost = load_cost(name.removeprefix("latency:"), backbone, classes,
                              table=args.latency_table, space=space)  # fmt: skip
-            columns[name] = cost(arrays)
+            columns[name] = _ask(cost, arrays, args.input)
             log.info("%s: %s", name, cost.error)
         else:
             raise ConfigError(
@@ -194,6 +203,24 @@ def _predict(args: argparse.Namespace) -> None:
             )
     write_subnets(args.output, arrays, columns)
     print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
+
+
+def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str) -> _T:
+    """Ask about subnets that differ in what is refused by their resolution alone; name lines.
+
+    Raises:
+        TableError: A resolution is refused.
+    """
+    try:
+        return question(arrays)
+    except SpaceError:
+        for resolution in np.unique(arrays.r):
+            rows = np.flatnonzero(arrays.r == resolution)
+            try:
+                question(SubnetArrays(*(values[rows] for values in arrays)))
+            except SpaceError as error:
+                raise TableError(f"{path}, {lines(rows)}: {error}") from None
+        raise
 
 
 def _measure(args: argparse.Namespace) -> None:
@@ -253,6 +280,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     from nas.fit_accuracy import fit_accuracy, reproduce
 
     if args.shipped:
+        pipeline.require_writable(args.output)
         _say_made(reproduce(Path(args.shipped), Path(args.output)))
         return
     source = _require_input(args)
@@ -264,8 +292,8 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
         records = read_records(source)
         if not records:
             raise ConfigError(f"--input: expected records in {source}, got none")
-        slots = max(max(record.subnet.depths) for record in records)
-        configs = [record.subnet.to_config(max(4, slots)) for record in records]
+        slots = max(max(record.subnet.depths) for record in records)  # the largest is among them
+        configs = [record.subnet.to_config(slots) for record in records]
         arrays = SubnetArrays(*(np.array([c[k] for c in configs]) for k in ("ks", "e", "d", "r")))
         top1 = np.array([record.top1 for record in records])
     model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
@@ -277,6 +305,7 @@ def _fit_latency(args: argparse.Namespace) -> None:
     from nas.fit_latency import fit_network, reproduce
 
     if args.shipped:
+        pipeline.require_writable(args.output)
         _say_made(reproduce(Path(args.shipped), Path(args.output)))
         return
     source = _require_input(args)

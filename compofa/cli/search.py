@@ -15,6 +15,7 @@ from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
 from nas import pipeline
 from nas.devices import DEVICES, load_cost
+from nas.evolution import extreme
 
 if TYPE_CHECKING:
     from nas.cost import Cost
@@ -127,7 +128,7 @@ def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, clas
 
 def _named_target(args: argparse.Namespace, net: str) -> pipeline.Target:
     backbone, space, classes = pipeline.named_space(net, args.width_mult, args.resolutions)
-    accuracy = pipeline.accuracy_model(args.accuracy_predictor or net)
+    accuracy = pipeline.accuracy_model(args.accuracy_predictor or net, args.width_mult)
     cost = _cost(args, backbone, space, classes)
     return pipeline.Target(net, backbone, classes, space, accuracy, cost)
 
@@ -148,8 +149,10 @@ def _comparisons(args: argparse.Namespace) -> list[str]:
 def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[float]:
     if args.constraints:
         return args.constraints
-    usual = pipeline.CONSTRAINTS.get(args.target_hardware)
-    return usual if usual and args.net in FREE_SPACES else pipeline.usual_budgets(target)
+    usual = pipeline.CONSTRAINTS.get(args.target_hardware, ())
+    if usual and args.net in FREE_SPACES and min(usual) >= extreme(target.space, target.cost)[1]:
+        return usual
+    return pipeline.usual_budgets(target)
 
 
 def print_found(outcome: pipeline.Outcome) -> None:

@@ -1,0 +1,232 @@
+"""From targets to files: budgets, fronts, tables and reports of a search."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compofa.backbones import MOBILENET_V3
+from compofa.errors import CompofaError, ConfigError, SearchError, SpaceError, TableError
+from compofa.model_zoo import NETWORKS
+from compofa.subnet import Subnet, SubnetArrays
+from nas.cost import macs_cost, params_cost
+from nas.evolution import Evolution
+from nas.pipeline import (
+    Outcome,
+    Target,
+    accuracy_model,
+    found_columns,
+    named_space,
+    report_data,
+    require_distinct,
+    run_search,
+    usual_budgets,
+    write_outcome,
+)
+
+RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]
+
+
+class Made:
+    """An accuracy and a latency that are easy to work out by hand."""
+
+    name, unit, error = "made up", "ms", "none"
+
+    def __call__(self, arrays: SubnetArrays) -> np.ndarray:
+        return np.asarray(arrays.ks).sum(axis=1) * np.asarray(arrays.r) / 1000.0
+
+    def predict(self, arrays: SubnetArrays) -> np.ndarray:
+        weights = np.linspace(1, 2, arrays.e.shape[1])
+        return np.asarray(arrays.e) @ weights / 10 + np.asarray(arrays.r) / 16.0
+
+    def std(self, arrays: SubnetArrays) -> np.ndarray:
+        return np.ones(len(arrays.r))
+
+
+def target(name: str = "compofa", **changes: object) -> Target:
+    backbone, space, classes = named_space(name, None, (160, 224))
+    parts = {"accuracy": Made(), "cost": Made()} | changes
+    return Target(name, backbone, classes, space, **parts)
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    quick = Evolution(population=20, children=40, generations=5, restarts=1)
+    return run_search([target(), target("compofa-elastic")], [9.0, 12.5], evolution=quick)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_finds_the_optimum_of_the_enumeration(outcome):
+    first = outcome.targets[0]
+    arrays = first.space.arrays(first.space.enumerate_genes())
+    costs, accuracy = first.cost(arrays), first.accuracy.predict(arrays)
+    for found in outcome.found:
+        assert found.cost <= found.budget
+        assert found.accuracy == accuracy[costs <= found.budget].max()
+        assert first.space.contains(found.subnet) and found.exact and not found.slack
+
+
+def test_fronts_and_clouds_belong_to_their_targets(outcome):
+    assert len(outcome.fronts) == len(outcome.clouds) == 2
+    for aim, front, cloud in zip(outcome.targets, outcome.fronts, outcome.clouds, strict=True):
+        for points in (front, cloud):
+            arrays = aim.space.arrays(points.genes)
+            np.testing.assert_allclose(points.accuracy, aim.accuracy.predict(arrays))
+            np.testing.assert_allclose(points.costs[:, 0], aim.cost(arrays))
+        assert (np.diff(front.costs[:, 0]) > 0).all() and (np.diff(front.accuracy) > 0).all()
+        assert len(cloud.accuracy) == 2000
+
+
+def test_the_found_subnets_stand_on_the_front_of_a_sampled_space():
+    quick = Evolution(population=10, children=20, generations=2, restarts=1)
+    result = run_search([target("compofa-elastic")], [9.0, 12.5, 14.0], evolution=quick)
+    front = result.fronts[0]
+    for found in result.found:
+        assert not found.exact
+        no_dearer = front.costs[:, 0] <= found.cost
+        assert front.accuracy[no_dearer].max() >= found.accuracy
+
+
+def test_tables_hold_what_was_found(outcome, tmp_path):
+    paths = write_outcome(outcome, tmp_path / "new" / "folder", pictures=False)
+    assert [path.name for path in paths] == [
+        "results.csv", "pareto.csv", "subnet_9.json", "subnet_12.5.json", "report.html",
+    ]  # fmt: skip
+    rows = rows_of(paths[0])
+    assert list(rows[0]) == RESULTS
+    assert [row["constraint"] for row in rows] == ["9.0", "12.5"]
+    first = outcome.targets[0]
+    for row, found, path in zip(rows, outcome.found, paths[2:4], strict=True):
+        arrays = first.space.arrays_of([found.subnet])
+        assert row["macs"] == str(int(macs_cost(MOBILENET_V3)(arrays)[0]))
+        assert row["params"] == str(int(params_cost(MOBILENET_V3)(arrays)[0]))
+        assert float(row["latency_ms"]) == pytest.approx(found.cost, abs=1e-4)
+        assert float(row["top1"]) == pytest.approx(found.accuracy, abs=1e-4)
+        config = json.loads(path.read_text())
+        assert Subnet.from_config(config) == found.subnet
+        assert row["ks"] == " ".join(map(str, config["ks"])) and row["r"] == str(config["r"])
+
+
+def test_both_fronts_are_in_one_table(outcome, tmp_path):
+    rows = rows_of(write_outcome(outcome, tmp_path, pictures=False)[1])
+    assert list(rows[0]) == RESULTS[1:]
+    for aim, front in zip(outcome.targets, outcome.fronts, strict=True):
+        own = [row for row in rows if row["net"] == aim.name]
+        assert len(own) == len(front.accuracy) > 3
+        np.testing.assert_allclose(
+            [float(row["latency_ms"]) for row in own], front.costs[:, 0], atol=1e-4
+        )
+
+
+def test_a_cost_that_is_no_latency_leaves_the_column_empty(tmp_path):
+    counted = target(cost=macs_cost(MOBILENET_V3))
+    result = run_search([counted], [150_000_001, 150_000_002], seed=3)
+    paths = write_outcome(result, tmp_path, pictures=False)
+    for path in paths[:2]:
+        assert {row["latency_ms"] for row in rows_of(path)} == {""}
+    names = [path.name for path in paths[2:-1]]
+    assert names == ["subnet_150000001.json", "subnet_150000002.json"], "a file each"
+
+
+def test_measured_columns_stand_behind_the_others(outcome, tmp_path):
+    measured = Outcome(
+        outcome.targets, outcome.found, outcome.fronts, outcome.clouds, {"measured_top1": [1.5, 2]}
+    )
+    assert list(found_columns(measured))[-1] == "measured_top1"
+    rows = rows_of(write_outcome(measured, tmp_path, pictures=False)[0])
+    assert list(rows[0]) == [*RESULTS, "measured_top1"]
+    assert [row["measured_top1"] for row in rows] == ["1.5", "2"]
+    assert report_data(measured).found[0].extra["measured top1"] == "1.50"
+
+
+def test_the_report_says_what_figures_are_worth(outcome):
+    data = report_data(outcome)
+    assert [series.name for series in data.series] == ["compofa", "compofa-elastic"]
+    assert data.cost_unit == "ms" and "made up" in data.cost_name
+    assert len(data.sources) == 2 and "486 subnets" in data.sources[0]
+    assert set(data.found[0].extra) == {"MACs (M)", "parameters (M)"}
+
+
+def test_the_same_seed_writes_the_same_files(tmp_path):
+    quick = Evolution(population=10, children=20, generations=3, restarts=1)
+    texts = []
+    for seed in (5, 5, 6):
+        result = run_search([target("compofa-elastic")], [9.0], seed=seed, evolution=quick)
+        paths = write_outcome(result, tmp_path / str(len(texts)), pictures=False)
+        texts.append([path.read_bytes() for path in paths])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_output_that_cannot_be_written(outcome, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CompofaError, match="cannot write to the output folder"):
+        write_outcome(outcome, tmp_path / "file" / "folder")
+
+
+def test_usual_budgets_spread_over_the_costs():
+    budgets = usual_budgets(target())
+    arrays = target().space.arrays(target().space.enumerate_genes())
+    costs = Made()(arrays)
+    assert len(budgets) == 4 and budgets == sorted(budgets)
+    assert costs.min() <= budgets[0] and budgets[-1] < costs.max()
+    assert all(float(f"{budget:.1e}") == budget for budget in budgets)
+
+
+def test_usual_budgets_can_be_met_where_all_costs_are_nearly_equal():
+    class Flat(Made):
+        def __call__(self, arrays: SubnetArrays) -> np.ndarray:
+            return 10.2 + Made()(arrays) * 1e-4
+
+    flat = target(cost=Flat())
+    assert 10.0 not in usual_budgets(flat), "the two digits of them all, and below them all"
+    assert run_search([flat], usual_budgets(flat)).found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_by_name(name):
+    backbone, space, classes = named_space(name, None, (160, 224))
+    assert space.name == name and space.resolutions == (160, 224) and classes == 1000
+    assert backbone.width_mult == NETWORKS[name].width_mult
+    assert named_space(name, 0.5)[0].width_mult == 0.5
+
+
+def test_unknown_networks_and_impossible_resolutions():
+    with pytest.raises(ConfigError, match=r"unknown network 'nosuch'.* compofa, compofa-elastic"):
+        named_space("nosuch", None)
+    with pytest.raises(SpaceError, match=r"expected an image size from 32 to 2048.*got 16"):
+        named_space("compofa", None, (160, 16))
+
+
+def test_a_network_is_not_compared_with_itself():
+    require_distinct(["a", "b"])
+    with pytest.raises(SearchError, match="different networks to compare, got a, b, a"):
+        require_distinct(["a", "b", "a"])
+
+
+def test_another_width_makes_accuracy_uncertain():
+    arrays = target().space.arrays(target().space.enumerate_genes())
+    own = accuracy_model("compofa", 1.0)
+    wider = accuracy_model("compofa", 1.2)
+    assert "another width" in wider.error and "another width" not in own.error
+    assert (wider.predict(arrays) == own.predict(arrays)).all()
+    assert wider.std(arrays).min() > 1.4 > own.std(arrays).max()
+
+
+def test_the_published_predictor_is_turned_into_percent(reference_data):
+    model = accuracy_model(reference_data / "predictors" / "acc_predictor.pth")
+    arrays = target().space.arrays(target().space.enumerate_genes()[:50])
+    assert model.unit == "top-1 %" and model.error
+    assert 60 < model.predict(arrays).min() < model.predict(arrays).max() < 95
+    assert (model.std(arrays) == 6).all()
+
+
+def test_a_predictor_that_is_none(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"something else")
+    with pytest.raises(TableError, match=r"a\.npz: expected an accuracy model"):
+        accuracy_model(tmp_path / "a.npz")

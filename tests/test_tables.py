@@ -1,0 +1,179 @@
+"""Tables of subnets: what is written is read back, and what is wrong is named by its line."""
+
+import csv
+import gzip
+
+import numpy as np
+import pytest
+
+from compofa.backbones import MOBILENET_V3
+from compofa.errors import CompofaError, TableError
+from compofa.subnet import SubnetArrays
+from nas.tables import lines, read_subnets, require_members, write_subnets
+
+SPACE = MOBILENET_V3.compound_space(resolutions=(160, 224))
+HEAD = "ks,e,d,r\n"
+KERNELS = "3 3 0 0 5 5 0 0 3 3 0 0 3 3 0 0 5 5 0 0"
+SMALLEST = f"{KERNELS},{' '.join(['3 3 0 0'] * 5)},2 2 2 2 2,160\n"
+
+
+def some(count: int = 30) -> SubnetArrays:
+    return SPACE.arrays(SPACE.sample_genes(np.random.default_rng(0), count))
+
+
+def equal(one: SubnetArrays, other: SubnetArrays) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_what_is_written_is_read_back(tmp_path, name):
+    arrays, path = some(), tmp_path / name
+    value = np.random.default_rng(1).standard_normal(30)
+    write_subnets(path, arrays, {"latency_ms": value}, {"net": ["a, b"] * 30})
+    back, columns = read_subnets(path, ["latency_ms"])
+    assert equal(arrays, back) and all(array.dtype == np.int64 for array in back)
+    assert (columns["latency_ms"] == value).all()
+    assert path.read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
+    before = path.read_bytes()
+    write_subnets(path, arrays, {"latency_ms": value}, {"net": ["a, b"] * 30})
+    assert path.read_bytes() == before, "no time stamp in it"
+
+
+def test_the_form_of_the_published_tables(tmp_path):
+    path = tmp_path / "t.csv"
+    arrays = SubnetArrays(*(array[:2] for array in some()))
+    write_subnets(path, arrays, {"macs": np.array([7, 8]), "latency_ms": [None, 1.5]})
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["ks", "e", "d", "r", "macs", "latency_ms"]
+    assert [row[4:] for row in rows[1:]] == [["7", ""], ["8", "1.5"]]
+    assert rows[1][0] == " ".join(map(str, arrays.ks[0].tolist()))
+    assert rows[1][2] == " ".join(map(str, arrays.d[0].tolist()))
+    assert b"\r" not in path.read_bytes()
+
+
+def test_order_of_columns_bom_and_line_ends_do_not_matter(tmp_path):
+    ks, e, d, r = SMALLEST.strip().split(",")
+    (tmp_path / "a.csv").write_text(HEAD + SMALLEST)
+    text = f"\ufeffr,name,ks,d,e\r\n{r},mine,{ks},{d},{e}\r\n"
+    (tmp_path / "b.csv").write_bytes(text.encode())
+    assert equal(read_subnets(tmp_path / "a.csv")[0], read_subnets(tmp_path / "b.csv")[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "missing ks, e, d, r"),
+        ("ks,e,d\n", "missing r"),
+        (HEAD, "expected rows, got none"),
+        (HEAD + SMALLEST + "3 3,3 3,2,160\n", "line 3: ks: expected 20 finite"),
+        (HEAD + SMALLEST + SMALLEST.replace("5 5", "a 5"), "line 3: could not convert"),
+        (HEAD + SMALLEST.replace(",160", ",nan"), "line 2: r: expected 1 finite number"),
+        (HEAD + SMALLEST.replace(",160", ","), "line 2: r: expected 1 finite number"),
+        (HEAD + SMALLEST.replace(",160", ""), "line 2: r: expected 1 finite number"),
+        (HEAD + SMALLEST.replace(",160", ",1e300"), "line 2: r: expected numbers up to"),
+        (HEAD + SMALLEST.replace(",160", ",160,9"), "line 2: expected 4 fields, got more"),
+        (HEAD + SMALLEST + "\n" + SMALLEST, "line 4: expected a line a row, got blank"),
+        (HEAD + '"' + SMALLEST, "line 2: "),
+    ],
+)
+def test_malformed_tables_are_named_by_their_line(tmp_path, text, message):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(TableError, match=message) as caught:
+        read_subnets(path)
+    assert str(path) in str(caught.value)
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(HEAD + SMALLEST + "\n\n")
+    assert len(read_subnets(path)[0].r) == 1
+
+
+def test_a_further_column_must_be_there_and_a_number(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(HEAD + SMALLEST)
+    with pytest.raises(TableError, match="missing top1"):
+        read_subnets(path, ["top1"])
+    path.write_text("ks,e,d,r,top1\n" + SMALLEST.replace("\n", ",high\n"))
+    with pytest.raises(TableError, match="line 2: could not convert string to float: 'high'"):
+        read_subnets(path, ["top1"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:60],
+        lambda data: data[:40] + bytes(255 - byte for byte in data[40:60]) + data[60:],
+        lambda data: b"ks,e,d,r\n",
+    ],
+)
+def test_a_damaged_archive_is_an_error(tmp_path, damage):
+    path = tmp_path / "t.csv.gz"
+    rows = [SMALLEST.replace(",160", f",{128 + 4 * place}") for place in range(25)]
+    path.write_bytes(damage(gzip.compress((HEAD + "".join(rows)).encode(), mtime=0)))
+    with pytest.raises(TableError, match="cannot read the table"):
+        read_subnets(path)
+
+
+def test_what_is_no_text_or_no_file(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "t.csv", tmp_path / "nothing.csv", tmp_path):
+        with pytest.raises(TableError, match="cannot read the table"):
+            read_subnets(path)
+    with pytest.raises(CompofaError, match="cannot write"):
+        write_subnets(tmp_path, some(1), {})
+
+
+def test_members_at_any_resolution_are_returned_as_they_are():
+    arrays = some()._replace(r=np.arange(128, 128 + 30))
+    assert equal(require_members(arrays, SPACE, "t.csv"), arrays)
+
+
+def test_what_stands_past_a_depth_is_replaced_by_0():
+    arrays = some()
+    full = arrays._replace(
+        ks=np.where(arrays.ks == 0, 3, arrays.ks), e=np.where(arrays.e == 0, 6, arrays.e)
+    )
+    assert not equal(full, arrays)
+    assert equal(require_members(full, SPACE, "t.csv"), arrays)
+
+
+def changed(name: str, rows: list[int], value: object) -> SubnetArrays:
+    arrays = {key: array.copy() for key, array in some()._asdict().items()}
+    arrays[name] = arrays[name].astype(float)
+    arrays[name][(rows, 0) if arrays[name].ndim == 2 else rows] = value
+    return SubnetArrays(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "value", "message"),
+    [
+        ("ks", [4], 9, "line 6; line 6: stage 1 block 1 kernel size: expected 3, got 9"),
+        ("ks", [4], 3.5, "line 6; line 6: stage 1 block 1 kernel size: expected 3, got 3.5"),
+        ("e", [0, 1], 5, "lines 2, 3; line 2: stage 1 block 1 expand"),
+        ("e", list(range(9)), 0, "lines 2, 3, 4, 5, 6 and 4 more; line 2: "),
+        ("d", [7], 5, "line 9; line 9: d: expected whole numbers from 0 to 4, got 5"),
+        ("d", [7], 2.5, "line 9; line 9: d: expected whole numbers"),
+        ("d", [7], -1, "line 9; line 9: d: expected whole numbers"),
+        ("d", [7], 0, "line 9; line 9: stage 1 depth"),
+        ("r", [29], 160.5, "line 31; line 31: resolution"),
+    ],
+)
+def test_others_are_named_by_their_lines(name, rows, value, message):
+    with pytest.raises(TableError, match=message) as caught:
+        require_members(changed(name, rows, value), SPACE, "t.csv")
+    assert str(caught.value).startswith("t.csv: not in space")
+
+
+def test_tables_of_networks_with_other_stages():
+    arrays = some()
+    with pytest.raises(TableError, match="expected 20 numbers in ks and e and 5 in d, got 16"):
+        require_members(arrays._replace(ks=arrays.ks[:, :16]), SPACE, "t.csv")
+
+
+def test_lines():
+    assert lines([0]) == "line 2"
+    assert lines([0, 5]) == "lines 2, 7"
+    assert lines(range(8)) == "lines 2, 3, 4, 5, 6 and 3 more"

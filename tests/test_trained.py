@@ -1,0 +1,240 @@
+"""A checkpoint searched end to end: records, predictor, search and the winners measured."""
+
+import csv
+import functools
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from sklearn.utils import Bunch
+
+import nas.measure
+from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.cli.evaluate import main as evaluate
+from compofa.cli.search import main
+from compofa.errors import ConfigError, DataError
+from compofa.model_zoo import network_spec
+from compofa.records import read_records
+from compofa.subnet import Subnet
+from compofa.supernet import Supernet
+from nas.predictor import load_accuracy_model
+from nas.timing import Settings
+from nas.trained import Trained, fit_records, search_resolutions
+
+CLASSES = tuple("0123456789")
+
+
+@contextmanager
+def few_digits() -> Iterator[None]:
+    """150 digits: 90 to train on, 30 to validate on, 30 to test on."""
+    data = sklearn.datasets.load_digits()
+    few = Bunch(images=data.images[:150], target=data.target[:150])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        yield
+    logging.captureWarnings(False)
+
+
+def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
+    """Write the checkpoint of an untrained supernet with 32 subnets."""
+    pairs = ((2, 3), (3, 4))
+    spec = network_spec("compofa-small", 10, coupling=pairs, width_mult=0.1, resolutions=(8,))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = Supernet(spec).state_dict()
+    mean, std = (0.305,) * 3, (0.376,) * 3
+    save_checkpoint(
+        path, Checkpoint(spec, weights, CLASSES, mean, std, dataset="digits", image_size=8)
+    )
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Few digits, and timing that is over at once and kept apart."""
+    brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
+    with few_digits(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nas.measure, "Settings", brief)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("net") / "tiny.pt")
+
+
+class Search(NamedTuple):
+    folder: Path
+    out: str
+
+    def rows(self, name: str = "results.csv") -> list[dict[str, str]]:
+        with (self.folder / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def options(net: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        "--net", str(net), "--output", str(folder), "--quiet", "--device", "cpu",
+        "--resolutions", "8", "--samples", "24", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """A search on this machine's CPU."""
+    folder = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        written: list[str] = []
+        patch.setattr("builtins.print", lambda *words: written.append(" ".join(map(str, words))))
+        assert main(options(net, folder, "--target-hardware", "cpu")) == 0
+    return Search(folder, "\n".join(written))
+
+
+def test_everything_is_written(searched, net):
+    names = {path.name for path in searched.folder.iterdir()}
+    fixed = {
+        "results.csv", "pareto.csv", "pareto.png", "pareto.svg", "report.html", "records.jsonl",
+        "predictor.npz", "predictor.json",
+    }  # fmt: skip
+    rows = searched.rows()
+    assert names == fixed | {f"subnet_{float(row['constraint']):g}.json" for row in rows}
+    assert list(rows[0])[-4:] == ["macs", "params", "measured_top1", "measured_latency_ms"]
+    assert {row["net"] for row in rows} == {str(net)}
+    assert {row["net"] for row in searched.rows("pareto.csv")} == {str(net), f"{net}-free"}
+    assert "measured top1" in searched.out and "from end-to-end latency" in searched.out
+
+
+def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
+    space = load_checkpoint(net).network.space
+    rows = searched.rows()
+    for row in rows:
+        assert float(row["latency_ms"]) <= float(row["constraint"]) + 1e-4
+        path = searched.folder / f"subnet_{float(row['constraint']):g}.json"
+        assert space.contains(Subnet.from_config(json.loads(path.read_text())))
+        assert float(row["measured_latency_ms"]) > 0
+    top1 = [float(row["top1"]) for row in rows]
+    assert top1 == sorted(top1), "a larger budget is not worse"
+
+
+def test_measured_accuracy_is_what_the_evaluation_says(searched, net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = searched.rows()[0]
+    path = searched.folder / f"subnet_{float(row['constraint']):g}.json"
+    assert evaluate(["--net", str(net), "--subnet", str(path), "--quiet", "--device", "cpu"]) == 0
+    with Path("results.csv").open(newline="") as file:
+        (own,) = csv.DictReader(file)
+    assert float(own["top1"]) == float(row["measured_top1"])
+    assert (own["macs"], own["params"]) == (row["macs"], row["params"])
+    assert (own["d"], own["r"]) == (row["d"], row["r"])
+
+
+def test_records_come_from_both_spaces(searched, net):
+    records = read_records(searched.folder / "records.jsonl")
+    space = load_checkpoint(net).network.space
+    inside = sum(space.contains(record.subnet) for record in records)
+    assert len(records) == 22, "12 each; the smallest and the largest are in both"
+    assert inside >= 12 and len(records) - inside >= 8
+    assert {record.part for record in records} == {"validation"}
+
+
+def test_the_predictor_can_be_used_again(searched, net, tmp_path):
+    more = ["--accuracy-predictor", str(searched.folder / "predictor.npz"), "--compare", "none"]
+    assert main(options(net, tmp_path, "--target-hardware", "flops", *more)) == 0
+    assert not (tmp_path / "records.jsonl").exists()
+    again = Search(tmp_path, "")
+    rows = again.rows()
+    assert {row["latency_ms"] for row in rows} == {""}
+    assert list(rows[0])[-1] == "measured_top1", "there is no latency to measure"
+    assert {row["net"] for row in again.rows("pareto.csv")} == {str(net)}
+
+    space = load_checkpoint(net).network.space
+    arrays = space.arrays(space.enumerate_genes())
+    predicted = load_accuracy_model(searched.folder / "predictor.npz").predict(arrays)
+    assert float(rows[-1]["top1"]) <= predicted.max() + 1e-3
+
+
+def test_the_same_seed_finds_the_same(net, tmp_path):
+    tables = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        more = ["--target-hardware", "params", "--seed", "3", "--compare", "none"]
+        assert main(options(net, folder, *more)) == 0
+        names = ("results.csv", "pareto.csv", "records.jsonl", "report.html")
+        tables.append([(folder / file).read_bytes() for file in names])
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target-hardware", "nosuch"], "unknown device 'nosuch': expected a file"),
+        (["--target-hardware", "note10"], "was measured on mobilenet_v3"),
+        (["--target-hardware", "flops", "--samples", "8"], "at least 20 distinct subnets"),
+        (["--target-hardware", "flops", "--samples", "0"], "at least 20 distinct subnets"),
+        (["--target-hardware", "flops", "--samples", "-9"], "at least 20 distinct subnets"),
+        (["--target-hardware", "flops", "--compare", "compofa"], "expected free or none"),
+        (["--target-hardware", "flops", "--width-mult", "1"], "a checkpoint has its own width"),
+        (["--target-hardware", "flops", "--device", "tpu"], "tpu"),
+        (["--target-hardware", "flops", "--resolutions", "4"], "expected an image size from 8"),
+        (["--target-hardware", "flops", "--accuracy-predictor", "nosuch.npz"], "nosuch.npz"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys, more, message):
+    assert main(options(net, tmp_path, *more)) == 1
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_no_subnet_meets_keeps_the_records(searched, net, tmp_path, capsys):
+    predictor = ["--accuracy-predictor", str(searched.folder / "predictor.npz")]
+    argv = options(net, tmp_path, "--target-hardware", "flops", "--constraints", "7", *predictor)
+    assert main(argv) == 1
+    err = capsys.readouterr().err
+    assert "meets 7 MACs on flops: expected at least" in err and '"d":[2,2,2,2,2]' in err
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "a.pt").write_text("hello")
+    for name, message in (("a.pt", "a.pt"), ("b.pt", "got nothing there")):
+        argv = options(tmp_path / name, tmp_path / "out", "--target-hardware", "flops")
+        assert main(argv) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_resolutions_are_those_asked_for_or_the_data_sets(net):
+    checkpoint = load_checkpoint(net)
+    assert search_resolutions(checkpoint, (8, 24)) == (8, 24)
+    assert search_resolutions(checkpoint, None) == (8, 12, 16)
+    with pytest.raises(ConfigError, match="names no known data set: give --resolutions"):
+        search_resolutions(replace(checkpoint, dataset=""), None)
+
+
+def test_the_free_space_undoes_the_coupling(net):
+    trained = Trained("mine", load_checkpoint(net), "0", (8, 12))
+    own, free = trained.space, trained.free_space
+    assert (own.size, own.name, own.resolutions) == (2 * 2**5, "mine", (8, 12))
+    assert free.name == "mine-free" and free.size == 2 * (2**2 + 2**3) ** 5
+    assert all(free.contains(subnet) for subnet in own.enumerate())
+    network = replace(trained.checkpoint.network, space=free)
+    alone = replace(trained, checkpoint=replace(trained.checkpoint, network=network))
+    assert alone.free_space is None
+
+
+def test_few_records_are_not_fitted(searched, net):
+    records = read_records(searched.folder / "records.jsonl")
+    space = Trained("mine", load_checkpoint(net), "0", (8,)).free_space
+    with pytest.raises(DataError, match="20"):
+        fit_records(records[:19], space, "mine")
+    model = fit_records(records, space, "mine")
+    assert "22 records of mine on validation images of digits" in model.card["source"]
+    assert np.isfinite(model.predict(space.arrays_of([records[0].subnet]))).all()
