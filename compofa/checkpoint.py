@@ -188,12 +188,22 @@ def load_weights(net: Supernet, source: str | Path | Mapping[str, Tensor]) -> No
     if isinstance(source, Mapping):
         load_state(net, source)
         return
-    data = read_safely(source)
-    for key in ("weights", "state_dict", "state_dict_ema"):
-        if isinstance(data.get(key), Mapping):
-            data = data[key]
-            break
-    load_state(net, data, str(source))
+    load_state(net, weights_in(source, read_safely(source)), str(source))
+
+
+def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the state dict within what was read from ``path``: ours or another program's.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    keys = ("weights", "state_dict", "state_dict_ema")
+    weights = next((data[key] for key in keys if key in data), data)
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got other data")
+    return dict(weights)
 
 
 def read_safely(path: str | Path) -> dict[str, Any]:

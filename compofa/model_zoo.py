@@ -175,8 +175,9 @@ def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint
         SpaceError: ``net`` is neither a known network nor a file, or ``arch`` is unknown.
         CheckpointError: The file cannot be used.
     """
-    from compofa.checkpoint import Checkpoint, load_checkpoint, load_weights, read_safely
+    from compofa.checkpoint import Checkpoint, load_checkpoint, read_safely, weights_in
     from compofa.supernet import Supernet
+    from compofa.weights import load_state
 
     if net in NETWORKS:
         path = shipped_weights(net, NETWORKS[net])
@@ -187,11 +188,11 @@ def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint
     data = read_safely(path)
     if "format" in data:
         return path, load_checkpoint(path)
-    state = next((data[k] for k in ("state_dict", "state_dict_ema") if k in data), data)
+    state = weights_in(path, data)
     if arch is None:
-        arch = "compofa-elastic" if any("_matrix" in str(name) for name in state) else "compofa"
-    bias = next((v for k, v in state.items() if str(k).endswith("classifier.linear.bias")), ())
-    spec = network_spec(arch, classes=len(bias) or 1000)
+        arch = "compofa-elastic" if any("_matrix" in name for name in state) else "compofa"
+    bias = next((v for k, v in state.items() if k.endswith("classifier.linear.bias")), None)
+    spec = network_spec(arch, classes=1000 if bias is None else bias.numel())
     supernet = Supernet(spec)
-    load_weights(supernet, state)
+    load_state(supernet, state, str(path))
     return path, Checkpoint(spec, supernet.state_dict(), dataset="imagenet")

@@ -15,7 +15,7 @@ from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.records import EvalRecord
 from compofa.space import SearchSpace
-from compofa.subnet import Subnet
+from compofa.subnet import Subnet, SubnetArrays
 from nas.collect import collect, draw_subnets
 from nas.cost import Cost
 from nas.pipeline import Outcome, Target, accuracy_model
@@ -24,6 +24,23 @@ from nas.predictor import AccuracyModel
 log = logging.getLogger(__name__)
 
 CostLoader = Callable[[Backbone, SearchSpace, int], Cost]
+
+
+class Clipped:
+    """Keeps a predictor's figures below 100 %, which a small data set comes near to."""
+
+    unit = "top-1 %"
+
+    def __init__(self, model: AccuracyModel) -> None:
+        self.name, self.error, self._model = model.name, model.error, model
+
+    def predict(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return expected top-1 in percent, at most 100, shape [n]."""
+        return np.minimum(self._model.predict(arrays), 100.0)
+
+    def std(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return the standard deviation in points, shape [n]."""
+        return self._model.std(arrays)
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,7 @@ def trained_targets(
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name)
         accuracy.save(folder / "predictor.npz")
+        accuracy = Clipped(accuracy)
     return [
         Target(space.name, network.backbone, network.classes, space, accuracy, cost)
         for space, cost in zip(spaces, costs, strict=True)
@@ -165,6 +183,12 @@ def measure_found(
         times = time_networks(subnets, network.backbone, network.classes, settings, progress=bar)
         measured["measured_latency_ms"] = [float(value) for value in times]
     return replace(outcome, measured=measured)
+
+
+def network_name(net: str) -> str:
+    """Return what to call a checkpoint: its file's name, or its folder's for best.pt, last.pt."""
+    path = Path(net)
+    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
 
 
 def search_resolutions(checkpoint: Checkpoint, wanted: Sequence[int] | None) -> tuple[int, ...]:

@@ -328,6 +328,25 @@ def test_a_checkpoint_that_is_none(call, net, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        {"state_dict": [1, 2]},
+        {"state_dict": {}},
+        {1: torch.ones(2)},
+        {"classifier.linear.bias": torch.tensor(1.0)},
+        {"classifier.linear.bias": 3},
+        {"format": "other"},
+        [torch.ones(2)],
+    ],
+)
+def test_a_mapping_without_weights(call, tmp_path, data):
+    torch.save(data, tmp_path / "odd.pt")
+    done = call("--net", str(tmp_path / "odd.pt"))
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert str(tmp_path / "odd.pt") in done.err
+
+
+@pytest.mark.parametrize(
     ("classes", "expected"),
     [
         (("cat", "dog", "owl"), "expected the network's 3 classes, got 2 in imagefolder"),

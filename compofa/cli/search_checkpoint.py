@@ -16,7 +16,13 @@ from compofa.evaluate import Evaluator
 from compofa.model_zoo import open_checkpoint
 from compofa.training.run import check_device
 from nas import pipeline
-from nas.trained import Trained, measure_found, search_resolutions, trained_targets
+from nas.trained import (
+    Trained,
+    measure_found,
+    network_name,
+    search_resolutions,
+    trained_targets,
+)
 
 
 def search_checkpoint(
@@ -43,7 +49,7 @@ def search_checkpoint(
     check_device(device)
     path, checkpoint = open_checkpoint(args.net)
     resolutions = search_resolutions(checkpoint, args.resolutions)
-    trained = Trained(args.net, checkpoint, file_hash(path), resolutions)
+    trained = Trained(network_name(args.net), checkpoint, file_hash(path), resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(checkpoint, data)
 

@@ -6,14 +6,20 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compofa.checkpoint import Checkpoint, load_checkpoint, read_safely, save_checkpoint
+from compofa.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    read_safely,
+    save_checkpoint,
+    weights_in,
+)
 from compofa.data import DataSplits, load_dataset
 from compofa.errors import CheckpointError, ConfigError
 from compofa.extract import extract
@@ -275,7 +281,7 @@ def load_teacher(path: str | Path, student: NetworkSpec) -> StaticNetwork:
 
 def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpec) -> Supernet:
     """Build a teacher from another program's weights, its classes and kernels read off them."""
-    weights = _foreign_weights(path, data)
+    weights = weights_in(path, data)
     bias = next((v for k, v in weights.items() if k.endswith("classifier.linear.bias")), None)
     largest = max(student.backbone.kernels)
     spec = replace(
@@ -289,21 +295,11 @@ def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpe
     return net.eval()
 
 
-def _foreign_weights(path: str | Path, data: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the state dict within a file of another program."""
-    weights = next((data[key] for key in ("state_dict", "state_dict_ema") if key in data), data)
-    if not isinstance(weights, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
-    ):
-        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got other data")
-    return dict(weights)
-
-
 def _start_from(net: Supernet, path: Path, sort: bool) -> None:
     """Load the weights of the predecessor; sort its channels where the phase asks for it."""
     data = read_safely(path)
     ours = bool(data.get("format"))
-    weights = load_checkpoint(path).weights if ours else _foreign_weights(path, data)
+    weights = load_checkpoint(path).weights if ours else weights_in(path, data)
     load_state(net, weights, str(path))
     if sort:
         sort_channels(net)
