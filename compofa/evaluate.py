@@ -23,6 +23,7 @@ from compofa.layout import layout, macs, params
 from compofa.records import EvalRecord
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
+from compofa.threads import cpu_threads, usual_threads
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,10 @@ class Evaluator:
 
     def accuracy(self, supernet: Supernet, subnet: Subnet) -> Accuracy:
         """Calibrate ``subnet`` on a copy and measure its accuracy at its resolution."""
-        network = calibrate(supernet, self.calibration_batches(subnet.resolution), subnet)
-        return measure_accuracy(network, self.evaluation_batches(subnet.resolution))
+        resolution = subnet.resolution
+        with cpu_threads(usual_threads(resolution)):
+            network = calibrate(supernet, self.calibration_batches(resolution), subnet)
+            return measure_accuracy(network, self.evaluation_batches(resolution))
 
     def measure(
         self, supernet: Supernet, subnet: Subnet, net: str = "", checkpoint: str = ""

@@ -116,9 +116,8 @@ def trained_targets(
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name)
         accuracy.save(folder / "predictor.npz")
-        accuracy = Clipped(accuracy)
     return [
-        Target(space.name, network.backbone, network.classes, space, accuracy, cost)
+        Target(space.name, network.backbone, network.classes, space, Clipped(accuracy), cost)
         for space, cost in zip(spaces, costs, strict=True)
     ]
 

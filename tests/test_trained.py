@@ -16,6 +16,7 @@ import sklearn.datasets
 import torch
 from sklearn.utils import Bunch
 
+import nas.fit_accuracy
 import nas.measure
 from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import main as evaluate
@@ -23,11 +24,11 @@ from compofa.cli.search import main
 from compofa.errors import ConfigError, DataError
 from compofa.model_zoo import network_spec
 from compofa.records import read_records
-from compofa.subnet import Subnet
+from compofa.subnet import Subnet, SubnetArrays
 from compofa.supernet import Supernet
 from nas.predictor import load_accuracy_model
 from nas.timing import Settings
-from nas.trained import Trained, fit_records, search_resolutions
+from nas.trained import Clipped, Trained, fit_records, network_name, search_resolutions
 
 CLASSES = tuple("0123456789")
 
@@ -59,10 +60,12 @@ def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Few digits, and timing that is over at once and kept apart."""
+    """Few digits, fits and timing that are over at once, and timings that are kept apart."""
+    short = functools.partial(nas.fit_accuracy.fit_accuracy, steps=15, folds=3)
     brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
     with few_digits(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(nas.measure, "Settings", brief)
+        patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -99,7 +102,7 @@ def searched(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
     return Search(folder, "\n".join(written))
 
 
-def test_everything_is_written(searched, net):
+def test_everything_is_written(searched):
     names = {path.name for path in searched.folder.iterdir()}
     fixed = {
         "results.csv", "pareto.csv", "pareto.png", "pareto.svg", "report.html", "records.jsonl",
@@ -108,8 +111,8 @@ def test_everything_is_written(searched, net):
     rows = searched.rows()
     assert names == fixed | {f"subnet_{float(row['constraint']):g}.json" for row in rows}
     assert list(rows[0])[-4:] == ["macs", "params", "measured_top1", "measured_latency_ms"]
-    assert {row["net"] for row in rows} == {str(net)}
-    assert {row["net"] for row in searched.rows("pareto.csv")} == {str(net), f"{net}-free"}
+    assert {row["net"] for row in rows} == {"tiny"}
+    assert {row["net"] for row in searched.rows("pareto.csv")} == {"tiny", "tiny-free"}
     assert "measured top1" in searched.out and "from end-to-end latency" in searched.out
 
 
@@ -154,7 +157,7 @@ def test_the_predictor_can_be_used_again(searched, net, tmp_path):
     rows = again.rows()
     assert {row["latency_ms"] for row in rows} == {""}
     assert list(rows[0])[-1] == "measured_top1", "there is no latency to measure"
-    assert {row["net"] for row in again.rows("pareto.csv")} == {str(net)}
+    assert {row["net"] for row in again.rows("pareto.csv")} == {"tiny"}
 
     space = load_checkpoint(net).network.space
     arrays = space.arrays(space.enumerate_genes())
@@ -209,6 +212,36 @@ def test_a_file_that_is_no_checkpoint(tmp_path, capsys):
         argv = options(tmp_path / name, tmp_path / "out", "--target-hardware", "flops")
         assert main(argv) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/digits/best.pt", "digits"),
+        ("runs/digits/last.pt", "digits"),
+        ("checkpoints/tiny.pt", "tiny"),
+        ("best.pt", "best"),
+        ("compofa-digits", "compofa-digits"),
+    ],
+)
+def test_names_of_checkpoints(path, name):
+    assert network_name(path) == name
+
+
+def test_predictions_stay_below_100_percent():
+    class Proud:
+        name, unit, error = "proud", "top-1 %", "by far"
+
+        def predict(self, arrays: SubnetArrays) -> np.ndarray:
+            return np.array([99.0, 101.5])
+
+        def std(self, arrays: SubnetArrays) -> np.ndarray:
+            return np.array([1.0, 2.0])
+
+    clipped, nothing = Clipped(Proud()), SubnetArrays(*(np.zeros(0),) * 4)
+    assert clipped.predict(nothing).tolist() == [99, 100]
+    assert clipped.std(nothing).tolist() == [1, 2]
+    assert (clipped.name, clipped.error) == ("proud", "by far")
 
 
 def test_resolutions_are_those_asked_for_or_the_data_sets(net):

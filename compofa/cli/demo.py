@@ -86,7 +86,10 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(_main, argv, PROG)
+    from compofa.threads import cpu_threads
+
+    with cpu_threads(1):
+        return run(_main, argv, PROG)
 
 
 if __name__ == "__main__":

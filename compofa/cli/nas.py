@@ -253,7 +253,7 @@ def _collect(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
     path, checkpoint = open_checkpoint(args.net)
-    wanted = [r for group in args.resolutions or [] for r in group]
+    wanted = sorted({r for group in args.resolutions or [] for r in group})
     trained = Trained(
         network_name(args.net), checkpoint, file_hash(path), search_resolutions(checkpoint, wanted)
     )

@@ -132,6 +132,9 @@ def parser() -> Parser:
         help="compute in reduced precision (bfloat16 where the device has it)",
     )
     where.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads; by default 1 for small images"
+    )
+    where.add_argument(
         "--price", type=float, metavar="P", help="price of a device hour: report the cost"
     )
     where.add_argument("--power", type=float, metavar="W", help="watts of a device: report CO2")

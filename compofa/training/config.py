@@ -12,6 +12,7 @@ from compofa.data import dataset_info
 from compofa.errors import CompofaError, ConfigError
 from compofa.model_zoo import entry, network_spec
 from compofa.network import NetworkSpec
+from compofa.threads import usual_threads
 from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
 
 KD_TYPES = ("ce", "mse")
@@ -55,6 +56,8 @@ class TrainConfig:
         seed: Of every random choice.
         device: Such as ``cpu`` or ``cuda``.
         amp: Whether to compute in reduced precision.
+        threads: CPU threads; by default one for small images, otherwise torch's choice. The
+            last bits of a result depend on it.
         price: Price of an hour of one device, for the report.
         power: Power of one device in watts, for the report.
     """
@@ -89,6 +92,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     amp: bool = False
+    threads: int | None = None
     price: float | None = None
     power: float | None = None
 
@@ -121,7 +125,7 @@ class TrainConfig:
         unset = {name: value for name, value in filled.items() if getattr(self, name) is None}
         config = replace(self, **unset)
         sizes = tuple(sorted(set(config.image_size)))
-        late = {"image_size": sizes}
+        late = {"image_size": sizes, "threads": usual_threads(max(sizes, default=0), self.threads)}
         if config.warmup_epochs is None:
             late["warmup_epochs"] = max(0, min(phase.warmup_epochs, config.epochs - 1))
         if config.lr is None:
@@ -174,6 +178,8 @@ class TrainConfig:
             for name, (low, high) in ranges.items()
             if not low <= getattr(self, name) <= high
         ]
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            faults.append(f"--threads: expected 1 to 1024, got {self.threads}")
         if self.kd_type not in KD_TYPES:
             faults.append(f"--kd-type: expected {' or '.join(KD_TYPES)}, got {self.kd_type!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:

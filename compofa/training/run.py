@@ -28,6 +28,7 @@ from compofa.network import NetworkSpec
 from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
+from compofa.threads import cpu_threads
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import Journal, cost_report
 from compofa.training.recipes import Phase, recipe_for
@@ -83,7 +84,19 @@ def train(
         CompofaError: Something the user can mend; nothing is half-written.
     """
     config = config.resolved()
-    folder = run_folder(config, Path(output))
+    with cpu_threads(config.threads):
+        return _run(config, Path(output), resume, overwrite, bar, after_epoch)
+
+
+def _run(
+    config: TrainConfig,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    bar: bool,
+    after_epoch: Callable[[int], None] | None,
+) -> RunResult:
+    folder = run_folder(config, output)
     last, best = folder / "last.pt", folder / "best.pt"
     state = _saved_state(config, last, resume, overwrite)
     check_device(config.device)
@@ -94,7 +107,7 @@ def train(
         validation_images=config.validation_images,
     )
     spec = config.network(len(splits.classes))
-    predecessors = _find_predecessors(config, Path(output), bar) if state is None else None
+    predecessors = _find_predecessors(config, output, bar) if state is None else None
     net = Supernet(spec, config.seed).to(config.device)
     teacher = None
     if config.recipe_phase.starts_from is not None:

@@ -1,0 +1,378 @@
+"""``python -m nas``: devices, predictions, measurements, records and fits."""
+
+import csv
+import functools
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from test_trained import few_digits, tiny_checkpoint
+
+import nas.fit_accuracy
+import nas.measure
+from compofa.cli.nas import main
+from compofa.cli.search import main as search
+from compofa.records import read_records
+from compofa.subnet import SubnetArrays
+from nas import pipeline
+from nas.devices import DEVICES, load_cost
+from nas.predictor import NAMES
+from nas.tables import read_subnets, write_subnets
+from nas.timing import Settings
+
+WIDE = "ofa_mbv3_d234_e346_k357_w1.2"
+MEASURED = [name for name, device in DEVICES.items() if device.model]
+SHIPPED = [name for name in NAMES if name in pipeline.NETWORKS]
+
+
+class Result(NamedTuple):
+    status: int | str | None
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Few digits, fits and timing that are over at once, and timings that are kept apart."""
+    short = functools.partial(nas.fit_accuracy.fit_accuracy, samples=4000, steps=15, folds=3)
+    brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
+    with few_digits(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nas.measure, "Settings", brief)
+        patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("net") / "tiny.pt"))
+
+
+@pytest.fixture
+def call(capsys, tmp_path, monkeypatch) -> Callable[..., Result]:
+    """The command in an empty folder, as a function."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> Result:
+        try:
+            status = main(argv)
+        except SystemExit as end:
+            status = end.code
+        return Result(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def predict(call) -> Callable[..., dict[str, np.ndarray]]:
+    """Predictions as arrays by column."""
+
+    def run(source: Path, columns: str, *more: str) -> dict[str, np.ndarray]:
+        argv = ["--columns", columns, "--input", str(source), "--output", "out.csv", *more]
+        result = call("predict", *argv)
+        assert result.status == 0, result.err
+        return read_subnets("out.csv", columns.split(","))[1]
+
+    return run
+
+
+def table(path: Path, name: str = "compofa", count: int = 40, seed: int = 0) -> SubnetArrays:
+    """Write a table of random subnets at 160, 192 and 224 pixels."""
+    space = pipeline.named_space(name, None, (160, 192, 224))[1]
+    arrays = space.arrays(space.sample_genes(np.random.default_rng(seed), count))
+    write_subnets(path, arrays, {})
+    return arrays
+
+
+def test_devices_are_listed_with_source_and_error(call):
+    result = call("devices")
+    lines = result.out.splitlines()
+    assert result.status == 0 and len(lines) == 2 * len(DEVICES)
+    for first, second, (name, device) in zip(lines[::2], lines[1::2], DEVICES.items(), strict=True):
+        assert first.split()[0] == name and device.description in first
+        assert device.source in second and device.error in second
+        assert "MAPE" in second or not device.model
+
+
+def test_predictions_keep_order_and_columns(call, tmp_path, caplog):
+    caplog.set_level("INFO")
+    arrays = table(tmp_path / "in.csv")
+    columns = "params,latency:note10,top1,macs,top1_std"
+    argv = ["predict", "--columns", columns, "--input", "in.csv", "--output", "new/out.csv"]
+    result = call(*argv)
+    assert result.status == 0 and "40 subnets" in result.out
+    assert "MAPE" in caplog.text and "held-out MAE" in caplog.text, "each says how wrong it is"
+    with Path("new/out.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["ks", "e", "d", "r", *columns.split(",")]
+    back, values = read_subnets("new/out.csv", columns.split(","))
+    for one, other in zip(arrays, back, strict=True):
+        assert np.array_equal(one, other)
+    model = pipeline.accuracy_model("compofa")
+    assert (values["top1"] == model.predict(arrays)).all()
+    assert (values["top1_std"] == model.std(arrays)).all()
+    assert (values["latency:note10"] == load_cost("note10")(arrays)).all()
+    assert (values["macs"] > 5e7).all() and (values["params"] > 3e6).all()
+
+
+def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):
+    arrays = table(tmp_path / "in.csv")
+    columns = "top1,macs,params,latency:v100"
+    plain = predict(tmp_path / "in.csv", columns)
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress((tmp_path / "in.csv").read_bytes()))
+    filled = arrays._replace(
+        ks=np.where(arrays.ks == 0, 7, arrays.ks), e=np.where(arrays.e == 0, 6, arrays.e)
+    )
+    write_subnets(tmp_path / "full.csv", filled, {})
+    for name in ("in.csv.gz", "full.csv"):
+        again = predict(tmp_path / name, columns)
+        assert all((again[key] == plain[key]).all() for key in plain), name
+
+
+@pytest.mark.parametrize("net_id", SHIPPED)
+def test_every_device_and_every_network_answer(predict, tmp_path, net_id):
+    table(tmp_path / "in.csv", net_id)
+    wide = pipeline.NETWORKS[net_id].width_mult != 1
+    names = [name for name in MEASURED if not (wide and DEVICES[name].width_mults)]
+    columns = ",".join(["top1", *(f"latency:{name}" for name in [*names, "flops", "params"])])
+    values = predict(tmp_path / "in.csv", columns, "--net", net_id)
+    assert (values["top1"] > 60).all() and (values["top1"] < 85).all()
+    for name in names:
+        assert (values[f"latency:{name}"] > 1).all() and np.ptp(values[f"latency:{name}"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(",192\n", ",100\n", 1), "100"),
+        (lambda text: text.replace(",192\n", ",20\n", 1), "got 20"),
+        (lambda text: text.replace(",192\n", ",\n", 1), "r: expected 1 finite number"),
+        (lambda text: text.replace(",192\n", "\n", 1), "r: expected 1 finite number"),
+        (lambda text: text.replace(",192\n", ",192,1\n", 1), "expected 4 fields"),
+        (lambda text: text.replace(" 0,", " 8,"), None),
+    ],
+)
+def test_wrong_rows_are_named_by_their_lines(call, tmp_path, change, message):
+    arrays = table(tmp_path / "in.csv")
+    text = (tmp_path / "in.csv").read_text()
+    (tmp_path / "in.csv").write_text(change(text))
+    result = call("predict", "--columns", "top1", "--input", "in.csv", "--output", "out.csv")
+    if message is None:
+        assert result.status == 0, "what stands past a depth is no part of the subnet"
+        return
+    line = int(np.flatnonzero(arrays.r == 192)[0]) + 2
+    assert result.status == 1 and f"in.csv, line {line}: " in result.err and message in result.err
+    assert len(result.err.splitlines()) == 1 and not Path("out.csv").exists()
+
+
+def test_subnets_of_another_space_are_named_by_their_lines(call, tmp_path):
+    table(tmp_path / "in.csv", "compofa-elastic")
+    argv = ["predict", "--columns", "macs", "--input", "in.csv", "--output", "out.csv"]
+    assert "not in space compofa: lines 2, 3, 4, 5, 6 and 35 more; line 2: " in call(*argv).err
+    assert call(*argv, "--net", "compofa-elastic").status == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--columns", "top1,speed"], "latency:DEVICE, got 'speed'"),
+        (["--columns", "top1,"], "latency:DEVICE, got ''"),
+        (["--columns", "latency:nosuch"], f"one of {', '.join(DEVICES)}"),
+        (["--columns", "latency:v100", "--width-mult", "1.2"], "of width multiplier 1.0"),
+        (["--columns", "macs", "--net", "nosuch"], "unknown network 'nosuch'"),
+        (["--columns", "macs", "--width-mult", "-1"], "expected a width multiplier"),
+        (["--columns", "macs", "--input", "nosuch.csv"], "cannot read the table nosuch.csv"),
+        (["--columns", "macs", "--output", "in.csv/out.csv"], "cannot write to the output folder"),
+        (["--columns", "top1", "--accuracy-predictor", "in.csv"], "in.csv"),
+        (["--columns", "latency:note10", "--latency-table", "."], "R_lookup_table.yaml"),
+    ],
+)
+def test_what_predict_cannot_do(call, tmp_path, more, message):
+    table(tmp_path / "in.csv")
+    result = call("predict", "--input", "in.csv", "--output", "out.csv", *more)
+    assert result.status == 1 and message in result.err
+    assert "Traceback" not in result.err and not Path("out.csv").exists()
+
+
+def test_sums_of_the_published_tables(predict, reference_data):
+    latency = reference_data / "latency"
+    tables = ["--latency-table", str(latency / "note10_lut"), "--width-mult", "1.2"]
+    for part, name in (("compofa",) * 2, ("compofa_elastic", "compofa-elastic"), ("ofa", WIDE)):
+        source = latency / f"note10_lut_sum_{part}.csv.gz"
+        got = predict(source, "latency:note10", "--net", name, *tables)["latency:note10"]
+        known = read_subnets(source, ["latency_ms"])[1]["latency_ms"]
+        digits = np.array([float(f"{value:.6g}") for value in got])  # as many as the tables give
+        np.testing.assert_allclose(digits, known, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("device", "file", "column", "baseline"),
+    [
+        ("rtx2080ti", "rtx2080ti_gpu_ofa", "latency_ms", 1.7),
+        ("p40", "p40_gpu_ofa", "latency_ms", 1.2),
+        ("v100-b64", "help_gpus_ofa", "v100_64_ms", 1.8),
+        ("titan_rtx-b64", "help_gpus_ofa", "titan_rtx_64_ms", 2.1),
+        ("rtx2080ti-b64", "help_gpus_ofa", "2080ti_64_ms", 4.3),
+    ],
+)
+def test_latency_is_better_than_a_ridge(predict, reference_data, device, file, column, baseline):
+    source = reference_data / "latency" / f"{file}.csv.gz"
+    name = "ofa_mbv3_d234_e346_k357_w1.0"
+    got = predict(source, f"latency:{device}", "--net", name)[f"latency:{device}"]
+    measured = read_subnets(source, [column])[1][column]
+    assert 100 * np.abs(got / measured - 1).mean() < baseline
+
+
+@pytest.mark.parametrize(
+    ("file", "net_id", "mae", "rho"),
+    [
+        ("ofa_mbv3_w1.0_r224", "ofa_mbv3_d234_e346_k357_w1.0", 0.049, 0.997),
+        ("compofa_elastic_r128_160_192", "compofa-elastic", 0.345, 0.987),
+    ],
+)
+def test_accuracy_is_better_than_the_baselines(predict, reference_data, file, net_id, mae, rho):
+    source = reference_data / "accuracy" / f"{file}.csv.gz"
+    counts = "macs,params" if "224" in file else "macs"
+    got = predict(source, f"top1,{counts}", "--net", net_id)
+    known = read_subnets(source, ["top1", *counts.split(",")] if "224" in file else ["top1"])[1]
+    assert np.abs(got["top1"] - known["top1"]).mean() < mae
+    assert spearmanr(got["top1"], known["top1"]).statistic > rho
+    assert all((got[key] == value).all() for key, value in known.items() if key != "top1")
+
+
+def test_measured_tables_are_read_back(call, tmp_path):
+    argv = ["--net", "compofa-small", "--width-mult", "0.1", "--resolutions", "24", "16", "--quiet"]
+    result = call("measure", *argv, "--output", "tables", "--device", "cpu", "--batch-size", "2")
+    assert result.status == 0 and "from end-to-end latency on 3 random subnets" in result.out
+    assert sorted(path.name for path in Path("tables").iterdir()) == [
+        "16_lookup_table.yaml", "24_lookup_table.yaml",
+    ]  # fmt: skip
+    backbone, space, _ = pipeline.named_space("compofa-small", 0.1, (16, 24))
+    write_subnets("in.csv", space.arrays(space.enumerate_genes()), {})
+    argv = [*argv[:4], "--input", "in.csv", "--output", "out.csv", "--latency-table", "tables"]
+    assert call("predict", *argv, "--columns", "latency:cpu").status == 0
+    arrays, values = read_subnets("out.csv", ["latency:cpu"])
+    expected = load_cost("tables", backbone)(arrays)
+    assert (values["latency:cpu"] == expected).all() and (expected > 0).all()
+    assert call("measure", "--output", "in.csv/x").err.startswith("python -m nas: error: cannot")
+    assert "got 4" in call("measure", "--net", "ofa-small", "--resolutions", "4",
+                           "--output", "t").err  # fmt: skip
+
+
+def collect_options(net: str, output: str, *more: str) -> list[str]:
+    return [
+        "collect", "--net", net, "--output", output, "--quiet", "--device", "cpu",
+        "--resolutions", "8", "--samples", "22", "--calibration-images", "20", *more,
+    ]  # fmt: skip
+
+
+def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_path):
+    assert call(*collect_options(net, "r.jsonl", "--samples", "5")).status == 0
+    begun = Path("r.jsonl").read_text()
+    Path("r.jsonl").write_text(begun + begun[:50])
+    result = call(*collect_options(net, "r.jsonl"))
+    assert result.status == 0 and "22 records, top-1" in result.out
+    assert Path("r.jsonl").read_text().startswith(begun)
+    call(*collect_options(net, "whole.jsonl"))
+    assert Path("r.jsonl").read_text() == Path("whole.jsonl").read_text()
+
+    fit = call("fit-accuracy", "--input", "r.jsonl", "--output", "p.npz", "--name", "mine")
+    assert fit.status == 0 and "mine: held-out MAE" in fit.out
+    assert json.loads(Path("p.json").read_text())["source"] == "r.jsonl"
+    more = ["--target-hardware", "flops", "--compare", "none", "--output", "s", "--quiet"]
+    assert search(["--net", net, "--accuracy-predictor", "p.npz", "--resolutions", "8", *more]) == 0
+
+    rows = read_records("r.jsonl")
+    with Path("t.csv").open("w") as file:
+        file.write("ks,e,d,r,top1\n")
+        for row in rows:
+            config = row.subnet.to_config(3)
+            parts = [" ".join(map(str, config[key])) for key in ("ks", "e", "d")]
+            file.write(",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n")
+    assert call("fit-accuracy", "--input", "t.csv", "--output", "q.npz").status == 0
+    with np.load("p.npz") as one, np.load("q.npz") as other:
+        assert all((one[key] == other[key]).all() for key in one.files)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--samples", "0"], "--samples: expected at least 1, got 0"),
+        (["--net", "nosuch"], "unknown network 'nosuch'"),
+        (["--net", "compofa"], "no weights ship for compofa"),
+        (["--output", "file/r.jsonl"], "cannot write to the output folder file"),
+        (["--output", "other.jsonl"], "other.jsonl, line 1: not an evaluation record"),
+        (["--resolutions", "4"], "expected an image size from 8"),
+        (["--calibration-images", "0"], "calibration"),
+    ],
+)
+def test_what_collect_cannot_do(call, net, tmp_path, more, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other.jsonl").write_text("something\n")
+    result = call(*collect_options(net, "r.jsonl", *more))
+    assert result.status == 1 and message in result.err and "Traceback" not in result.err
+    assert (tmp_path / "other.jsonl").read_text() == "something\n"
+
+
+def test_a_latency_model_is_fitted_to_a_table(call, predict, tmp_path):
+    arrays = table(tmp_path / "in.csv", count=120)
+    cost = load_cost("note10")
+    write_subnets(tmp_path / "t.csv", arrays, {"ms": cost(arrays)})
+    argv = ["fit-latency", "--input", "t.csv", "--column", "ms", "--name", "mine"]
+    result = call(*argv, "--output", "new/m.npz")
+    assert result.status == 0 and result.out.startswith("mine: held-out MAPE")
+    fresh = table(tmp_path / "fresh.csv", seed=1)
+    column = f"latency:{tmp_path / 'new' / 'm.npz'}"
+    got = predict(tmp_path / "fresh.csv", column)[column]
+    assert np.abs(got / cost(fresh) - 1).mean() < 0.03
+    for more, message in (
+        (["--column", "latency_ms"], "missing latency_ms"),
+        (["--input", "fresh.csv"], "missing ms"),
+        (["--output", "t.csv/m.npz"], "cannot write"),
+    ):
+        failed = call(*argv, "--output", "m.npz", *more)
+        assert failed.status == 1 and message in failed.err
+
+
+@pytest.mark.parametrize("command", ["fit-accuracy", "fit-latency"])
+def test_fits_need_an_input(call, command, tmp_path):
+    assert "--input FILE, or --shipped DIR" in call(command, "--output", "m").err
+    assert "cannot read" in call(command, "--output", "m", "--input", "nosuch").err
+    (tmp_path / "file").write_text("")
+    shipped = call(command, "--output", "file/m", "--shipped", str(tmp_path))
+    assert "cannot write to the output folder" in shipped.err
+    empty = call(command, "--output", "m", "--input", "file")
+    assert empty.status == 1 and "expected" in empty.err
+
+
+def test_few_rows_are_not_fitted(call, tmp_path):
+    arrays = table(tmp_path / "in.csv", count=19)
+    write_subnets("t.csv", arrays, {"top1": np.arange(19), "latency_ms": np.arange(19) + 1})
+    for command in ("fit-accuracy", "fit-latency"):
+        result = call(command, "--input", "t.csv", "--output", "m.npz")
+        assert result.status == 1 and "got 19" in result.err
+
+
+def test_predict_imports_neither_torch_nor_scipy(tmp_path):
+    table(tmp_path / "in.csv")
+    code = (
+        "import sys; from compofa.cli.nas import main; status = main(sys.argv[1:]); "
+        "print(status, sorted({'torch', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    argv = ["predict", "--columns", "top1,macs,params,latency:note10,latency:p40",
+            "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *argv],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 []"
+    whole = [sys.executable, "-m", "nas", "devices"]
+    listed = subprocess.run(whole, capture_output=True, text=True, check=True,
+                            cwd=Path(__file__).parent.parent)  # fmt: skip
+    assert listed.stdout.startswith("note10")
