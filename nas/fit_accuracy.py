@@ -187,7 +187,7 @@ def reproduce(reference_data: Path, out: Path) -> list[Path]:
             "unit": "top-1 %",
             "sources": [_SOURCES[table] for table in recipe["tables"]],
             "related_sources": [_SOURCES[table] for table in recipe["related"]],
-            "command": "python -m nas fit-accuracy --shipped",
+            "command": "python -m nas fit-accuracy --shipped DIR --output nas/models",
             "caveats": recipe["caveats"],
         }
         other = [_joined(related)] if related else []

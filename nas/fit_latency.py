@@ -32,7 +32,7 @@ MIN_ROWS = 50
 WORTH = 0.98
 """The correction is kept when it lowers the held-out error at least to this share."""
 
-COMMAND = "python -m nas fit-latency --shipped"
+COMMAND = "python -m nas fit-latency --shipped DIR --output nas/models"
 NAS_PE = "NAS_PerformanceEstimation, Apache-2.0"
 NOTE10 = "CompOFA, Apache-2.0: Samsung Note10 lookup tables of the OFA w1.2 network"
 HELP = "HELP (Lee et al., NeurIPS 2021), MIT"

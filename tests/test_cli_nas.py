@@ -288,6 +288,11 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
     more = ["--target-hardware", "flops", "--compare", "none", "--output", "s", "--quiet"]
     assert search(["--net", net, "--accuracy-predictor", "p.npz", "--resolutions", "8", *more]) == 0
 
+    other = Path("r.jsonl").read_text().replace('"checkpoint": "', '"checkpoint": "0')
+    Path("two.jsonl").write_text(Path("r.jsonl").read_text() + other)
+    mixed = call("fit-accuracy", "--input", "two.jsonl", "--output", "m.npz")
+    assert mixed.status == 1 and "expected records of one network in two.jsonl, got 2" in mixed.err
+
     rows = read_records("r.jsonl")
     with Path("t.csv").open("w") as file:
         file.write("ks,e,d,r,top1\n")

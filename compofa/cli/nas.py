@@ -294,6 +294,12 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
         records = read_records(source)
         if not records:
             raise ConfigError(f"--input: expected records in {source}, got none")
+        nets = {(record.checkpoint, len(record.subnet.stages)): record.net for record in records}
+        if len(nets) > 1:
+            raise ConfigError(
+                f"--input: expected records of one network in {source}, got {len(nets)}: "
+                f"{', '.join(nets.values())}"
+            )
         slots = max(max(record.subnet.depths) for record in records)  # the largest is among them
         configs = [record.subnet.to_config(slots) for record in records]
         arrays = SubnetArrays(*(np.array([c[k] for c in configs]) for k in ("ks", "e", "d", "r")))
