@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from benchmarks import training
+from benchmarks import search, training
 
 
 def main() -> None:
@@ -28,6 +28,8 @@ def main() -> None:
             f"{row['what']:{wide}}  {row['images/s']:>9.1f}  {row['GMACs/s']:>8.1f}  "
             f"{row['time ratio']:>10.2f}"
         )
+    print()
+    search.speed(args.rounds)
 
 
 if __name__ == "__main__":

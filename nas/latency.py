@@ -26,7 +26,7 @@ MAX_DEPTH = 8
 WIDTHS = (0.25, 0.35, 0.5, 0.65, 0.75, 0.8, 1.0, 1.1, 1.2, 1.25, 1.3, 1.4, 1.5, 1.75, 2.0)
 """Width multipliers that are tried to say which network a table was measured on."""
 
-_FILE = re.compile(r"(\d{2,4})_lookup_table\.ya?ml")
+_FILE = re.compile(r"(\d{1,4})_lookup_table\.ya?ml")
 _KEY = re.compile(r"[A-Za-z]\w*-[A-Za-z0-9_:-]+:", re.ASCII)
 _FIELD = re.compile(r"  ([a-z0-9_]+): ([+-]?[0-9.]+(?:[eE][+-][0-9]+)?)")
 _NAMES = {"stem": "Conv", "final_expand": "Conv_1", "pool": "AvgPool2D", "mix": "Conv_2",

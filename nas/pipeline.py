@@ -128,6 +128,12 @@ def named_space(
     return spec.backbone, replace(spec.space, name=net), spec.classes
 
 
+def network_name(net: str) -> str:
+    """Return what to call a checkpoint: its file's name, or its folder's for best.pt, last.pt."""
+    path = Path(net)
+    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
+
+
 def usual_budgets(target: Target) -> list[float]:
     """Return four budgets spread over what the subnets of a space cost, two digits each.
 
@@ -213,9 +219,9 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
     if pictures:
         from nas.plots import write_plot
 
-        for name in ("pareto.png", "pareto.svg"):
-            paths.append(folder / name)
-            write_plot(data, paths[-1])
+        drawn = [folder / "pareto.png", folder / "pareto.svg"]
+        write_plot(data, *drawn)
+        paths += drawn
     paths.append(folder / "report.html")
     write_report(data, paths[-1])
     return paths

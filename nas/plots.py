@@ -28,8 +28,8 @@ LEAST_IN_BIN = 20
 TEXT, SOFT, GRID = "#1c2430", "#5d6878", "#e3e7ec"
 
 
-def write_plot(data: ReportData, path: str | Path) -> None:
-    """Draw ``data`` to a PNG or SVG file, by the ending of ``path``.
+def write_plot(data: ReportData, *paths: str | Path) -> None:
+    """Draw ``data`` once, to a PNG or SVG file for each path, by its ending.
 
     Above the fronts with the random subnets behind them and the found ones marked; beside them
     the distribution of accuracy; below the same distribution at like cost: the quartiles within
@@ -37,19 +37,21 @@ def write_plot(data: ReportData, path: str | Path) -> None:
 
     Raises:
         SearchError: Another ending.
-        CompofaError: ``path`` cannot be written.
+        CompofaError: A path cannot be written.
     """
+    suffixes = [Path(path).suffix.lower() for path in paths]
+    for path, suffix in zip(paths, suffixes, strict=True):
+        if suffix not in FORMATS:
+            raise SearchError(f"expected a path ending in {' or '.join(FORMATS)}, got {path}")
     import matplotlib
 
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise SearchError(f"expected a path ending in {' or '.join(FORMATS)}, got {path}")
-    buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "compofa", "font.family": "DejaVu Sans"}):
         figure = draw(data)
-        metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
-        figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
-    write_atomic(path, lambda file: file.write(buffer.getvalue()) and None)
+        for path, suffix in zip(paths, suffixes, strict=True):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
+            figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
+            write_atomic(path, lambda file, buffer=buffer: file.write(buffer.getvalue()) and None)
 
 
 def draw(data: ReportData) -> Figure:

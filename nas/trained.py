@@ -184,12 +184,6 @@ def measure_found(
     return replace(outcome, measured=measured)
 
 
-def network_name(net: str) -> str:
-    """Return what to call a checkpoint: its file's name, or its folder's for best.pt, last.pt."""
-    path = Path(net)
-    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
-
-
 def search_resolutions(checkpoint: Checkpoint, wanted: Sequence[int] | None) -> tuple[int, ...]:
     """Return the resolutions to search: those asked for, or the data set's own.
 

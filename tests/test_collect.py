@@ -28,14 +28,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, str]:
     return load_checkpoint(path), file_hash(path)
 
 
+class Interruption(Exception):
+    """In place of KeyboardInterrupt, which would end the tests where it is not expected."""
+
+
 class Stops(Evaluator):
-    """An evaluator that a user interrupts."""
+    """An evaluator that is interrupted."""
 
     left = 3
 
     def measure(self, *args: object, **kwargs: object) -> object:
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise Interruption
         self.left -= 1
         return super().measure(*args, **kwargs)
 
@@ -89,7 +93,7 @@ def test_a_record_a_line_by_rising_resolution(run, subnets, trained, tmp_path):
 def test_an_interrupted_collection_continues(run, tmp_path, cut):
     whole = run(tmp_path / "whole.jsonl")
     path = tmp_path / "parts.jsonl"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interruption):
         run(path, evaluator(Stops))
     before = path.read_text()
     assert len(before.splitlines()) == 3

@@ -246,7 +246,7 @@ def _collect(args: argparse.Namespace) -> None:
     from compofa.model_zoo import open_checkpoint
     from compofa.training.run import check_device
     from nas.collect import collect, draw_subnets
-    from nas.trained import Trained, network_name, search_resolutions
+    from nas.trained import Trained, search_resolutions
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
@@ -255,7 +255,10 @@ def _collect(args: argparse.Namespace) -> None:
     path, checkpoint = open_checkpoint(args.net)
     wanted = sorted({r for group in args.resolutions or [] for r in group})
     trained = Trained(
-        network_name(args.net), checkpoint, file_hash(path), search_resolutions(checkpoint, wanted)
+        pipeline.network_name(args.net),
+        checkpoint,
+        file_hash(path),
+        search_resolutions(checkpoint, wanted),
     )
     space = trained.space if args.space == "own" else trained.free_space or trained.space
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)

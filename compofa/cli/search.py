@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compofa.backbones import Backbone
 from compofa.cli.common import Parser, run, sizes
 from compofa.errors import ConfigError
+from compofa.files import require_writable
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
 from nas import pipeline
@@ -187,8 +188,9 @@ def search(argv: Sequence[str] | None) -> None:
     if resolutions is not None:
         args.resolutions = tuple(sorted({size for group in resolutions for size in group}))
     device = Path(str(args.target_hardware)).stem
-    name = args.net if args.net in NETWORKS else Path(args.net).parent.name or "checkpoint"
+    name = args.net if args.net in NETWORKS else pipeline.network_name(args.net)
     output = Path(args.output or f"runs/search-{name}-{device}")
+    require_writable(output, create=False)
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from compofa.cli.search_checkpoint import search_checkpoint
 

@@ -19,7 +19,6 @@ from nas import pipeline
 from nas.trained import (
     Trained,
     measure_found,
-    network_name,
     search_resolutions,
     trained_targets,
 )
@@ -49,7 +48,7 @@ def search_checkpoint(
     check_device(device)
     path, checkpoint = open_checkpoint(args.net)
     resolutions = search_resolutions(checkpoint, args.resolutions)
-    trained = Trained(network_name(args.net), checkpoint, file_hash(path), resolutions)
+    trained = Trained(pipeline.network_name(args.net), checkpoint, file_hash(path), resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(checkpoint, data)
 
