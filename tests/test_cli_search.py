@@ -42,7 +42,7 @@ class Search(NamedTuple):
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch) -> Callable[..., Search]:
     """The command in an empty folder, without pictures, as a function."""
-    monkeypatch.setattr(nas.plots, "write_plot", lambda data, path: None)
+    monkeypatch.setattr(nas.plots, "write_plot", lambda data, *paths: None)
     monkeypatch.chdir(tmp_path)
 
     def run(*argv: str, folder: str = "out") -> Search:

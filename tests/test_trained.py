@@ -26,9 +26,10 @@ from compofa.model_zoo import network_spec
 from compofa.records import read_records
 from compofa.subnet import Subnet, SubnetArrays
 from compofa.supernet import Supernet
+from nas.pipeline import network_name
 from nas.predictor import load_accuracy_model
 from nas.timing import Settings
-from nas.trained import Clipped, Trained, fit_records, network_name, search_resolutions
+from nas.trained import Clipped, Trained, fit_records, search_resolutions
 
 CLASSES = tuple("0123456789")
 
