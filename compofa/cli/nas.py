@@ -21,13 +21,21 @@ from nas.devices import DEVICES, load_cost
 from nas.tables import lines, read_subnets, require_members, write_subnets
 
 PROG = "python -m nas"
+DESCRIPTION = """\
+What is known of devices and networks, and the tools that make it known. For example:
+
+  python -m nas predict --net compofa --columns top1,latency:note10 --input in.csv --output out.csv
+  python -m nas collect --net compofa-digits --samples 100 --output records.jsonl
+  python -m nas fit-accuracy --input records.jsonl --output predictor.npz
+  python -m nas measure --net compofa --output tables
+"""
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
 def parser() -> Parser:
     """Build the command's parser."""
-    p = Parser(prog=PROG, description=__doc__)
+    p = Parser(prog=PROG, description=DESCRIPTION)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, call: Callable[[argparse.Namespace], None]) -> Parser:
