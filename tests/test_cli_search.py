@@ -240,7 +240,7 @@ def test_what_is_wrong_is_said_in_one_line(call, argv, message):
     assert search.status == 1
     assert message in search.err and len(search.err.splitlines()) == 1
     assert search.err.startswith("run_NAS.py: error: ") and search.out == ""
-    assert not list(search.folder.iterdir())
+    assert not search.folder.exists()
 
 
 @pytest.mark.parametrize("argv", [["--constraints", "x"], ["--resolutions", "1,a"], ["--seeds"]])
