@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.utils import Bunch
 
 from compofa.data import DataSplits, load_dataset
-from compofa.errors import DataError
+from compofa.errors import CheckpointError, DataError
 from compofa.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.supernet import Supernet
@@ -335,3 +335,10 @@ def test_a_step_left_with_one_image_is_skipped(photos, monkeypatch):
     trainer.train_epoch(0, bar=False)
     assert trainer.steps == 60 and len(steps) == 59
     assert {n for _, n in steps} == {2} and len({step for step, _ in steps}) == 59
+
+
+@pytest.mark.parametrize("state", [{}, {"optimizer": 3, "scaler": {}}, {"optimizer": {}}])
+def test_a_foreign_training_state_is_refused(digits, state):
+    trainer = make_trainer(digits)
+    with pytest.raises(CheckpointError, match="training state"):
+        trainer.load_state_dict(state)

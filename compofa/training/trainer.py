@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compofa.data import BrokenImages, DataSplits, dataset_info, steps_per_epoch, train_loader
+from compofa.errors import CheckpointError
 from compofa.evaluate import Evaluator
 from compofa.seeds import derive_seed, rng
 from compofa.subnet import Subnet
@@ -81,9 +82,19 @@ class Trainer:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Take over what :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: It is not such a state, or another network's.
+        """
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            for parameter, kept in self.optimizer.state.items():
+                if kept["momentum_buffer"].shape != parameter.shape:
+                    raise ValueError("momentum of another shape")
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"the training state cannot be resumed: {error}") from error
 
     def subnets_at(self, step: int) -> list[Subnet]:
         """Return the subnets of a step: a pure function of the seed and the step."""
