@@ -1,7 +1,8 @@
 """Backbones: the stage tables of the supernets, the only place with widths and strides.
 
 Every width is ``divisible8(base * width_mult)``. The MobileNetV3 table is that of Once-for-All
-(Cai et al., ICLR 2020), after Howard et al., ICCV 2019.
+(Cai et al., ICLR 2020), after Howard et al., ICCV 2019; the ProxylessNAS table is Once-for-All's
+too, after Cai et al., ICLR 2019.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class Stage:
     Attributes:
         width: Output channels at width multiplier 1.
         stride: Stride of its first block.
-        act: Activation, ``relu`` or ``hswish``.
+        act: Activation, ``relu``, ``relu6`` or ``hswish``.
         se: Whether its blocks have squeeze-and-excitation.
         kernel: Kernel size where kernels are fixed.
+        depths: Blocks it may keep; the largest is what the supernet stores.
     """
 
     width: int
@@ -37,6 +39,24 @@ class Stage:
     act: str
     se: bool
     kernel: int
+    depths: tuple[int, ...] = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """One layer between the stages and the classifier.
+
+    Attributes:
+        name: Its module's name.
+        kind: ``conv`` (1x1 with BN), ``mix`` (1x1 without) or ``pool`` (global average).
+        width: Output channels at width multiplier 1; 0 keeps the input's.
+        act: Activation.
+    """
+
+    name: str
+    kind: str
+    width: int = 0
+    act: str = "none"
 
 
 @dataclass(frozen=True)
@@ -47,10 +67,12 @@ class Backbone:
         name: Key in :data:`BACKBONES`.
         stem_width: Channels after the first 3x3 convolution, at width multiplier 1.
         stem_stride: Its stride.
+        stem_act: Its activation.
+        first_width: Channels after the first block, whose expand ratio is 1.
+        first_act: Its activation.
+        first_residual: Whether it adds its input to its output.
         stages: The elastic stages.
-        expand_width: Channels after the final 1x1 convolution.
-        mix_width: Channels after the feature-mix 1x1 convolution behind the pool.
-        depths: Blocks a stage may keep; the largest is what the supernet stores.
+        head: The layers behind them, with one pool; the classifier follows.
         kernels: Kernel sizes of an elastic-kernel space.
         expands: Expand ratios of a free space.
         width_mult: Multiplies every width.
@@ -61,10 +83,12 @@ class Backbone:
     name: str
     stem_width: int
     stem_stride: int
+    stem_act: str
+    first_width: int
+    first_act: str
+    first_residual: bool
     stages: tuple[Stage, ...]
-    expand_width: int
-    mix_width: int
-    depths: tuple[int, ...] = (2, 3, 4)
+    head: tuple[HeadLayer, ...]
     kernels: tuple[int, ...] = (3, 5, 7)
     expands: tuple[int, ...] = (3, 4, 6)
     width_mult: float = 1.0
@@ -89,8 +113,9 @@ class Backbone:
 
     def free_space(self, resolutions: Sequence[int] = (224,)) -> SearchSpace:
         """Return the Once-for-All space: every depth, kernel and expand ratio a free choice."""
-        stages = tuple(StageSpace(self.depths, self.kernels, self.expands) for _ in self.stages)
-        return SearchSpace("ofa", stages, max(self.depths), tuple(resolutions))
+        stages = tuple(StageSpace(s.depths, self.kernels, self.expands) for s in self.stages)
+        slots = max(max(stage.depths) for stage in stages)
+        return SearchSpace("ofa", stages, slots, tuple(resolutions))
 
     def compound_space(
         self,
@@ -100,31 +125,38 @@ class Backbone:
     ) -> SearchSpace:
         """Return a CompOFA space.
 
+        A stage that always is one block has no depth to couple: its expand ratio stays a free
+        choice, among those of the coupling.
+
         Args:
             coupling: Pairs (depth, expand ratio); ``None`` leaves the two free.
             elastic_kernel: Whether kernels vary, or stay at each stage's fixed size.
             resolutions: Input resolutions in pixels.
         """
-        depths, expands = self.depths, self.expands
-        if coupling is not None:
-            depths = tuple(depth for depth, _ in coupling)
-            expands = tuple(sorted({expand for _, expand in coupling}))
-        stages = tuple(
-            StageSpace(
-                depths, self.kernels if elastic_kernel else (stage.kernel,), expands, coupling
-            )
-            for stage in self.stages
-        )
+        stages = []
+        for stage in self.stages:
+            depths, expands, pairs = stage.depths, self.expands, None
+            if coupling is not None:
+                expands = tuple(sorted({expand for _, expand in coupling}))
+                if depths != (1,):
+                    depths, pairs = tuple(depth for depth, _ in coupling), coupling
+            kernels = self.kernels if elastic_kernel else (stage.kernel,)
+            stages.append(StageSpace(depths, kernels, expands, pairs))
+        slots = max(max(stage.depths) for stage in stages)
         name = "compofa" if coupling is not None else "ofa"
         name += "-elastic" if elastic_kernel and coupling is not None else ""
         name += "-fixed" if not elastic_kernel and coupling is None else ""
-        return SearchSpace(name, stages, max(depths), tuple(resolutions))
+        return SearchSpace(name, tuple(stages), slots, tuple(resolutions))
 
 
 MOBILENET_V3 = Backbone(
     name="mobilenet_v3",
     stem_width=16,
     stem_stride=2,
+    stem_act="hswish",
+    first_width=16,
+    first_act="relu",
+    first_residual=True,
     stages=(
         Stage(24, 2, "relu", False, 3),
         Stage(40, 2, "relu", True, 5),
@@ -132,8 +164,11 @@ MOBILENET_V3 = Backbone(
         Stage(112, 1, "hswish", True, 3),
         Stage(160, 2, "hswish", True, 5),
     ),
-    expand_width=960,
-    mix_width=1280,
+    head=(
+        HeadLayer("final_expand", "conv", 960, "hswish"),
+        HeadLayer("pool", "pool"),
+        HeadLayer("mix", "mix", 1280, "hswish"),
+    ),
 )
 
 MOBILENET_V3_SMALL_IMAGES = replace(
@@ -144,7 +179,30 @@ MOBILENET_V3_SMALL_IMAGES = replace(
 )
 """For images of 8 to 64 pixels: the first two stride-2 steps are dropped."""
 
-BACKBONES = {backbone.name: backbone for backbone in (MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES)}
+PROXYLESS = Backbone(
+    name="proxyless",
+    stem_width=32,
+    stem_stride=2,
+    stem_act="relu6",
+    first_width=16,
+    first_act="relu6",
+    first_residual=False,
+    stages=(
+        Stage(24, 2, "relu6", False, 3),
+        Stage(40, 2, "relu6", False, 5),
+        Stage(80, 2, "relu6", False, 5),
+        Stage(96, 1, "relu6", False, 5),
+        Stage(192, 2, "relu6", False, 7),
+        Stage(320, 1, "relu6", False, 7, depths=(1,)),
+    ),
+    head=(HeadLayer("mix", "conv", 1280, "relu6"), HeadLayer("pool", "pool")),
+    bn_eps=1e-3,
+)
+"""Fixed kernel sizes are the commonest of each stage of the published ProxylessNAS mobile nets."""
+
+BACKBONES = {
+    backbone.name: backbone for backbone in (MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES, PROXYLESS)
+}
 
 
 def backbone(name: str, width_mult: float = 1.0) -> Backbone:

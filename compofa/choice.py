@@ -28,17 +28,15 @@ def read_choice(
         ks: Kernel size: a number, one a stage or one a block slot.
         e: Expand ratio, likewise. In a compound stage it follows from the depth when left out.
         d: Depth: a number or one a stage. In a compound stage it follows from a single ``e``
-            when left out.
+            when left out. A last stage that always is one block needs none.
         r: Resolution in pixels; any positive one.
 
     Raises:
         SpaceError: A value is outside the space or a list has a wrong length; all faults of the
             subnet are listed.
     """
-    stages = len(space.stages)
-    kernels = _spread("ks", ks, stages, space.slots)
-    expands = _spread("e", e, stages, space.slots)
-    depths = _spread("d", d, stages, 1)
+    kernels, expands = _spread("ks", ks, space), _spread("e", e, space)
+    depths = _depths(d, space)
     chosen, faults = [], []
     for index, (stage, blocks) in enumerate(zip(space.stages, base.stages, strict=True)):
         first = index * space.slots
@@ -83,16 +81,29 @@ def _past_depth(stage: StageSpace, block: Block, where: str) -> list[str]:
     ]
 
 
-def _spread(key: str, value: Choice | None, stages: int, slots: int) -> list[Number]:
-    """Return a value a block slot (or a stage, with one slot); an empty list for ``None``."""
+def _spread(key: str, value: Choice | None, space: SearchSpace) -> list[Number]:
+    """Return a value a block slot; an empty list for ``None``."""
     if value is None:
         return []
-    values = numbers(key, value)
+    values, stages, slots = numbers(key, value), len(space.stages), space.slots
+    field = stages * slots - space.tail * (slots - 1)
     if len(values) == 1:
         return values * (stages * slots)
     if len(values) == stages:
         return [item for item in values for _ in range(slots)]
-    if len(values) == stages * slots:
-        return values
-    expected = f"1 or {stages}" if slots == 1 else f"1, {stages} or {stages * slots}"
-    raise SpaceError(f"{key}: expected {expected} numbers, got {len(values)}")
+    if len(values) in (field, stages * slots):
+        return values + [0] * (stages * slots - len(values))
+    raise SpaceError(f"{key}: expected 1, {stages} or {field} numbers, got {len(values)}")
+
+
+def _depths(value: Choice | None, space: SearchSpace) -> list[Number]:
+    """Return a depth a stage; an empty list for ``None``."""
+    if value is None:
+        return []
+    values, stages = numbers("d", value), len(space.stages)
+    field = stages - space.tail
+    if len(values) == 1:
+        values = values * field
+    if len(values) not in (field, stages):
+        raise SpaceError(f"d: expected 1 or {field} numbers, got {len(values)}")
+    return values + [1] * (stages - len(values))

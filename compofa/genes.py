@@ -115,9 +115,11 @@ class GeneCode:
                 if coupled or len(choices) == 1:
                     rows[key] += [(first, coupled or choices * len(pairs))] * slots
                     continue
-                rows[key] += [(len(genes) + slot, choices) for slot in range(slots)]
+                deepest = 1 if stage.single else slots
+                rows[key] += [(len(genes) + slot, choices) for slot in range(deepest)]
+                rows[key] += [(first, choices[:1] * len(pairs))] * (slots - deepest)
                 each = tuple({key: choice} for choice in choices)
-                genes += [Gene(index, slot, each) for slot in range(slots)]
+                genes += [Gene(index, slot, each) for slot in range(deepest)]
             kept = [(first, [pair["d"] > slot for pair in pairs]) for slot in range(slots)]
             rows["active"] += kept
             rows["used"] += [

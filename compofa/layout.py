@@ -28,7 +28,7 @@ class LayerSpec:
         mid_channels: Channels of a block's depthwise convolution; 0 elsewhere.
         kernel: Kernel size.
         stride: Stride.
-        act: Activation, ``relu``, ``hswish`` or ``none``.
+        act: Activation, ``relu``, ``relu6``, ``hswish`` or ``none``.
         se_channels: Hidden channels of squeeze-and-excitation; 0 without.
         expand: Whether a block has its first 1x1 convolution.
         residual: Whether a block adds its input to its output.
@@ -112,13 +112,13 @@ def layout(backbone: Backbone, subnet: Subnet, classes: int = 1000) -> tuple[Lay
         )
     if subnet.resolution < 1:
         raise SpaceError(f"expected a resolution of at least 1 pixel, got {subnet.resolution}")
-    channels = backbone.width(backbone.stem_width)
+    stem, channels = backbone.width(backbone.stem_width), backbone.width(backbone.first_width)
     size = shrink(subnet.resolution, backbone.stem_stride)
     layers = [
-        LayerSpec("conv", "stem", subnet.resolution, size, 3, channels, kernel=3,
-                  stride=backbone.stem_stride, act="hswish"),
-        LayerSpec("mbconv", "first", size, size, channels, channels, channels, kernel=3,
-                  act="relu", residual=True),
+        LayerSpec("conv", "stem", subnet.resolution, size, 3, stem, kernel=3,
+                  stride=backbone.stem_stride, act=backbone.stem_act),
+        LayerSpec("mbconv", "first", size, size, stem, channels, stem, kernel=3,
+                  act=backbone.first_act, residual=backbone.first_residual),
     ]  # fmt: skip
     for index, (stage, blocks) in enumerate(zip(backbone.stages, subnet.stages, strict=True)):
         width = backbone.width(stage.width)
@@ -143,13 +143,12 @@ def layout(backbone: Backbone, subnet: Subnet, classes: int = 1000) -> tuple[Lay
                 )
             )
             channels, size = width, shrink(size, stride)
-    wide, mix = backbone.width(backbone.expand_width), backbone.width(backbone.mix_width)
-    layers += [
-        LayerSpec("conv", "final_expand", size, size, channels, wide, act="hswish"),
-        LayerSpec("pool", "pool", size, 1, wide, wide),
-        LayerSpec("mix", "mix", 1, 1, wide, mix, act="hswish"),
-        LayerSpec("linear", "classifier", 1, 1, mix, classes),
-    ]
+    for part in backbone.head:
+        width = backbone.width(part.width) if part.width else channels
+        side = 1 if part.kind == "pool" else size
+        layers.append(LayerSpec(part.kind, part.name, size, side, channels, width, act=part.act))
+        channels, size = width, side
+    layers.append(LayerSpec("linear", "classifier", size, size, channels, classes))
     return tuple(layers)
 
 

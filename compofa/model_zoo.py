@@ -54,6 +54,9 @@ NETWORKS: dict[str, Entry] = {
     "ofa_mbv3_d234_e346_k357_w1.2": Entry(
         "mobilenet_v3", 1.2, "none", True, "Once-for-All MobileNetV3, wider"
     ),
+    "ofa_proxyless_d234_e346_k357_w1.3": Entry(
+        "proxyless", 1.3, "none", True, "Once-for-All ProxylessNAS, 2e20 subnets"
+    ),
     "compofa-small": Entry(
         "mobilenet_v3_small_images", 0.25, "simple", False,
         "CompOFA for images of 8 to 64 pixels, a quarter of the width",

@@ -45,6 +45,11 @@ class StageSpace:
     coupling: Coupling | None = None
 
     @property
+    def single(self) -> bool:
+        """Whether it always is one block, as the last stage of ProxylessNAS is."""
+        return self.depths == (1,)
+
+    @property
     def pairs(self) -> tuple[tuple[int, Number | None], ...]:
         """The depths, each with the expand ratio coupled with it or ``None``."""
         return self.coupling if self.coupling is not None else tuple((d, None) for d in self.depths)
@@ -124,6 +129,11 @@ class SearchSpace:
     def size(self) -> int:
         """Exact number of distinct subnets."""
         return prod(stage.size for stage in self.stages) * len(self.resolutions)
+
+    @property
+    def tail(self) -> int:
+        """How many last stages the field's form writes as one block without a depth: 0 or 1."""
+        return int(self.stages[-1].single and self.slots > 1 and len(self.stages) > 2)
 
     @cached_property
     def code(self) -> GeneCode:
@@ -211,6 +221,10 @@ class SearchSpace:
     def decode(self, genes: np.ndarray) -> Subnet:
         """Return the subnet that ``genes``, shape [genes], stand for."""
         return next(self.subnets_of(self.arrays(np.asarray(genes)[None])))
+
+    def to_config(self, subnet: Subnet) -> dict[str, Any]:
+        """Write a subnet in the field's form; see :meth:`Subnet.to_config`."""
+        return subnet.to_config(self.slots, self.tail)
 
     def arrays_of(self, subnets: Sequence[Subnet]) -> SubnetArrays:
         """Write subnets (of any space with this one's stages) as arrays."""
@@ -332,7 +346,8 @@ class SearchSpace:
     ) -> SearchSpace:
         """Return the part of this space with the given choices; the genes' layout may shrink.
 
-        Resolutions are set, not intersected: a network runs at any resolution.
+        Resolutions are set, not intersected: a network runs at any resolution. A stage that
+        always is one block keeps it whatever the depths.
 
         Raises:
             SpaceError: Nothing would be left to choose from.
@@ -340,6 +355,7 @@ class SearchSpace:
         stages = []
         for stage in self.stages:
             pairs = stage.coupling
+            kept = None if stage.single else depths
             if pairs is not None:
                 pairs = tuple(
                     (d, e)
@@ -348,7 +364,7 @@ class SearchSpace:
                 )
             stages.append(
                 StageSpace(
-                    _keep(stage.depths, depths if pairs is None else [d for d, _ in pairs]),
+                    _keep(stage.depths, kept if pairs is None else [d for d, _ in pairs]),
                     _keep(stage.kernels, kernels),
                     _keep(stage.expands, expands if pairs is None else [e for _, e in pairs]),
                     pairs,

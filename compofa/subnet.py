@@ -54,17 +54,21 @@ class Subnet:
         """Return the same architecture at another input resolution."""
         return replace(self, resolution=resolution)
 
-    def to_config(self, slots: int = SLOTS) -> dict[str, Any]:
+    def to_config(self, slots: int = SLOTS, single: int = 0) -> dict[str, Any]:
         """Return the field's ``{"ks", "e", "d", "r"}`` form, 0 for blocks past the depth.
 
         Args:
             slots: Blocks written for each stage that can vary.
+            single: How many of the last stages always are one block: each is written as that
+                block, without a depth.
         """
-        padded = [list(stage) + [(0, 0)] * (slots - len(stage)) for stage in self.stages]
+        varying = len(self.stages) - single
+        padded = [list(stage) + [(0, 0)] * (slots - len(stage)) for stage in self.stages[:varying]]
+        padded += self.stages[varying:]
         return {
             "ks": [kernel for stage in padded for kernel, _ in stage],
             "e": [expand for stage in padded for _, expand in stage],
-            "d": list(self.depths),
+            "d": list(self.depths[:varying]),
             "r": self.resolution,
         }
 
@@ -74,7 +78,8 @@ class Subnet:
 
         Args:
             config: ``ks`` and ``e`` a number a block slot (values past a stage's depth are
-                ignored), ``d`` a depth a stage, ``r`` an integer or a one-element list.
+                ignored), ``d`` a depth a stage, ``r`` an integer or a one-element list. One
+                slot more than ``d`` has stages for is a last stage that always is one block.
             resolution: Used where ``config`` has no ``r``.
 
         Raises:
@@ -92,12 +97,12 @@ class Subnet:
                 f"expected a subnet with keys ks, e, d (and r), missing {', '.join(missing)}"
             )
         kernels, expands, depths = (numbers(key, config[key]) for key in ("ks", "e", "d"))
-        if not depths or len(kernels) != len(expands) or len(kernels) % len(depths):
+        slots, single = divmod(len(kernels), len(depths)) if depths else (0, 0)
+        if not depths or len(kernels) != len(expands) or single > 1:
             raise SpaceError(
                 f"expected ks and e with the same number of blocks for each of the "
                 f"{len(depths)} stages in d, got {len(kernels)} and {len(expands)}"
             )
-        slots = len(kernels) // len(depths)
         size = numbers("r", config.get("r", resolution))
         if len(size) != 1:
             raise SpaceError(f"r: expected one resolution, got {len(size)}")
@@ -113,6 +118,8 @@ class Subnet:
                 )
             blocks = slice(index * slots, index * slots + depth)
             stages.append(tuple(zip(kernels[blocks], expands[blocks], strict=True)))
+        if single:
+            stages.append(((kernels[-1], expands[-1]),))
         return cls(size[0], tuple(stages))
 
 

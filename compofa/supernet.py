@@ -13,14 +13,14 @@ from compofa.extract import build_static, extract
 from compofa.layout import layout
 from compofa.network import NetworkSpec
 from compofa.nn.elastic import ElasticMBConv
-from compofa.nn.static import StaticNetwork, build_layer
+from compofa.nn.static import LayeredNetwork, StaticNetwork, build_layer
 from compofa.seeds import derive_seed
 from compofa.subnet import Number, Subnet
 
 Choice = Number | Sequence[Number]
 
 
-class Supernet(nn.Module):
+class Supernet(LayeredNetwork):
     """Weights of the largest network, run as any subnet of its space.
 
     Args:
@@ -33,15 +33,10 @@ class Supernet(nn.Module):
     """
 
     def __init__(self, spec: NetworkSpec, seed: int = 0) -> None:
-        super().__init__()
-        self.spec = spec
-        self.active = spec.space.largest
-        self._capacity = spec.space.free()
-        table = spec.backbone
-        widest = self._capacity.largest
+        table, capacity = spec.backbone, spec.space.free()
         built: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
-            for layer in layout(table, widest, spec.classes):
+            for layer in layout(table, capacity.largest, spec.classes):
                 if layer.name.startswith("stages."):
                     kernels = spec.space.stages[int(layer.name.split(".")[1])].kernels
                     built[layer.name] = ElasticMBConv(
@@ -49,17 +44,10 @@ class Supernet(nn.Module):
                     )
                 else:
                     built[layer.name] = build_layer(layer, table.bn_eps, table.bn_momentum)
-        self.stem = built["stem"]
-        self.first = built["first"]
-        self.stages = nn.ModuleList(
-            nn.ModuleList(built[f"stages.{stage}.{block}"] for block in range(depth))
-            for stage, depth in enumerate(widest.depths)
-        )
-        self.final_expand = built["final_expand"]
-        self.pool = built["pool"]
-        self.mix = built["mix"]
-        self.dropout = nn.Dropout(spec.dropout)
-        self.classifier = built["classifier"]
+        super().__init__(built, nn.ModuleList, spec.dropout)
+        self.spec = spec
+        self.active = spec.space.largest
+        self._capacity = capacity
         initialise(self, seed)
         self.to(memory_format=torch.channels_last)
 
@@ -82,12 +70,15 @@ class Supernet(nn.Module):
             subnet = self.active
         else:
             self._capacity.require(subnet, resolution=False)
-        x = self.first(self.stem(images))
+        x = images
+        for layer in self.before_stages():
+            x = layer(x)
         for stage, blocks in zip(self.stages, subnet.stages, strict=True):
             for position, (kernel, expand) in enumerate(blocks):
                 x = stage[position](x, kernel, expand)
-        x = self.mix(self.pool(self.final_expand(x)))
-        return self.classifier(self.dropout(x.flatten(1)))
+        for layer in self.before_pool():
+            x = layer(x)
+        return self.classify(x)
 
     def set_active_subnet(
         self,

@@ -244,14 +244,11 @@ def table_width(
     It is the one whose stem, first block and head the table holds, as far as it holds any;
     ``None`` when that leaves less than half of them.
     """
-    blocks = ((3, 3),) * min(backbone.depths)
+    stages = tuple(((3, 3),) * min(stage.depths) for stage in backbone.stages)
     best, share = None, 0.5
     for width in sorted({*WIDTHS, backbone.width_mult}):
         try:
-            layers = layout(
-                backbone.scaled(width), Subnet(resolution, (blocks,) * len(backbone.stages)),
-                classes,
-            )  # fmt: skip
+            layers = layout(backbone.scaled(width), Subnet(resolution, stages), classes)
         except SpaceError:
             continue
         fixed = [layer_key(layer) for layer in layers if not layer.name.startswith("stages.")]

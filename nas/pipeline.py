@@ -213,7 +213,7 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
     _write_fronts(outcome, paths[1])
     for found in outcome.found:
         paths.append(folder / f"subnet_{found.budget:.12g}.json")
-        config = found.subnet.to_config(target.space.slots)
+        config = target.space.to_config(found.subnet)
         write_text_atomic(paths[-1], json.dumps(config) + "\n")
     data = report_data(outcome)
     if pictures:
@@ -257,7 +257,7 @@ def report_data(outcome: Outcome) -> ReportData:
                 found.budget,
                 found.cost,
                 found.accuracy,
-                found.subnet.to_config(target.space.slots),
+                target.space.to_config(found.subnet),
                 extra[row],
             )
             for row, found in enumerate(outcome.found)

@@ -70,7 +70,7 @@ class Series:
         costs = np.append(front.costs[:, 0], [result.cost for result in found])
         accuracies = np.append(front.accuracy, [result.accuracy for result in found])
         rows = pareto_front(costs, accuracies)
-        configs = tuple(subnets[row].to_config(space.slots) for row in rows)
+        configs = tuple(space.to_config(subnets[row]) for row in rows)
         return cls(name, costs[rows], accuracies[rows], configs, cloud.costs[:, 0], cloud.accuracy)
 
 

@@ -226,7 +226,7 @@ def _require_feasible(
 ) -> None:
     missed = budgets[budgets < least]
     if len(missed):
-        config = json.dumps(space.decode(cheapest).to_config(space.slots), separators=(",", ":"))
+        config = json.dumps(space.to_config(space.decode(cheapest)), separators=(",", ":"))
         raise SearchError(
             f"no subnet of {space.name} meets {', '.join(f'{value:g}' for value in missed)} "
             f"{cost.unit} on {cost.name}: expected at least {_above(least)} {cost.unit}, "

@@ -24,6 +24,7 @@ NETS = {
     "compofa_elastic_matrix": "compofa-elastic",
     "ofa_mbv3_w1.0": "ofa_mbv3_d234_e346_k357_w1.0",
     "ofa_mbv3_w1.2": "ofa_mbv3_d234_e346_k357_w1.2",
+    "ofa_proxyless_w1.3": "ofa_proxyless_d234_e346_k357_w1.3",
 }
 CASES = range(3)
 

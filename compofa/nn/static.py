@@ -6,6 +6,7 @@ Parameter names are the same as in the elastic blocks, so that extraction is cop
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from compofa.layout import LayerSpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "hswish": nn.Hardswish,
 }
 
@@ -110,7 +112,53 @@ def build_layer(spec: LayerSpec, eps: float = 1e-5, momentum: float = 0.1) -> nn
     return nn.Linear(spec.in_channels, spec.out_channels)
 
 
-class StaticNetwork(nn.Module):
+class LayeredNetwork(nn.Module):
+    """Named layers in the order of a layout: stem, stages, head, pool and classifier.
+
+    Args:
+        layers: The layers by their paths; those of stage i are ``stages.i.0``, ``stages.i.1``, …
+        stage: Makes the module that holds the blocks of a stage.
+        dropout: Probability before the classifier, in training.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        stage: Callable[[list[nn.Module]], nn.Module],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        names = list(dict.fromkeys(path.split(".")[0] for path in layers))
+        first, pool = names.index("stages"), names.index("pool")
+        self._stem, self._head, self._tail = names[:first], names[first + 1 : pool], names[pool:-1]
+        stages: dict[str, list[nn.Module]] = {}
+        for path, layer in layers.items():
+            if path.startswith("stages."):
+                stages.setdefault(path.split(".")[1], []).append(layer)
+        for name in names[:-1]:
+            whole = name == "stages"
+            self.add_module(
+                name, nn.ModuleList(map(stage, stages.values())) if whole else layers[name]
+            )
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = layers["classifier"]
+
+    def before_stages(self) -> list[nn.Module]:
+        """Return the layers in front of the stages, in the order they run."""
+        return [getattr(self, name) for name in self._stem]
+
+    def before_pool(self) -> list[nn.Module]:
+        """Return the layers between the stages and the pool."""
+        return [getattr(self, name) for name in self._head]
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Map feature maps [n, c, h, w] to logits [n, classes]: the pool and all behind it."""
+        for name in self._tail:
+            x = getattr(self, name)(x)
+        return self.classifier(self.dropout(x.flatten(1)))
+
+
+class StaticNetwork(LayeredNetwork):
     """A plain network made of layers: no elasticity, no link to a supernet.
 
     Attributes:
@@ -125,32 +173,19 @@ class StaticNetwork(nn.Module):
         eps: float = 1e-5,
         momentum: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.specs = specs
         with torch.random.fork_rng(devices=[]):
             built = {spec.name: build_layer(spec, eps, momentum) for spec in specs}
-        stages: dict[int, list[nn.Module]] = {}
-        for name, layer in built.items():
-            if name.startswith("stages."):
-                stages.setdefault(int(name.split(".")[1]), []).append(layer)
-        self.stem = built["stem"]
-        self.first = built["first"]
-        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages.values())
-        self.final_expand = built["final_expand"]
-        self.pool = built["pool"]
-        self.mix = built["mix"]
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = built["classifier"]
+        super().__init__(built, lambda blocks: nn.Sequential(*blocks), dropout)
+        self.specs = specs
 
     def units(self) -> list[nn.Module]:
         """Return the modules up to the pool in the order they run, each taking one tensor."""
         blocks = [block for stage in self.stages for block in stage]
-        return [self.stem, self.first, *blocks, self.final_expand]
+        return [*self.before_stages(), *blocks, *self.before_pool()]
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images [n, 3, r, r], normalised; returns logits [n, classes]."""
         x = images
         for unit in self.units():
             x = unit(x)
-        x = self.mix(self.pool(x))
-        return self.classifier(self.dropout(x.flatten(1)))
+        return self.classify(x)
