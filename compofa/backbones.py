@@ -200,8 +200,16 @@ PROXYLESS = Backbone(
 )
 """Fixed kernel sizes are the commonest of each stage of the published ProxylessNAS mobile nets."""
 
+PROXYLESS_SMALL_IMAGES = replace(
+    PROXYLESS,
+    name="proxyless_small_images",
+    stem_stride=1,
+    stages=(replace(PROXYLESS.stages[0], stride=1), *PROXYLESS.stages[1:]),
+)
+
 BACKBONES = {
-    backbone.name: backbone for backbone in (MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES, PROXYLESS)
+    backbone.name: backbone
+    for backbone in (MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES, PROXYLESS, PROXYLESS_SMALL_IMAGES)
 }
 
 

@@ -55,7 +55,10 @@ NETWORKS: dict[str, Entry] = {
         "mobilenet_v3", 1.2, "none", True, "Once-for-All MobileNetV3, wider"
     ),
     "ofa_proxyless_d234_e346_k357_w1.3": Entry(
-        "proxyless", 1.3, "none", True, "Once-for-All ProxylessNAS, 2e20 subnets"
+        "proxyless", 1.3, "none", True, "Once-for-All ProxylessNAS, 2.0e20 subnets"
+    ),
+    "compofa-proxyless": Entry(
+        "proxyless", 1.3, "simple", False, "ProxylessNAS with CompOFA's coupling: 729 subnets"
     ),
     "compofa-small": Entry(
         "mobilenet_v3_small_images", 0.25, "simple", False,
@@ -66,6 +69,10 @@ NETWORKS: dict[str, Entry] = {
     ),
     "ofa-small": Entry(
         "mobilenet_v3_small_images", 0.25, "none", True, "the same with every choice free"
+    ),
+    "ofa-proxyless-small": Entry(
+        "proxyless_small_images", 0.25, "none", True,
+        "ProxylessNAS for images of 8 to 64 pixels, a quarter of the width",
     ),
     "compofa-digits": Entry(
         "mobilenet_v3_small_images", 0.25, "simple", False,

@@ -46,7 +46,7 @@ def space_layers(
         for kernel in sorted({k for stage in space.stages for k in stage.kernels}):
             for expand in sorted({e for stage in space.stages for e in stage.expands}):
                 blocks = ((kernel, expand),) * 2
-                subnet = Subnet(r, (blocks,) * len(space.stages))
+                subnet = Subnet(r, tuple(blocks[: max(s.depths)] for s in space.stages))
                 for layer in layout(backbone, subnet, classes):
                     if layer.name.startswith("stages."):
                         stage = space.stages[int(layer.name.split(".")[1])]

@@ -88,6 +88,11 @@ def _row(key: str, text: str | None, before: list[list[float]]) -> list[float]:
 def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) -> SubnetArrays:
     """Check that every subnet is in ``space``, whatever its resolution.
 
+    Args:
+        arrays: The subnets; a last stage that always is one block may be one slot without a depth.
+        space: The space.
+        path: For messages.
+
     Returns:
         The subnets, with 0 past each stage's depth whatever stood there.
 
@@ -95,6 +100,7 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
         TableError: Some are not; the message names the lines and says what is wrong with the
             first.
     """
+    arrays = _with_tail(arrays, space)
     if (
         arrays.d.shape[1] != len(space.stages)
         or arrays.ks.shape[1] != arrays.e.shape[1]
@@ -118,6 +124,19 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
             f"{path}: not in space {space.name}: {lines([place for place, _ in wrong])}; "
             f"{lines([wrong[0][0]])}: {wrong[0][1]}"
         ) from None
+
+
+def _with_tail(arrays: SubnetArrays, space: SearchSpace) -> SubnetArrays:
+    """Give a last stage that is written as one block its further slots and its depth."""
+    slots = len(space.stages) * space.slots
+    if not space.tail or arrays.ks.shape[1] != slots - space.slots + 1:
+        return arrays
+    past = ((0, 0), (0, space.slots - 1))
+    return arrays._replace(
+        ks=np.pad(arrays.ks, past),
+        e=np.pad(arrays.e, past),
+        d=np.pad(arrays.d, ((0, 0), (0, 1)), constant_values=1),
+    )
 
 
 def lines(rows: Sequence[int]) -> str:

@@ -153,6 +153,14 @@ def test_other_couplings(call, heuristic, size):
     assert f"stages.4.{depth}.project.bn.bias" not in checkpoint.weights
 
 
+def test_another_backbone(call):
+    done = call("--net", "ofa-proxyless-small", "--name", "own", *QUICK)
+    assert done.status == 0, done.err
+    network = load_checkpoint("runs/own/compound-1/best.pt").network
+    assert network.backbone.name == "proxyless_small_images" and network.kernel_transform
+    assert network.space.largest.depths == (4, 4, 4, 4, 4, 1)
+
+
 # --- teachers ---
 
 

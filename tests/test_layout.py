@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compofa.backbones import (
     MOBILENET_V3,
     MOBILENET_V3_SMALL_IMAGES,
+    PROXYLESS,
     Backbone,
     backbone,
     divisible8,
@@ -25,6 +26,7 @@ TABLES = [
     MOBILENET_V3.scaled(0.25),
     MOBILENET_V3.scaled(1.2),
     MOBILENET_V3_SMALL_IMAGES.scaled(0.25),
+    PROXYLESS.scaled(0.3),
 ]
 each_table = pytest.mark.parametrize(
     "table", TABLES, ids=lambda table: f"{table.name} {table.width_mult}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compofa.backbones import MOBILENET_V3
+from compofa.backbones import MOBILENET_V3, PROXYLESS
 from compofa.coupling import parse_coupling
 from compofa.errors import SpaceError
 from compofa.genes import GeneCode
@@ -26,6 +26,7 @@ SPACES = {
     "own coupling": OWN,
     "free, fixed kernels": MOBILENET_V3.compound_space(None),
     "resolutions": MOBILENET_V3.compound_space(resolutions=(160, 176, 192)),
+    "proxyless": PROXYLESS.free_space(),
     "one depth": FREE.restrict(depths=(3,), kernels=(7, 3)),
     "stages that differ": SearchSpace(
         "mixed",
@@ -42,6 +43,7 @@ SMALL = {
     "two by two": SearchSpace("s", (StageSpace((1, 2), (3, 5), (3, 4)),), 2, (32, 64)),
     "compound": COMPOUND,
     "elastic": SearchSpace("e", ELASTIC.stages[:2]),
+    "proxyless": PROXYLESS.compound_space(),
     "stages that differ": SPACES["stages that differ"],
 }
 
