@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,3 +145,33 @@ def test_tables_in_the_form_of_the_field_are_read() -> None:
     assert list(FREE.subnets_of(require_members(table, FREE, "t"))) == subnets
     with pytest.raises(TableError, match="got 20, 20 and 5"):
         require_members(table._replace(ks=table.ks[:, 1:], e=table.e[:, 1:]), FREE, "t")
+
+
+def test_the_published_specialised_networks_are_in_the_space(reference_data: Path) -> None:
+    found = 0
+    for path in sorted((reference_data / "specialized").glob("*/net.config")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["name"] != "ProxylessNASNets":
+            continue
+        found += 1
+        stages, published = [], []
+        for block in config["blocks"][1:]:
+            part = block["mobile_inverted_conv"]
+            if part is None or "Zero" in part["name"]:
+                continue
+            ins, outs, stride = (part[k] for k in ("in_channels", "out_channels", "stride"))
+            mid = part["mid_channels"] or round(ins * part["expand_ratio"])
+            published.append((ins, outs, mid, part["kernel_size"], stride, part["act_func"]))
+            if ins != outs or stride > 1:
+                stages.append([])
+            expand = min(PROXYLESS.expands, key=lambda e, mid=mid, ins=ins: abs(e * ins - mid))
+            stages[-1].append((part["kernel_size"], expand))
+        subnet = Subnet(224, tuple(map(tuple, stages)))
+        assert FREE.contains(subnet), path
+        assert config["bn"] == {"momentum": PROXYLESS.bn_momentum, "eps": PROXYLESS.bn_eps}
+        blocks = [s for s in layout(PROXYLESS.scaled(1.3), subnet) if s.name.startswith("stages.")]
+        assert published == [
+            (s.in_channels, s.out_channels, s.mid_channels, s.kernel, s.stride, s.act)
+            for s in blocks
+        ]
+    assert found == 16
