@@ -30,8 +30,9 @@ from compofa.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "image_size": (8,),
-    "batch_size": 45,
+    "batch_size": 90,
     "epochs": 1,
+    "dynamic_batch_size": 1,
     "calibration_images": 30,
     "width_mult": 0.1,
 }
@@ -270,7 +271,7 @@ def test_bad_input_is_one_line(whole, tmp_path, monkeypatch, capsys, words, expe
 
 
 def test_the_subnets_of_the_sandwich_rule():
-    trainer = make_trainer(task="supernet")
+    trainer = make_trainer(task="supernet", dynamic_batch_size=None)
     assert trainer.config.dynamic_batch_size == 4 and trainer.phase.teacher == "self"
     space, middles = trainer.net.spec.space, set()
     for step in range(20):
@@ -284,7 +285,7 @@ def test_the_subnets_of_the_sandwich_rule():
 
 
 def test_the_largest_teaches_in_place(monkeypatch):
-    trainer = make_trainer(task="supernet", dropout=0.0, width_mult=0.25)
+    trainer = make_trainer(task="supernet", dropout=0.0, dynamic_batch_size=4, width_mult=0.25)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(6, 3, 8, 8, generator=generator).double()
     targets = torch.randint(10, (6,), generator=generator)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compofa.errors import ConfigError
+from compofa.files import require_writable
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.recipes import CHAINS, recipe_for
 from compofa.training.run import SUMMARY, RunResult, train
@@ -71,7 +72,8 @@ def train_task(
             "--overwrite, or choose another --name"
         )
     if overwrite and not resume:  # what is left of later phases must not look like this run's
-        for folder in folders[1:]:
+        for folder in filter(Path.exists, folders[1:]):
+            require_writable(folder)
             for name in ("last.pt", "best.pt", SUMMARY):
                 (folder / name).unlink(missing_ok=True)
     results = [
