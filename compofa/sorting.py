@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
+from compofa.layout import mid_channels, se_channels
 from compofa.nn.elastic import ElasticMBConv, ElasticSqueezeExcite
+from compofa.subnet import Number
 from compofa.supernet import Supernet
 
 
-def sort_channels(net: Supernet) -> None:
+def sort_channels(net: Supernet, groups: Sequence[Number] = ()) -> None:
     """Order every block's middle channels by importance, largest first, in place.
 
     Importance is the L1 norm of the project convolution's weights (of the gate's, for the
-    hidden channels of SE), as in Once-for-All. The largest network computes what it did before;
-    narrower ones change, so this belongs before the first phase that trains them.
+    hidden channels of SE), as in Once-for-All. Networks of the full width compute what they did
+    before; narrower ones change, unless their width is trained already: name it in ``groups``.
+
+    Args:
+        net: The supernet.
+        groups: Expand ratios that were trained. Channels stay within the groups between their
+            widths, so the networks of these ratios compute what they did before.
     """
     with torch.no_grad():
         for block in net.modules():
-            if isinstance(block, ElasticMBConv):
-                importance = block.project.conv.weight.abs().sum((0, 2, 3))
-                _reorder_block(block, importance.argsort(descending=True, stable=True))
-            elif isinstance(block, ElasticSqueezeExcite):
-                importance = block.expand.weight.abs().sum((0, 2, 3))
-                _reorder_hidden(block, importance.argsort(descending=True, stable=True))
+            if not isinstance(block, ElasticMBConv):
+                continue
+            widths = [mid_channels(block.in_channels, expand) for expand in groups]
+            _reorder_block(block, _order(block.project.conv.weight, widths))
+            if block.se is not None:
+                hidden = [se_channels(width) for width in widths]
+                _reorder_hidden(block.se, _order(block.se.expand.weight, hidden))
+
+
+def _order(weight: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return the input channels of ``weight`` by importance, group after group of ``widths``."""
+    importance = weight.abs().sum((0, 2, 3))
+    edges = sorted({0, len(importance), *(w for w in widths if w < len(importance))})
+    return torch.cat(
+        [
+            start + importance[start:end].argsort(descending=True, stable=True)
+            for start, end in pairwise(edges)
+        ]
+    )
 
 
 def _reorder_block(block: ElasticMBConv, order: Tensor) -> None:

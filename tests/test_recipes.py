@@ -22,11 +22,33 @@ from compofa.training.recipes import IMAGENET, RECIPES, recipe_for
 
 def test_the_published_phases():
     # task, phase, subnets a step, epochs, base learning rate, warm-up, largest only, start, sorted
-    assert [astuple(phase) for phase in IMAGENET.phases] == [
+    assert [astuple(phase)[:9] for phase in IMAGENET.phases if phase.task != "supernet"] == [
         ("teacher", 1, 1, 180, 2.6, 0, True, None, False),
         ("compound", 1, 4, 25, 0.08, 0, False, ("teacher", 1), True),
         ("compound", 2, 4, 120, 0.24, 5, False, ("compound", 1), False),
+        ("kernel", 1, 1, 120, 2.6, 5, False, ("teacher", 1), False),
+        ("depth", 1, 2, 25, 0.08, 0, False, ("kernel", 1), False),
+        ("depth", 2, 2, 120, 0.24, 5, False, ("depth", 1), False),
+        ("expand", 1, 4, 25, 0.08, 0, False, ("depth", 2), True),
+        ("expand", 2, 4, 120, 0.24, 5, False, ("expand", 1), True),
     ]
+
+
+def test_what_progressive_shrinking_varies():
+    for recipe in RECIPES.values():
+        chain = recipe.chain("progressive")
+        assert [phase.folder for phase in chain] == [
+            "teacher", "kernel-1", "depth-1", "depth-2", "expand-1", "expand-2",
+        ]  # fmt: skip
+        assert [(p.depths, p.expands, p.kernels) for p in chain[1:]] == [
+            ((4,), (6,), (3, 5, 7)),
+            ((3, 4), (6,), (3, 5, 7)),
+            ((2, 3, 4), (6,), (3, 5, 7)),
+            ((2, 3, 4), (4, 6), (3, 5, 7)),
+            ((2, 3, 4), (3, 4, 6), (3, 5, 7)),
+        ]
+        assert [p.teacher for p in chain] == ["none"] + ["checkpoint"] * 5
+        assert {p.sampler for p in chain} == {"random"}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +57,8 @@ def test_the_published_phases():
         ("teacher", 1, {"epochs": 180, "warmup_epochs": 0, "dynamic_batch_size": 1, "lr": 0.325}),
         ("compound", 1, {"epochs": 25, "warmup_epochs": 0, "dynamic_batch_size": 4, "lr": 0.01}),
         ("compound", 2, {"epochs": 120, "warmup_epochs": 5, "dynamic_batch_size": 4, "lr": 0.03}),
+        ("kernel", 1, {"epochs": 120, "warmup_epochs": 5, "dynamic_batch_size": 1, "lr": 0.325}),
+        ("expand", 2, {"epochs": 120, "warmup_epochs": 5, "dynamic_batch_size": 4, "lr": 0.03}),
     ],
 )
 def test_imagenet_defaults(task, phase, expected):
@@ -52,10 +76,15 @@ def test_imagenet_defaults(task, phase, expected):
         "calibration_images": 2000,
         "image_size": tuple(range(128, 225, 4)),
         "eval_size": 224,
-        "net": "compofa-elastic",
+        "net": "compofa-elastic"
+        if task in ("teacher", "compound")
+        else "ofa_mbv3_d234_e346_k357_w1.0",
     }
     assert {name: getattr(config, name) for name in common} == common
     space = config.network(1000).space
+    if config.recipe_phase.free:
+        assert space.size == ((3 * 3) ** 2 + (3 * 3) ** 3 + (3 * 3) ** 4) ** 5
+        return
     assert space.size == (1 if task == "teacher" else 117**5)
     assert replace(config, fixed_kernel=True).network(1000).space.size == (
         1 if task == "teacher" else 243
@@ -81,6 +110,12 @@ def test_channels_are_sorted_once_and_before_widths_vary():
         compound = [p for p in recipe.phases if p.task == "compound"]
         assert [p.sort for p in compound] == [True, False]
         assert compound[0].starts_from == ("teacher", 1)
+        expand = [p for p in recipe.phases if p.task == "expand"]
+        assert [(p.starts_from, p.sort) for p in expand] == [
+            (("depth", 2), True),
+            (("expand", 1), True),
+        ]
+        assert [recipe.phase(*p.starts_from).expands for p in expand] == [(6,), (4, 6)]
 
 
 # --- settings ---
@@ -264,6 +299,8 @@ def test_cost_report():
 
 
 def test_tasks_of_the_command_line():
-    assert recipes.TASKS == ("teacher", "compound")
-    with pytest.raises(ConfigError, match="teacher, compound"):
-        IMAGENET.phase("kernel")
+    assert recipes.TASKS == (
+        "teacher", "compound", "kernel", "depth", "expand", "supernet", "progressive",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=", ".join(recipes.TASKS)):
+        IMAGENET.phase("kernal")

@@ -20,6 +20,12 @@ handwritten digits, in minutes on a CPU:
 
   train_ofa_net.py --task teacher                     the largest network, first
   train_ofa_net.py --task compound --fixed_kernel     the 243 networks of CompOFA, from it
+  train_ofa_net.py --task progressive                 Once-for-All's networks, in six phases
+  train_ofa_net.py --task supernet                    the same at once, by the sandwich rule
+
+The phases of progressive are tasks too, each from the best checkpoint of the one before: teacher,
+kernel, depth --phase 1 and 2, expand --phase 1 and 2. --resume goes on within the chain; --epochs
+and the like hold for each of its phases.
 
 On ImageNet the defaults are those of the published runs:
 
@@ -43,7 +49,7 @@ def parser() -> Parser:
     what.add_argument(
         "--net",
         metavar="ID",
-        help=f"one of {', '.join(NETWORKS)}; by default the data set's usual one",
+        help=f"one of {', '.join(NETWORKS)}; by default the usual one of data set and task",
     )
     what.add_argument(
         "--fixed-kernel",
@@ -147,15 +153,15 @@ def _main(argv: Sequence[str] | None) -> None:
     import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from compofa.training.run import train
+    from compofa.training.chain import plan, train_task
 
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
-    config = TrainConfig(**values).resolved()
-    output = args.output or Path("runs") / (args.name or f"{config.dataset}-{config.net}")
+    config = TrainConfig(**values)
+    output = args.output or Path("runs") / (args.name or f"{args.dataset}-{plan(config)[-1].net}")
     with logging_redirect_tqdm():
-        result = train(
+        result = train_task(
             config, output, resume=args.resume, overwrite=args.overwrite, bar=not args.quiet
         )
     for name, figures in result.figures.items():

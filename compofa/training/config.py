@@ -29,7 +29,7 @@ class TrainConfig:
         phase: Which of its phases.
         dataset: Name of the data set.
         data_path: Its folder.
-        net: Name of the network; by default the data set's usual one.
+        net: Name of the network; by default the data set's usual one for the task.
         fixed_kernel: Whether kernels are fixed; by default as the network's name says.
         heuristic: Coupling of depth and expand ratio, see
             :func:`compofa.coupling.parse_coupling`.
@@ -111,8 +111,9 @@ class TrainConfig:
             ConfigError: Settings are unknown or out of range; all of them are listed.
         """
         info, recipe, phase = self._lookup()
+        usual = DEFAULT_NETWORKS.get(self.dataset, info.network)
         filled = {
-            "net": self.net or DEFAULT_NETWORKS.get(self.dataset) or info.network,
+            "net": recipe.free_network if phase.free else usual,
             "epochs": phase.epochs,
             "batch_size": recipe.batch_size,
             "weight_decay": recipe.weight_decay,
@@ -186,6 +187,7 @@ class TrainConfig:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
         try:
             network = self.network(10)
+            self.recipe_phase.within(network.space)
             for size in (*self.image_size, self.eval_size):
                 network.check_resolution(size)
         except CompofaError as error:

@@ -110,7 +110,7 @@ def _run(
     predecessors = _find_predecessors(config, output, bar) if state is None else None
     net = Supernet(spec, config.seed).to(config.device)
     teacher = None
-    if config.recipe_phase.starts_from is not None:
+    if config.recipe_phase.teacher == "checkpoint":
         teacher_path = state["teacher"] if state else str(predecessors.teacher)
         teacher = load_teacher(teacher_path, spec).to(config.device)
     trainer = Trainer(config, net, teacher, splits)
@@ -118,7 +118,10 @@ def _run(
         load_state(net, state["weights"], str(last))
         trainer.load_state_dict(state["trainer"])
     elif predecessors.start is not None:
-        _start_from(net, predecessors.start, sort=config.recipe_phase.sort)
+        _load_start(net, predecessors.start)
+        if config.recipe_phase.sort:
+            recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
+            sort_channels(net, groups=recipe.phase(*origin).expands or ())
     require_writable(folder)
     progress = _Progress(0, float("-inf"), {}, 0.0)
     if state is not None:
@@ -221,12 +224,12 @@ def _find_predecessors(config: TrainConfig, output: Path, bar: bool) -> _Predece
     """Find the teacher and the weights to start from, training a quick teacher if need be."""
     phase = config.recipe_phase
     start = Path(config.init_path) if config.init_path else None
-    if phase.starts_from is None:
+    if phase.teacher != "checkpoint":
         return _Predecessors(None, start)
     teacher = Path(config.teacher_path) if config.teacher_path else None
     if teacher is None:
         teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", bar)
-    if start is None:
+    if start is None and phase.starts_from is not None:
         task, number = phase.starts_from
         start = teacher
         if task != "teacher":
@@ -308,14 +311,12 @@ def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpe
     return net.eval()
 
 
-def _start_from(net: Supernet, path: Path, sort: bool) -> None:
-    """Load the weights of the predecessor; sort its channels where the phase asks for it."""
+def _load_start(net: Supernet, path: Path) -> None:
+    """Load the weights of the predecessor, ours or another program's."""
     data = read_safely(path)
     ours = bool(data.get("format"))
     weights = load_checkpoint(path).weights if ours else weights_in(path, data)
     load_state(net, weights, str(path))
-    if sort:
-        sort_channels(net)
 
 
 def _checkpoint(
@@ -356,11 +357,12 @@ def describe_run(
     config: TrainConfig, splits: DataSplits, spec: NetworkSpec, steps: int, folder: Path
 ) -> None:
     """Log what is about to be trained."""
+    space = config.recipe_phase.within(spec.space)
     log.info(
         "%s: %s on %s (%d training, %d validation images, %d classes); "
         "space %s of %.4g subnets; %d epochs of %d steps; results in %s",
         config.recipe_phase.folder, config.net, config.dataset, len(splits.train),
-        len(splits.validation), len(splits.classes), spec.space.name, spec.space.size,
+        len(splits.validation), len(splits.classes), space.name, space.size,
         config.epochs, steps, folder,
     )  # fmt: skip
 

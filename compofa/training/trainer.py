@@ -22,6 +22,7 @@ from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.losses import distillation_loss
 from compofa.training.optim import learning_rate, make_optimizer
+from compofa.training.samplers import SAMPLERS
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.net = net
+        self.phase = config.recipe_phase
+        self.space = self.phase.within(net.spec.space)
         self.teacher = teacher
         self.splits = splits
         self.info = dataset_info(splits.name)
@@ -99,8 +102,8 @@ class Trainer:
     def subnets_at(self, step: int) -> list[Subnet]:
         """Return the subnets of a step: a pure function of the seed and the step."""
         generator = rng(self.config.seed, "subnets", step)
-        space, n = self.net.spec.space, self.config.dynamic_batch_size
-        return list(space.subnets_of(space.arrays(space.sample_genes(generator, n))))
+        sample = SAMPLERS[self.phase.sampler]
+        return sample(self.space, generator, self.config.dynamic_batch_size)
 
     def train_epoch(self, epoch: int, bar: bool = True) -> EpochStats:
         """Run one epoch, counted from 0."""
@@ -172,6 +175,8 @@ class Trainer:
                 logits, targets, soft, config.kd_ratio, config.kd_type, config.label_smoothing
             )
             self.scaler.scale(loss).backward()
+            if index == 0 and self.phase.teacher == "self":  # it teaches those that follow
+                soft = logits.detach()
             with torch.no_grad():
                 right = (logits.argmax(1) == targets).sum()
                 sums += torch.stack([loss / len(subnets), right, right.new_tensor(len(targets))])
@@ -181,9 +186,8 @@ class Trainer:
         return sums
 
     def validate(self) -> dict[str, dict[str, float]]:
-        """Measure the smallest and the largest subnet on the held-out images."""
-        space = self.net.spec.space
-        extremes = {"smallest": space.smallest, "largest": space.largest}
+        """Measure the smallest and the largest subnet of the phase on the held-out images."""
+        extremes = {"smallest": self.space.smallest, "largest": self.space.largest}
         if extremes["smallest"] == extremes["largest"]:
             del extremes["smallest"]
         figures = {}

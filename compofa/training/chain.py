@@ -1,0 +1,90 @@
+"""Tasks that are several phases in a row, such as progressive shrinking."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from compofa.errors import ConfigError
+from compofa.files import require_writable
+from compofa.training.config import TrainConfig, run_folder
+from compofa.training.recipes import CHAINS, recipe_for
+from compofa.training.run import SUMMARY, RunResult, train
+
+
+def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
+    """Return the settings of each phase of a task, in their order, resolved.
+
+    A task that is no chain is one phase. In a chain every phase has the network of the last,
+    settings that were given hold for all phases, and a given teacher is not trained.
+
+    Raises:
+        ConfigError: Settings are unknown or out of range; all of them are listed.
+    """
+    if config.task not in CHAINS:
+        return (config.resolved(),)
+    faults = []
+    if config.phase != 1:
+        faults.append(f"task {config.task}: expected phase 1, got {config.phase}")
+    if config.init_path is not None:
+        faults.append(f"--init-path: expected none with --task {config.task}")
+    if faults:
+        raise ConfigError("; ".join(faults))
+    chain = recipe_for(config.dataset).chain(config.task)
+    last = replace(config, task=chain[-1].task, phase=chain[-1].number).resolved()
+    return tuple(
+        replace(config, task=phase.task, phase=phase.number, net=last.net).resolved()
+        for phase in chain
+        if not (phase.largest_only and config.teacher_path)
+    )
+
+
+def train_task(
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    bar: bool = True,
+) -> RunResult:
+    """Train a task: one phase, or those of a chain one after another.
+
+    Args:
+        config: Settings, not necessarily resolved.
+        output: Folder of the run; each phase has a folder of its own in it.
+        resume: Go on where the task was: finished phases are kept.
+        overwrite: Begin again, with the first phase.
+        bar: Whether to draw progress bars.
+
+    Returns:
+        The result of the last phase, with time and cost of all.
+
+    Raises:
+        CompofaError: Something the user can mend; nothing is half-written.
+    """
+    phases = plan(config)
+    folders = [run_folder(phase, Path(output)) for phase in phases]
+    begun = [folder for folder in folders if (folder / "last.pt").exists()]
+    if begun and not (resume or overwrite):
+        raise ConfigError(
+            f"{begun[0]} holds a run already: go on with --resume, begin again with "
+            "--overwrite, or choose another --name"
+        )
+    if overwrite and not resume:  # what is left of later phases must not look like this run's
+        for folder in filter(Path.exists, folders[1:]):
+            require_writable(folder)
+            for name in ("last.pt", "best.pt", SUMMARY):
+                (folder / name).unlink(missing_ok=True)
+    results = [
+        train(
+            phase,
+            output,
+            resume=resume and (folder in begun or not begun),
+            overwrite=overwrite,
+            bar=bar,
+        )
+        for phase, folder in zip(phases, folders, strict=True)
+    ]
+    cost = sum((Counter(result.cost) for result in results), Counter())
+    return replace(results[-1], seconds=sum(result.seconds for result in results), cost=dict(cost))

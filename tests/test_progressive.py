@@ -1,0 +1,320 @@
+"""Progressive shrinking, phase by phase and as a chain, and the sandwich rule."""
+
+import copy
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sklearn.datasets
+import torch
+import torch.nn.functional as F
+from sklearn.utils import Bunch
+
+from compofa.checkpoint import load_checkpoint
+from compofa.cli.train import main
+from compofa.data import load_dataset
+from compofa.errors import ConfigError
+from compofa.extract import extract
+from compofa.model_zoo import network_spec
+from compofa.seeds import rng
+from compofa.sorting import sort_channels
+from compofa.supernet import Supernet
+from compofa.training import chain, run
+from compofa.training.chain import plan, train_task
+from compofa.training.config import TrainConfig
+from compofa.training.run import train
+from compofa.training.samplers import SAMPLERS
+from compofa.training.trainer import Trainer
+
+SMALL: dict[str, Any] = {
+    "image_size": (8,),
+    "batch_size": 90,
+    "epochs": 1,
+    "dynamic_batch_size": 1,
+    "calibration_images": 30,
+    "width_mult": 0.1,
+}
+CHAIN = ["teacher", "kernel-1", "depth-1", "depth-2", "expand-1", "expand-2"]
+
+
+@functools.cache
+def few_digits() -> Bunch:
+    data = sklearn.datasets.load_digits()
+    return Bunch(images=data.images[:150], target=data.target[:150])
+
+
+@pytest.fixture(autouse=True)
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 of the digits, of which 90 to train on."""
+    few = few_digits()
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+
+
+def make_trainer(**settings: Any) -> Trainer:
+    config = TrainConfig(**{**SMALL, **settings}).resolved()
+    net = Supernet(config.network(10), config.seed)
+    return Trainer(config, net, None, load_dataset("digits"))
+
+
+# --- what a phase samples ---
+
+
+@pytest.mark.parametrize(
+    ("task", "phase", "depths", "expands"),
+    [
+        ("kernel", 1, {4}, {6}),
+        ("depth", 1, {3, 4}, {6}),
+        ("depth", 2, {2, 3, 4}, {6}),
+        ("expand", 1, {2, 3, 4}, {4, 6}),
+        ("expand", 2, {2, 3, 4}, {3, 4, 6}),
+    ],
+)
+def test_a_phase_trains_its_part_of_the_whole_network(task, phase, depths, expands):
+    trainer = make_trainer(task=task, phase=phase, dynamic_batch_size=4)
+    whole = network_spec("ofa-small", 10).space
+    assert trainer.net.spec.space.size == whole.size, "the network is whole from the start"
+    assert trainer.net.stages[0][0].depthwise.matrices.keys() == {"5", "3"}
+    subnets = [subnet for step in range(30) for subnet in trainer.subnets_at(step)]
+    assert {depth for subnet in subnets for depth in subnet.depths} == depths
+    blocks = [block for subnet in subnets for stage in subnet.stages for block in stage]
+    assert {expand for _, expand in blocks} == expands
+    assert {kernel for kernel, _ in blocks} == {3, 5, 7}
+    for subnet in (trainer.space.smallest, trainer.space.largest):
+        assert trainer.space.contains(subnet)
+    assert trainer.space.largest == trainer.net.spec.space.largest
+    assert min(trainer.space.smallest.depths) == min(depths)
+
+
+@pytest.mark.parametrize("network", [{"net": "compofa-small"}, {"heuristic": "2:3,4:6"}])
+@pytest.mark.parametrize("task", ["kernel", "progressive"])
+def test_coupled_choices_cannot_be_shrunk_one_by_one(task, network):
+    with pytest.raises(ConfigError, match=r"every choice is free.*--heuristic none") as caught:
+        plan(TrainConfig(task=task, **network))
+    assert "\n" not in str(caught.value)
+    assert plan(TrainConfig(task=task, net="compofa-elastic-small", heuristic="none"))
+
+
+# --- sorting within groups ---
+
+
+def shaken(net_id: str = "ofa-small") -> Supernet:
+    """A supernet in evaluation mode with random biases and BN statistics."""
+    net = Supernet(network_spec(net_id, classes=5, width_mult=0.5), seed=2).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in net.state_dict().items():
+        if name.endswith(("bn.weight", "running_var")):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        elif name.endswith(("bias", "running_mean")):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return net
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+@pytest.mark.parametrize(("groups", "kept"), [((), {6}), ((6,), {6}), ((4, 6), {4, 6})])
+def test_sorting_leaves_the_trained_widths_alone(groups, kept, depth):
+    net = shaken()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    subnets = {e: net.set_active_subnet(d=depth, e=e, ks=[3, 5, 7, 5, 3]) for e in (3, 4, 6)}
+    with torch.no_grad():
+        before = {e: net(images, subnet) for e, subnet in subnets.items()}
+        sort_channels(net, groups=groups)
+        for expand, subnet in subnets.items():
+            change = (net(images, subnet) - before[expand]).abs().max()
+            assert bool(change < 1e-3) is (expand in kept), (expand, float(change))
+
+
+def test_channels_are_sorted_within_their_group():
+    net, free = shaken(), shaken()
+    sort_channels(net, groups=(4, 6))
+    sort_channels(free)
+    for stages, others in zip(net.stages, free.stages, strict=True):
+        for block, other in zip(stages, others, strict=True):
+            weights = (b.project.conv.weight.abs().sum((0, 2, 3)) for b in (block, other))
+            grouped, sorted_ = weights
+            falls = grouped.diff() <= 0
+            assert (sorted_.diff() <= 0).all() and (~falls).sum() <= 1, "one edge at most"
+            torch.testing.assert_close(grouped.sort().values, sorted_.sort().values)
+
+
+@pytest.mark.parametrize(
+    ("task", "phase", "groups"),
+    [("kernel", 1, None), ("depth", 2, None), ("expand", 1, (6,)), ("expand", 2, (4, 6))],
+)
+def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
+    start = make_trainer(task="supernet").net
+    torch.save({"state_dict": start.state_dict()}, tmp_path / "x.pt")
+    sorts = []
+    monkeypatch.setattr(run, "sort_channels", lambda net, groups: sorts.append(groups))
+    monkeypatch.setattr(run, "load_teacher", lambda path, spec: extract(start, start.active))
+    config = TrainConfig(
+        task=task, phase=phase, init_path=str(tmp_path / "x.pt"), teacher_path="x", **SMALL
+    )
+    train(config, tmp_path / "run", bar=False)
+    assert sorts == ([] if groups is None else [groups])
+
+
+# --- the chain ---
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, run.RunResult]:
+    """A chain that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        few = few_digits()
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        return folder, train_task(TrainConfig(task="progressive", **SMALL), folder, bar=False)
+
+
+def test_the_chain_trains_every_phase(whole):
+    folder, result = whole
+    assert sorted(path.name for path in folder.iterdir()) == sorted(CHAIN)
+    assert result.best == folder / "expand-2" / "best.pt"
+    configs = [json.loads((folder / name / "config.json").read_text()) for name in CHAIN]
+    assert {config["config"]["net"] for config in configs} == {"ofa-small"}
+    teachers = [load_checkpoint(folder / name / "last.pt").training["teacher"] for name in CHAIN]
+    assert teachers == ["", *[str(folder / "teacher" / "best.pt")] * 5]
+    spaces = [load_checkpoint(folder / name / "best.pt").network.space.size for name in CHAIN]
+    assert spaces[0] == 1 and set(spaces[1:]) == {network_spec("ofa-small").space.size}
+    seconds = [json.loads((folder / n / "summary.json").read_text())["seconds"] for n in CHAIN]
+    assert result.seconds == pytest.approx(sum(seconds))
+    assert result.cost["cpu_hours"] == pytest.approx(sum(seconds) / 3600)
+
+
+def test_each_phase_starts_from_the_one_before(tmp_path, whole):
+    config = TrainConfig(**{**SMALL, "task": "depth", "phase": 2, "lr": 0.0})
+    for name in ("teacher", "kernel-1", "depth-1"):
+        (tmp_path / name).symlink_to(whole[0] / name)
+    found = load_checkpoint(train(config, tmp_path, bar=False).last).weights
+    before = load_checkpoint(whole[0] / "depth-1" / "best.pt").weights
+    for name, value in before.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(found[name], value), name
+
+
+class StopError(Exception):
+    """What the test interrupts a chain with."""
+
+
+def test_a_chain_is_resumed_where_it_was(tmp_path, whole, monkeypatch):
+    config = TrainConfig(task="progressive", **SMALL)
+    with monkeypatch.context() as patch:
+        real = run.save_checkpoint
+
+        def stop(path: Path, checkpoint: Any) -> None:
+            if path.parent.name == "depth-2":
+                raise StopError
+            real(path, checkpoint)
+
+        patch.setattr(run, "save_checkpoint", stop)
+        with pytest.raises(StopError):
+            train_task(config, tmp_path, bar=False)
+    assert sorted(path.name for path in tmp_path.glob("*/last.pt")) == ["last.pt"] * 3
+    with pytest.raises(ConfigError, match="teacher holds a run already"):
+        train_task(config, tmp_path, bar=False)
+    done = (tmp_path / "depth-1" / "last.pt").read_bytes()
+    result = train_task(config, tmp_path, resume=True, bar=False)
+    assert (tmp_path / "depth-1" / "last.pt").read_bytes() == done
+    mine, other = (load_checkpoint(r.last).weights for r in (result, whole[1]))
+    assert all(torch.equal(value, other[name]) for name, value in mine.items())
+
+
+def test_overwriting_leaves_nothing_of_the_old_chain(tmp_path, monkeypatch):
+    for name in CHAIN[1:]:
+        (tmp_path / name).mkdir()
+        for file in ("last.pt", "best.pt", "summary.json"):
+            (tmp_path / name / file).write_text("old")
+
+    def stop(*args: Any, **keywords: Any) -> None:
+        raise StopError
+
+    monkeypatch.setattr(chain, "train", stop)
+    with pytest.raises(StopError):
+        train_task(TrainConfig(task="progressive", **SMALL), tmp_path, overwrite=True, bar=False)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_given_teacher_is_not_trained(whole):
+    teacher = str(whole[0] / "teacher" / "best.pt")
+    phases = plan(TrainConfig(task="progressive", teacher_path=teacher))
+    assert [phase.recipe_phase.folder for phase in phases] == CHAIN[1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--task depth", ["kernel-1/best.pt", "--init-path", "--task kernel --phase 1"]),
+        ("--task depth --phase 2", ["depth-1/best.pt", "--task depth --phase 1"]),
+        ("--task expand --phase 2", ["expand-1/best.pt", "--task expand --phase 1"]),
+        ("--task kernel --phase 2", ["task kernel: expected phase 1, got 2"]),
+        ("--task progressive --phase 2", ["task progressive: expected phase 1, got 2"]),
+        ("--task progressive --init-path x", ["--init-path: expected none"]),
+        ("--task progressive --resume", ["nothing to resume", "teacher/last.pt"]),
+        ("--task progressive --net compofa-small", ["every choice is free"]),
+    ],
+)
+def test_bad_input_is_one_line(whole, tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
+    teacher = (
+        [] if "progressive" in words else ["--teacher-path", str(whole[0] / "teacher/best.pt")]
+    )
+    small = ["--image-size", "8", "--width-mult", "0.1", "--device", "cpu", "--quiet", *teacher]
+    assert main([*words.split(), *small]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(part in err for part in expected), err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the sandwich rule ---
+
+
+def test_the_subnets_of_the_sandwich_rule():
+    trainer = make_trainer(task="supernet", dynamic_batch_size=None)
+    assert trainer.config.dynamic_batch_size == 4 and trainer.phase.teacher == "self"
+    space, middles = trainer.net.spec.space, set()
+    for step in range(20):
+        first, second, *others = trainer.subnets_at(step)
+        assert (first, second) == (space.largest, space.smallest) and len(others) == 2
+        middles.update(others)
+        assert trainer.subnets_at(step) == [first, second, *others]
+    assert len(middles) == 40
+    for n in (1, 2, 3):
+        assert len(SAMPLERS["sandwich"](space, rng(0), n)) == n
+
+
+def test_the_largest_teaches_in_place(monkeypatch):
+    trainer = make_trainer(task="supernet", dropout=0.0, dynamic_batch_size=4, width_mult=0.25)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 8, 8, generator=generator).double()
+    targets = torch.randint(10, (6,), generator=generator)
+    trainer.net.double().train()
+    before, seen = copy.deepcopy(trainer.net), {}
+    monkeypatch.setattr(
+        trainer.optimizer,
+        "step",
+        lambda: seen.update({k: p.grad.clone() for k, p in trainer.net.named_parameters()}),
+    )
+    trainer.train_step(images, targets, step=3)
+
+    total, soft = torch.zeros((), dtype=torch.float64), None
+    for subnet in trainer.subnets_at(3):
+        logits = before(images, subnet)
+        loss = F.cross_entropy(logits, targets, label_smoothing=0.1)
+        if soft is None:  # the largest learns from the labels alone
+            soft = logits.detach().softmax(1)
+        else:
+            loss = loss - (soft * logits.log_softmax(1)).sum(1).mean()
+        total = total + loss
+    total.backward()
+    for name, parameter in before.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(seen[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_supernet_is_trained_without_a_teacher(tmp_path):
+    result = train(TrainConfig(task="supernet", **SMALL), tmp_path, bar=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["supernet-1"]
+    assert result.figures.keys() == {"smallest", "largest"}
+    assert load_checkpoint(result.last).training["teacher"] == ""
