@@ -108,7 +108,13 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
     """
-    data = {
+    data = as_data(checkpoint)
+    write_atomic(path, lambda file: torch.save(data, file))
+
+
+def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a file of this library holds: tensors and plain data."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "network": checkpoint.network.to_json(),
@@ -126,7 +132,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "figures": _json(checkpoint.figures),
         "training": checkpoint.training,
     }
-    write_atomic(path, lambda file: torch.save(data, file))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -141,6 +146,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: expected a checkpoint of this library, got a file without its mark; "
             "weights of other programs are loaded with compofa.checkpoint.load_weights"
         )
+    return from_data(path, data)
+
+
+def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
+    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
+
+    Raises:
+        CheckpointError: Something is missing, of another type or of a newer version.
+    """
     try:
         version = field(data, "version", int)
         if version != VERSION:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 
 from compofa.calibrate import calibrate
-from compofa.checkpoint import file_hash
+from compofa.checkpoint import file_hash, load_checkpoint
 from compofa.cli.tools import main
 from compofa.data import Normalisation, load_dataset
 from compofa.evaluate import Evaluator
 from compofa.extract import extract
-from compofa.model_zoo import open_checkpoint
+from compofa.model_zoo import network_spec, open_checkpoint
+from compofa.seeds import rng
 from compofa.subnet import Subnet
 
 
@@ -124,3 +126,56 @@ def test_unknown_nets_and_formats(call: Callable[..., Outcome]) -> None:
     assert result.status == 2
     assert "invalid choice: 'tflite'" in result.err
     assert call("export", "--help").status == 0
+
+
+def test_convert_there_and_back(call: Callable[..., Outcome]) -> None:
+    path, _ = open_checkpoint("compofa-digits")
+    for source, target, to in (
+        (str(path), "a", "ofa"),
+        ("a", "b", "mmrazor"),
+        ("b", "c", "compofa"),
+    ):
+        result = call("convert", source, target, "--to", to)
+        assert result.status == 0, result.err
+    assert "weights, from mmrazor to compofa" in result.out
+    expected, found = load_checkpoint(path), load_checkpoint("c")
+    assert list(found.weights) == list(expected.weights)
+    for name, value in expected.weights.items():
+        assert found.weights[name].dtype == value.dtype
+        assert torch.equal(found.weights[name], value)
+    assert replace(found, weights={}) == replace(expected, weights={})
+
+
+def test_convert_a_subnet_there_and_back(call: Callable[..., Outcome]) -> None:
+    subnet = network_spec("ofa_mbv3_d234_e346_k357_w1.2").space.sample(rng(0))
+    Path("a.json").write_text(json.dumps(subnet.to_config()))
+    arch = ("--arch", "ofa_mbv3_d234_e346_k357_w1.2")
+    assert call("convert", "a.json", "b.yaml", "--to", "mmrazor", *arch).status == 0
+    assert call("convert", "b.yaml", "c.json", "--to", "compofa", *arch).status == 0
+    assert json.loads(Path("c.json").read_text()) == subnet.to_config()
+    result = call("convert", "b.yaml", "d.json", "--to", "ofa")
+    assert result.status == 1
+    assert "expected 16, got 24" in result.err
+    assert not Path("d.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.pt", "nothing there"),
+        ("missing.yaml", "No such file"),
+        ("missing.json", "IN: expected JSON or a file with it"),
+        ("text.pt", "cannot be read safely"),
+        ("text.yaml", "text.yaml: expected keys with chosen values"),
+        ("text.json", "text.json: expected a subnet as JSON"),
+    ],
+)
+def test_convert_errs_in_one_line(source: str, message: str, call: Callable[..., Outcome]) -> None:
+    for name in ("text.pt", "text.yaml", "text.json"):
+        Path(name).write_text("hello")
+    before = sorted(Path().iterdir())
+    result = call("convert", source, "out", "--to", "mmrazor")
+    assert result.status == 1
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert sorted(Path().iterdir()) == before

@@ -1,18 +1,21 @@
-"""``python -m compofa``: export."""
+"""``python -m compofa``: export and convert."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compofa.backbones import MOBILENET_V3
 from compofa.cli.common import Parser, run
 from compofa.cli.evaluate import open_data, read_subnet
+from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
-from compofa.model_zoo import NETWORKS, open_checkpoint
+from compofa.model_zoo import NETWORKS, network_spec, open_checkpoint
 from compofa.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -26,8 +29,9 @@ eval_sampled_config.py and run_NAS.py.
 
   python -m compofa export compofa-digits largest --to onnx --fold-bn
   python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
+  python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
 """
-FORMATS = ("onnx", "torchscript", "pt2", "safetensors")
+EXPORTS = ("onnx", "torchscript", "pt2", "safetensors")
 
 
 def parser() -> Parser:
@@ -53,17 +57,13 @@ def parser() -> Parser:
         help='{"ks", "e", "d", "r"} as JSON, a file with it, largest or smallest',
     )
     sub.add_argument(
-        "--to", required=True, choices=FORMATS, metavar="FORMAT", help=f"{', '.join(FORMATS)}"
+        "--to", required=True, choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS)
     )
     sub.add_argument(
         "--output", metavar="FILE", help="file to write (default: the network's name, as FORMAT)"
     )
     sub.add_argument("--fold-bn", action="store_true", help="fold BN into the convolutions")
-    sub.add_argument(
-        "--arch",
-        metavar="ID",
-        help=f"network that another program's weights belong to: {', '.join(NETWORKS)}",
-    )
+    _add_arch(sub)
     data = sub.add_argument_group("calibration (by default on what the checkpoint names)")
     data.add_argument(
         "--no-calibrate", action="store_true", help="keep the supernet's BN statistics"
@@ -76,7 +76,30 @@ def parser() -> Parser:
         "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
     )
     data.add_argument("--seed", type=int, default=0, help="of the choice of these images")
+
+    sub = add(
+        "convert",
+        "rename weights, or rewrite a subnet, for another program; the format of IN is recognised: "
+        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, or a subnet as YAML "
+        "(MMRazor's) or JSON",
+        _convert,
+    )
+    sub.add_argument("input", metavar="IN", help="a checkpoint, or a subnet (.yaml, .yml or .json)")
+    sub.add_argument("output", metavar="OUT", help="file to write")
+    sub.add_argument(
+        "--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS)
+    )
+    _add_arch(sub)
     return p
+
+
+def _add_arch(sub: Parser) -> None:
+    sub.add_argument(
+        "--arch",
+        metavar="ID",
+        help="network that another program's weights or subnet belong to (by default recognised): "
+        f"{', '.join(NETWORKS)}",
+    )
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -166,6 +189,31 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
         for name in ours
         if name in measured
     }
+
+
+def _convert(args: argparse.Namespace) -> None:
+    if Path(args.input).suffix.lower() in (".yaml", ".yml", ".json"):
+        _convert_subnet(args)
+        return
+    from compofa.formats import read_any, save_as
+
+    kind, checkpoint = read_any(args.input, args.arch)
+    save_as(args.output, checkpoint, args.to)
+    print(f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}")
+
+
+def _convert_subnet(args: argparse.Namespace) -> None:
+    from compofa import mmrazor
+    from compofa.files import write_text_atomic
+
+    table = MOBILENET_V3 if args.arch is None else network_spec(args.arch).backbone
+    if Path(args.input).suffix.lower() == ".json":
+        subnet = read_subnet(args.input, table.free_space(), 224, "IN")
+    else:
+        subnet = mmrazor.read_subnet(args.input, table)
+    ours = json.dumps(subnet.to_config()) + "\n"
+    write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
+    print(f"{args.output}: {subnet}")
 
 
 def _main(argv: Sequence[str] | None) -> None:
