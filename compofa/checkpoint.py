@@ -9,6 +9,7 @@ Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -108,8 +109,18 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
     """
-    data = as_data(checkpoint)
-    write_atomic(path, lambda file: torch.save(data, file))
+    write_tensors(path, as_data(checkpoint))
+
+
+def write_tensors(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write what ``torch.save`` makes of ``data``, replacing ``path`` in one step.
+
+    Raises:
+        CompofaError: The folder cannot be written or the disk is full.
+    """
+    buffer = io.BytesIO()  # on a full disk torch.save itself ends with an internal error
+    torch.save(data, buffer)
+    write_atomic(path, lambda file: file.write(buffer.getbuffer()) and None)
 
 
 def as_data(checkpoint: Checkpoint) -> dict[str, Any]:

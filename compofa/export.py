@@ -25,7 +25,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
 from compofa.extract import build_static
-from compofa.files import write_atomic, write_text_atomic
 from compofa.layout import layout, macs, params
 from compofa.network import NetworkSpec
 from compofa.nn.static import ConvBN, StaticNetwork
@@ -116,7 +115,7 @@ def export(
     content = _serialise(exported, format, card)
     with _draft_folder(path) as folder:
         draft = folder / path.name
-        write_atomic(draft, lambda file: file.write(content) and None)
+        _write(draft, content)
         difference = _difference(reference, _load(draft, format), card["resolution"])
         if not difference <= tolerance:
             raise CompofaError(
@@ -125,7 +124,7 @@ def export(
             )
         card |= {"max_difference": difference}
         text = folder / f"{path.name}.json"
-        write_text_atomic(text, json.dumps(card, indent=2) + "\n")
+        _write(text, (json.dumps(card, indent=2) + "\n").encode())
         os.replace(text, path.with_name(text.name))
         os.replace(draft, path)
     return difference
@@ -153,6 +152,13 @@ def load_exported(path: str | Path) -> StaticNetwork:
         reason = str(error).split("\n")[0][:120]
         raise CheckpointError(f"{path}: expected a subnet that export wrote: {reason}") from error
     return network
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _images(count: int, side: int) -> Tensor:

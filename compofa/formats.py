@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compofa.checkpoint import (
@@ -22,12 +21,14 @@ from compofa.checkpoint import (
     read_safely,
     save_checkpoint,
     weights_in,
+    write_tensors,
 )
 from compofa.convert import from_ours, recognise, to_ours
 from compofa.errors import CheckpointError
-from compofa.files import write_atomic
 from compofa.model_zoo import network_of
 from compofa.subnet import SLOTS
+from compofa.supernet import Supernet
+from compofa.weights import load_state
 
 EXTRA = "compofa"
 """Key of what this library adds to another program's file."""
@@ -68,7 +69,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
     else:
         weights = to_ours(state, SLOTS)
         checkpoint = Checkpoint(network_of(path, weights, arch), weights, dataset="imagenet")
-    checkpoint.build()
+    load_state(Supernet(checkpoint.network), checkpoint.weights, str(path))
     return kind, checkpoint
 
 
@@ -90,4 +91,4 @@ def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:
         raise CheckpointError(f"{path}: expected MobileNetV3's weights, got names that {to} lacks")
     extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomic(path, lambda file: torch.save({"state_dict": state, EXTRA: extra}, file))
+    write_tensors(path, {"state_dict": state, EXTRA: extra})

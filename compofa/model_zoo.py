@@ -218,17 +218,18 @@ def network_of(path: str | Path, state: Mapping[str, Tensor], arch: str | None) 
     classes = 1000 if bias is None else bias.numel()
     if arch is not None:
         return network_spec(arch, classes)
-    found = (state.get(f"{name}.conv.weight") for name in ("stem", "mix"))
+    found = (state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix"))
     widths = [0 if weight is None or not weight.ndim else len(weight) for weight in found]
     fits = []
     for name, row in NETWORKS.items():
         table = backbone(row.backbone, row.width_mult)
-        if [table.width(table.stem_width), table.width(table.mix_width)] == widths:
+        parts = (table.stem_width, table.expand_width, table.mix_width)
+        if [table.width(part) for part in parts] == widths:
             fits.append(name)
     if not fits:
         raise CheckpointError(
             f"{path}: expected weights of one of {', '.join(NETWORKS)}, got {widths[0]} channels "
-            f"after the first convolution and {widths[1]} before the classifier"
+            f"after the first convolution, {widths[1]} before the pool and {widths[2]} after it"
         )
     best = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
     return network_spec(best, classes)

@@ -1,5 +1,6 @@
 import json
 import re
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -212,10 +213,10 @@ def unnamed(path: Path) -> None:
     ("make_file", "message"),
     [
         (resnet, "expected MobileNetV3 weights of .*, got names such as input_stem"),
-        (proxyless, r"expected weights of one of .*, got 16 channels after .* and 768 before"),
+        (proxyless, r"expected weights of one of .*, got 16 channels after .* and 768 after it"),
         (depthless, r"\d+ missing: stages\.4\.3\."),
         (other, "got names such as weight"),
-        (scalar, "got 0 channels after"),
+        (scalar, "got 0 channels after .*, 0 before the pool"),
         (truncated, "that cannot be read safely"),
         (unnamed, "version: missing"),
         (lambda path: torch.save({}, path), "got an empty one"),
@@ -239,6 +240,18 @@ def test_what_has_no_name_elsewhere_is_refused(tmp_path: Path) -> None:
     odd = replace(made, weights={**made.weights, "first_conv.conv.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="names that mmrazor lacks"):
         save_as(tmp_path / "file", odd, "mmrazor")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        for to in FORMATS:
+            with pytest.raises(CompofaError, match=r"cannot write .*file: File too large"):
+                save_as(tmp_path / "file", checkpoint(), to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not list(tmp_path.iterdir())
 
 
