@@ -9,6 +9,7 @@ Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -108,7 +109,23 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
     """
-    data = {
+    write_tensors(path, as_data(checkpoint))
+
+
+def write_tensors(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write what ``torch.save`` makes of ``data``, replacing ``path`` in one step.
+
+    Raises:
+        CompofaError: The folder cannot be written or the disk is full.
+    """
+    buffer = io.BytesIO()  # on a full disk torch.save itself ends with an internal error
+    torch.save(data, buffer)
+    write_atomic(path, lambda file: file.write(buffer.getbuffer()) and None)
+
+
+def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a file of this library holds: tensors and plain data."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "network": checkpoint.network.to_json(),
@@ -126,7 +143,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "figures": _json(checkpoint.figures),
         "training": checkpoint.training,
     }
-    write_atomic(path, lambda file: torch.save(data, file))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -141,6 +157,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: expected a checkpoint of this library, got a file without its mark; "
             "weights of other programs are loaded with compofa.checkpoint.load_weights"
         )
+    return from_data(path, data)
+
+
+def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
+    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
+
+    Raises:
+        CheckpointError: Something is missing, of another type or of a newer version.
+    """
     try:
         version = field(data, "version", int)
         if version != VERSION:

@@ -1,38 +1,92 @@
-"""Weight names of other programs, turned into this library's.
+"""Weight names of other programs, turned into this library's and back.
 
 Once-for-All and CompOFA name blocks ``blocks.i.mobile_inverted_conv`` (newer files
 ``blocks.i.conv``), nest elastic layers once more (``conv.conv.weight``) and call a block's parts
-``inverted_bottleneck``, ``depth_conv`` and ``point_linear``.
+``inverted_bottleneck``, ``depth_conv`` and ``point_linear``. MMRazor names blocks ``layer{n}.{j}``
+under ``architecture.backbone`` and the parts ``expand_conv``, ``depthwise_conv``, ``linear_conv``.
+
+Only names change: values pass through as they are, so any may stand in for tensors.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+Table = tuple[tuple[str, str], ...]
 
-_PREFIXES = (
+FORMATS = ("ofa", "mmrazor", "compofa")
+"""Formats of weights that are recognised and written."""
+
+_OFA_PREFIXES = (
     ("first_conv.", "stem."),
     ("final_expand_layer.", "final_expand."),
     ("feature_mix_layer.", "mix."),
     ("classifier.linear.", "classifier."),
 )
-_PARTS = (
+_OFA_PARTS = (
     ("depth_conv.se.fc.", "se."),
     ("inverted_bottleneck.", "expand."),
     ("depth_conv.", "depthwise."),
     ("point_linear.", "project."),
 )
-_BLOCK = re.compile(r"blocks\.(\d+)\.(?:mobile_inverted_conv|conv)\.(.+)")
+_OFA_BLOCK = re.compile(r"blocks\.(\d+)\.(?:mobile_inverted_conv|conv)\.(.+)")
 _DOUBLED = re.compile(r"\b(conv|bn|linear)\.\1\.")
-_MATRIX = re.compile(r"conv\.\d+to(\d+)_matrix$")
+_OFA_MATRIX = re.compile(r"conv\.\d+to(\d+)_matrix$")
+
+_BODY, _HEAD = "architecture.backbone.", "architecture.head.fc."
+_RAZOR_PREFIXES = (
+    (f"{_BODY}first_conv.", "stem."),
+    (f"{_BODY}last_conv.final_expand_layer.", "final_expand."),
+    (f"{_BODY}last_conv.feature_mix_layer.", "mix."),
+    (_HEAD, "classifier."),
+)
+_RAZOR_PARTS = (
+    ("se.conv1.conv.", "se.reduce."),
+    ("se.conv2.conv.", "se.expand."),
+    ("expand_conv.", "expand."),
+    ("depthwise_conv.", "depthwise."),
+    ("linear_conv.", "project."),
+)
+_RAZOR_BLOCK = re.compile(rf"{re.escape(_BODY)}layer(\d+)\.(\d+)\.(.+)")
+_RAZOR_MATRIX = re.compile(r"conv\.trans_matrix_\d+to(\d+)$")
+
+_BLOCK = re.compile(r"(?:first|stages\.(\d+)\.(\d+))\.(.+)")
+_MATRIX = re.compile(r"matrices\.(\d+)$")
 
 
-def is_ofa(names: Mapping[str, object]) -> bool:
-    """Whether the names are those of an OFA or CompOFA MobileNetV3 state dict."""
-    return any(name.removeprefix("module.").startswith("first_conv.") for name in names)
+def recognise(names: Iterable[str]) -> str | None:
+    """Return which of :data:`FORMATS` the names of a MobileNetV3 state dict are in, if any."""
+    marks = {"first_conv.": "ofa", _BODY: "mmrazor", "stem.": "compofa"}
+    plain = [name.removeprefix("module.") for name in names]
+    found = (f for mark, f in marks.items() if any(name.startswith(mark) for name in plain))
+    return next(found, None)
+
+
+def to_ours(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
+    """Rename a state dict of any format that is recognised; others stay as they are.
+
+    Args:
+        state: Its tensors (or anything) by their names there.
+        slots: Blocks that the supernet stores for each stage.
+    """
+    readers = {"ofa": from_ofa, "mmrazor": from_mmrazor}
+    reader = readers.get(recognise(state) or "")
+    return reader(state, slots) if reader else dict(state)
+
+
+def from_ours(state: Mapping[str, Value], slots: int, to: str) -> dict[str, Value]:
+    """Rename this library's state dict to one of :data:`FORMATS`; the reverse of :func:`to_ours`.
+
+    Once-for-All's names are written as its supernets have them: ``mobile_inverted_conv``, elastic
+    layers nested.
+    """
+    if to == "compofa":
+        return dict(state)
+    rename = {"ofa": _to_ofa, "mmrazor": _to_mmrazor}[to]
+    return {rename(name, slots): value for name, value in state.items()}
 
 
 def from_ofa(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
@@ -48,20 +102,62 @@ def from_ofa(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
     return {_from_ofa(name, slots): value for name, value in state.items()}
 
 
+def from_mmrazor(state: Mapping[str, Value], slots: int = 0) -> dict[str, Value]:
+    """Rename an MMRazor state dict, as :func:`from_ofa` does; ``slots`` is not needed here."""
+    return {_from_mmrazor(name): value for name, value in state.items()}
+
+
 def _from_ofa(name: str, slots: int) -> str:
     name = _DOUBLED.sub(r"\1.", name.removeprefix("module."))
-    block = _BLOCK.fullmatch(name)
+    block = _OFA_BLOCK.fullmatch(name)
     if block is None:
-        return _replace_prefix(name, _PREFIXES)
-    index, part = int(block[1]), _replace_prefix(block[2], _PARTS)
-    part = _MATRIX.sub(r"matrices.\1", part)
+        return _replace_prefix(name, _OFA_PREFIXES)
+    index, part = int(block[1]), _replace_prefix(block[2], _OFA_PARTS)
+    part = _OFA_MATRIX.sub(r"matrices.\1", part)
     if index == 0:
         return f"first.{part}"
     stage, position = divmod(index - 1, slots)
     return f"stages.{stage}.{position}.{part}"
 
 
-def _replace_prefix(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def _to_ofa(name: str, slots: int) -> str:
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        return _replace_prefix(name, _reversed(_OFA_PREFIXES))
+    part = _replace_prefix(block[3], _reversed(_OFA_PARTS))
+    if block[1] is None:
+        return f"blocks.0.mobile_inverted_conv.{part}"
+    part = re.sub(r"^(\w+)\.(conv|bn)\.", r"\1.\2.\2.", part)
+    part = _MATRIX.sub(lambda m: f"conv.{int(m[1]) + 2}to{m[1]}_matrix", part)
+    index = 1 + int(block[1]) * slots + int(block[2])
+    return f"blocks.{index}.mobile_inverted_conv.{part}"
+
+
+def _from_mmrazor(name: str) -> str:
+    name = name.removeprefix("module.")
+    block = _RAZOR_BLOCK.fullmatch(name)
+    if block is None:
+        return _replace_prefix(name, _RAZOR_PREFIXES)
+    part = _RAZOR_MATRIX.sub(r"matrices.\1", _replace_prefix(block[3], _RAZOR_PARTS))
+    layer = int(block[1])
+    return f"first.{part}" if layer == 1 else f"stages.{layer - 2}.{block[2]}.{part}"
+
+
+def _to_mmrazor(name: str, slots: int) -> str:
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        return _replace_prefix(name, _reversed(_RAZOR_PREFIXES))
+    part = _replace_prefix(block[3], _reversed(_RAZOR_PARTS))
+    part = _MATRIX.sub(lambda m: f"conv.trans_matrix_{int(m[1]) + 2}to{m[1]}", part)
+    place = "1.0" if block[1] is None else f"{int(block[1]) + 2}.{block[2]}"
+    return f"{_BODY}layer{place}.{part}"
+
+
+def _reversed(table: Table) -> Table:
+    return tuple((new, old) for old, new in table)
+
+
+def _replace_prefix(name: str, table: Table) -> str:
     for old, new in table:
         if name.startswith(old):
             return new + name[len(old) :]

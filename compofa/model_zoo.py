@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.backbones import backbone
+from compofa.convert import to_ours
 from compofa.coupling import COUPLINGS, Coupling
 from compofa.errors import CheckpointError, SpaceError
 from compofa.network import NetworkSpec
+from compofa.subnet import SLOTS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compofa.checkpoint import Checkpoint
     from compofa.supernet import Supernet
 
@@ -174,9 +179,9 @@ def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint
 
     Args:
         net: A key of :data:`NETWORKS` whose weights ship, or the path of a checkpoint: this
-            library's, or one of Once-for-All or CompOFA.
-        arch: The network that another program's weights belong to; by default CompOFA's, with
-            elastic kernels where there are kernel matrices.
+            library's, or one of Once-for-All, CompOFA or MMRazor.
+        arch: The network that another program's weights belong to; by default as
+            :func:`network_of` recognises it.
 
     Returns:
         The file and what it holds.
@@ -199,10 +204,42 @@ def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint
     if "format" in data:
         return path, load_checkpoint(path)
     state = weights_in(path, data)
-    if arch is None:
-        arch = "compofa-elastic" if any("_matrix" in name for name in state) else "compofa"
-    bias = next((v for k, v in state.items() if k.endswith("classifier.linear.bias")), None)
-    spec = network_spec(arch, classes=1000 if bias is None else bias.numel())
+    spec = network_of(path, to_ours(state, SLOTS), arch)
     supernet = Supernet(spec)
     load_state(supernet, state, str(path))
     return path, Checkpoint(spec, supernet.state_dict(), dataset="imagenet")
+
+
+def network_of(path: str | Path, state: Mapping[str, Tensor], arch: str | None) -> NetworkSpec:
+    """Return the network that weights belong to.
+
+    Args:
+        path: Their file, for the error.
+        state: The weights by this library's names.
+        arch: A key of :data:`NETWORKS`; by default the first of the same widths, with elastic
+            kernels where there are kernel matrices.
+
+    Raises:
+        SpaceError: ``arch`` is unknown.
+        CheckpointError: No network has such widths.
+    """
+    elastic = any(".matrices." in name for name in state)
+    bias = state.get("classifier.bias")
+    classes = 1000 if bias is None else bias.numel()
+    if arch is not None:
+        return network_spec(arch, classes)
+    found = (state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix"))
+    widths = [0 if weight is None or not weight.ndim else len(weight) for weight in found]
+    fits = []
+    for name, row in NETWORKS.items():
+        table = backbone(row.backbone, row.width_mult)
+        parts = (table.stem_width, table.expand_width, table.mix_width)
+        if [table.width(part) for part in parts] == widths:
+            fits.append(name)
+    if not fits:
+        raise CheckpointError(
+            f"{path}: expected weights of one of {', '.join(NETWORKS)}, got {widths[0]} channels "
+            f"after the first convolution, {widths[1]} before the pool and {widths[2]} after it"
+        )
+    best = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
+    return network_spec(best, classes)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compofa.convert import from_ofa, is_ofa
+from compofa.convert import to_ours
 from compofa.errors import CheckpointError
 from compofa.nn.elastic import ElasticDepthwise, transform_kernel
 from compofa.supernet import Supernet
@@ -19,9 +19,9 @@ _LISTED = 12
 def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state dict") -> None:
     """Copy ``state`` into ``net``, all of it or nothing.
 
-    OFA's and CompOFA's names are recognised. A depthwise kernel larger than what the network
-    stores gives its centre; kernel matrices that come with it are applied on the way. Kernel
-    matrices that the network has and ``state`` lacks become the identity.
+    OFA's, CompOFA's and MMRazor's names are recognised. A depthwise kernel larger than what the
+    network stores gives its centre; kernel matrices that come with it are applied on the way.
+    Kernel matrices that the network has and ``state`` lacks become the identity.
 
     Raises:
         CheckpointError: Weights are missing, extra, misshapen or not numbers; all are listed.
@@ -32,8 +32,7 @@ def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state 
             f"{source}: expected a mapping from names to dense tensors, "
             f"got {len(tensors)} among {len(state)} entries"
         )
-    if is_ofa(tensors):
-        tensors = from_ofa(tensors, net.spec.space.slots)
+    tensors = to_ours(tensors, net.spec.space.slots)
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
         for name, value in tensors.items()

@@ -216,7 +216,9 @@ def test_weights_of_other_programs_name_their_network(call, tmp_path):
     done = call(*words, "--arch", "ofa-small", "--samples", "2", "--image-size", "8")
     assert done.status == 0, done.err
     assert len(read()) == 2 and "2 subnet(s) of ofa on 8 test images of imagenet" in done.out
-    done = call(*words, "--image-size", "8")
+    done = call(*words, "--samples", "2", "--image-size", "8")  # the first network of its widths
+    assert done.status == 0 and "2 subnet(s) of compofa-elastic on" in done.out
+    done = call(*words, "--arch", "compofa-elastic", "--image-size", "8")
     assert done.status == 1 and done.err.count("\n") == 1
 
 

@@ -98,20 +98,20 @@ def choose_subnets(
     return list(chosen)
 
 
-def read_subnet(text: str, space: SearchSpace, resolution: int) -> Subnet:
-    """Read ``--subnet``: JSON, or the name of a file that holds it.
+def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "--subnet") -> Subnet:
+    """Read ``--subnet``, or what ``option`` names: JSON, or the name of a file that holds it.
 
     Raises:
         ConfigError: It is neither.
         SpaceError: It is not in the space.
     """
-    source = "--subnet"
+    source = option
     if not text.lstrip().startswith("{"):
         source = text
         try:
             text = Path(text).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--subnet: expected JSON or a file with it: {error}") from None
+            raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
     try:
         config = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:

@@ -1,0 +1,226 @@
+"""``python -m compofa``: export and convert."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compofa.backbones import MOBILENET_V3
+from compofa.cli.common import Parser, run
+from compofa.cli.evaluate import open_data, read_subnet
+from compofa.convert import FORMATS
+from compofa.data.catalog import DATASETS
+from compofa.errors import ConfigError
+from compofa.model_zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.subnet import Subnet
+
+if TYPE_CHECKING:
+    from compofa.checkpoint import Checkpoint
+    from compofa.nn.static import StaticNetwork
+
+PROG = "python -m compofa"
+DESCRIPTION = """\
+Take trained networks elsewhere. Train, evaluate and search with train_ofa_net.py,
+eval_sampled_config.py and run_NAS.py.
+
+  python -m compofa export compofa-digits largest --to onnx --fold-bn
+  python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
+  python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
+"""
+EXPORTS = ("onnx", "torchscript", "pt2", "safetensors")
+
+
+def parser() -> Parser:
+    """Build the command's parser."""
+    p = Parser(prog=PROG, description=DESCRIPTION)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, call: Callable[[argparse.Namespace], None]) -> Parser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(call=call)
+        return sub
+
+    sub = add(
+        "export",
+        "write a subnet for other programs: BN statistics are measured on training images first, "
+        "and the file is run beside torch after writing; its card goes to OUTPUT.json",
+        _export,
+    )
+    sub.add_argument("net", metavar="NET", help="a checkpoint, or a network whose weights ship")
+    sub.add_argument(
+        "subnet",
+        metavar="SUBNET",
+        help='{"ks", "e", "d", "r"} as JSON, a file with it, largest or smallest',
+    )
+    sub.add_argument(
+        "--to", required=True, choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS)
+    )
+    sub.add_argument(
+        "--output", metavar="FILE", help="file to write (default: the network's name, as FORMAT)"
+    )
+    sub.add_argument("--fold-bn", action="store_true", help="fold BN into the convolutions")
+    _add_arch(sub)
+    data = sub.add_argument_group("calibration (by default on what the checkpoint names)")
+    data.add_argument(
+        "--no-calibrate", action="store_true", help="keep the supernet's BN statistics"
+    )
+    data.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    data.add_argument("--data-path", metavar="DIR", help="folder of the data set")
+    data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
+    data.add_argument("--image-size", type=int, metavar="R", help="resolution in pixels")
+    data.add_argument(
+        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+    )
+    data.add_argument("--seed", type=int, default=0, help="of the choice of these images")
+
+    sub = add(
+        "convert",
+        "rename weights, or rewrite a subnet, for another program; the format of IN is recognised: "
+        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, or a subnet as YAML "
+        "(MMRazor's) or JSON",
+        _convert,
+    )
+    sub.add_argument("input", metavar="IN", help="a checkpoint, or a subnet (.yaml, .yml or .json)")
+    sub.add_argument("output", metavar="OUT", help="file to write")
+    sub.add_argument(
+        "--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS)
+    )
+    _add_arch(sub)
+    return p
+
+
+def _add_arch(sub: Parser) -> None:
+    sub.add_argument(
+        "--arch",
+        metavar="ID",
+        help="network that another program's weights or subnet belong to (by default recognised): "
+        f"{', '.join(NETWORKS)}",
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from compofa.checkpoint import file_hash
+    from compofa.export import SUFFIXES, export, require_packages, subnet_card
+    from compofa.files import require_writable
+
+    require_packages(args.to)
+    if args.calibration_images < 1:
+        raise ConfigError(
+            f"--calibration-images: expected at least 1, got {args.calibration_images}"
+        )
+    for chatty in ("onnx_ir", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    path, checkpoint = open_checkpoint(args.net, args.arch)
+    subnet = _subnet(args, checkpoint)
+    output = Path(args.output or Path(args.net).stem + SUFFIXES[args.to])
+    require_writable(output.parent, create=False)
+    network, calibration = _network(args, checkpoint, subnet)
+    card = {
+        **subnet_card(checkpoint.network, subnet),
+        "classes": list(checkpoint.classes),
+        "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
+        "source": args.net,
+        "checkpoint": file_hash(path),
+        "dataset": checkpoint.dataset,
+        "calibration": calibration,
+        "figures": _figures(checkpoint, subnet),
+    }
+    difference = export(network, output, args.to, card, fold=args.fold_bn)
+    print(
+        f"{output}: {subnet}, {card['params']:,} parameters, {card['macs']:,} MACs; "
+        f"largest difference to torch {difference:.2g}; card in {output}.json"
+    )
+
+
+def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
+    size = checkpoint.image_size if args.image_size is None else args.image_size
+    checkpoint.network.check_resolution(size)
+    space = checkpoint.network.space.restrict(resolutions=(size,))
+    if args.subnet in ("largest", "smallest"):
+        return getattr(space, args.subnet)
+    subnet = read_subnet(args.subnet, space, size, "SUBNET")
+    subnet = subnet if args.image_size is None else subnet.at(size)
+    checkpoint.network.check_resolution(subnet.resolution)
+    return subnet
+
+
+def _network(
+    args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet
+) -> tuple[StaticNetwork, dict[str, Any] | None]:
+    """Return the subnet's network and how it was calibrated."""
+    from compofa.calibrate import calibrate
+    from compofa.data import Normalisation
+    from compofa.evaluate import Evaluator
+    from compofa.extract import extract
+    from compofa.threads import cpu_threads, usual_threads
+
+    supernet = checkpoint.build()
+    if args.no_calibrate:
+        return extract(supernet, subnet), None
+    evaluator = Evaluator(
+        open_data(checkpoint, args),
+        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+        calibration_images=args.calibration_images,
+        seed=args.seed,
+    )
+    with cpu_threads(usual_threads(subnet.resolution)):
+        network = calibrate(supernet, evaluator.calibration_batches(subnet.resolution), subnet)
+    used = {"dataset": evaluator.splits.name, "images": evaluator.calibration_images}
+    return network, {**used, "seed": args.seed}
+
+
+def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
+    """Return what the checkpoint says was measured of ``subnet``, by the part of the data set."""
+    space = checkpoint.network.space
+    ours = [
+        name
+        for name in ("largest", "smallest")
+        if getattr(space, name).stages == subnet.stages
+        and subnet.resolution == checkpoint.image_size
+    ]
+    return {
+        part: measured[name]
+        for part, measured in checkpoint.figures.items()
+        if isinstance(measured, dict)
+        for name in ours
+        if name in measured
+    }
+
+
+def _convert(args: argparse.Namespace) -> None:
+    if Path(args.input).suffix.lower() in (".yaml", ".yml", ".json"):
+        _convert_subnet(args)
+        return
+    from compofa.formats import read_any, save_as
+
+    kind, checkpoint = read_any(args.input, args.arch)
+    save_as(args.output, checkpoint, args.to)
+    print(f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}")
+
+
+def _convert_subnet(args: argparse.Namespace) -> None:
+    from compofa import mmrazor
+    from compofa.files import write_text_atomic
+
+    table = MOBILENET_V3 if args.arch is None else network_spec(args.arch).backbone
+    if Path(args.input).suffix.lower() == ".json":
+        subnet = read_subnet(args.input, table.free_space(), 224, "IN")
+    else:
+        subnet = mmrazor.read_subnet(args.input, table)
+    ours = json.dumps(subnet.to_config()) + "\n"
+    write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
+    print(f"{args.output}: {subnet}")
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
+    args.call(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(_main, argv, PROG)

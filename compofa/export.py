@@ -1,0 +1,229 @@
+"""Export: a subnet as a file that other programs run, checked after writing, with its card.
+
+``onnx`` runs in ONNX Runtime, ``torchscript`` and ``pt2`` (``torch.export``) in torch without this
+library, and ``safetensors`` holds the weights with what :func:`load_exported` needs to build the
+network around them. The batch size is free in all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
+from compofa.extract import build_static
+from compofa.layout import layout, macs, params
+from compofa.network import NetworkSpec
+from compofa.nn.static import ConvBN, StaticNetwork
+from compofa.subnet import Subnet
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "safetensors": ".safetensors"}
+"""Formats, and the endings of their files."""
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
+"""Packages, beyond those that this library installs, that a format needs."""
+TOLERANCE = 1e-4
+"""Largest difference to torch's logits that an exported network may show."""
+
+Run = Callable[[Tensor], Tensor]
+
+
+def fold_bn(network: StaticNetwork) -> StaticNetwork:
+    """Return a copy in evaluation mode whose BN is part of its convolutions' weights and biases."""
+    folded = copy.deepcopy(network).eval()
+    for module in folded.modules():
+        if isinstance(module, ConvBN):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    return folded
+
+
+def subnet_card(spec: NetworkSpec, subnet: Subnet) -> dict[str, Any]:
+    """Return what is known of a subnet without its weights, as JSON data."""
+    layers = layout(spec.backbone, subnet, spec.classes)
+    return {
+        "subnet": subnet.to_config(spec.space.slots),
+        "resolution": subnet.resolution,
+        "params": params(layers),
+        "macs": macs(layers),
+        "network": spec.to_json(),
+    }
+
+
+def require_packages(format: str) -> None:
+    """Check that ``format`` is known and that what it needs is installed.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if format not in SUFFIXES:
+        raise ConfigError(f"unknown format {format!r}: expected one of {', '.join(SUFFIXES)}")
+    missing = [name for name in NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"exporting to {format} needs {', '.join(missing)}: pip install 'compofa[export]'"
+        )
+
+
+def export(
+    network: StaticNetwork,
+    path: str | Path,
+    format: str,
+    card: Mapping[str, Any],
+    *,
+    fold: bool = False,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Write ``network`` and its card, which goes to ``path`` + ``.json``.
+
+    The file is read back and run on batches of one and three random images; what it says must
+    agree with ``network`` in torch. Otherwise, and when anything cannot be written, both files
+    stay as they were before.
+
+    Args:
+        network: An extracted network on the CPU; it stays as it is.
+        path: File to write.
+        format: A key of :data:`SUFFIXES`.
+        card: JSON data, at least that of :func:`subnet_card`.
+        fold: Fold BN into the convolutions.
+        tolerance: Largest difference of a logit allowed.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        ConfigError: The format is unknown or needs a package that is not installed.
+        CompofaError: A file cannot be written, or the file disagrees with torch.
+    """
+    require_packages(format)
+    path = Path(path)
+    reference = copy.deepcopy(network).eval()
+    exported = fold_bn(reference) if fold else reference
+    card = {"file": path.name, "format": format, "bn_folded": fold, **card}
+    content = _serialise(exported, format, card)
+    with _draft_folder(path) as folder:
+        draft = folder / path.name
+        _write(draft, content)
+        difference = _difference(reference, _load(draft, format), card["resolution"])
+        if not difference <= tolerance:
+            raise CompofaError(
+                f"{path}: expected logits within {tolerance:g} of torch's, "
+                f"got a difference of {difference:.3g}; nothing was written"
+            )
+        card |= {"max_difference": difference}
+        text = folder / f"{path.name}.json"
+        _write(text, (json.dumps(card, indent=2) + "\n").encode())
+        os.replace(text, path.with_name(text.name))
+        os.replace(draft, path)
+    return difference
+
+
+def load_exported(path: str | Path) -> StaticNetwork:
+    """Build the network of a ``safetensors`` file that :func:`export` wrote.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or from elsewhere.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            card = json.loads((file.metadata() or {}).get("compofa", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        subnet = Subnet.from_config(card["subnet"])
+        network = build_static(NetworkSpec.from_json(card["network"]), subnet).eval()
+        network = fold_bn(network) if card["bn_folded"] else network
+        network.load_state_dict(weights)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, SpaceError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise CheckpointError(f"{path}: expected a subnet that export wrote: {reason}") from error
+    return network
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _images(count: int, side: int) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+
+
+def _difference(reference: StaticNetwork, run: Run, side: int) -> float:
+    batches = [_images(count, side) for count in (1, 3)]
+    with torch.no_grad():
+        found = [(run(images) - reference(images)).abs().max() for images in batches]
+    return float(torch.stack(found).max())  # NaN where either is
+
+
+@contextmanager
+def _draft_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside ``path`` that is gone afterwards."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise CompofaError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _serialise(network: StaticNetwork, format: str, card: Mapping[str, Any]) -> bytes:
+    if format == "safetensors":
+        from safetensors.torch import save
+
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        known = {key: card[key] for key in ("subnet", "network", "bn_folded")}
+        return save(weights, {"compofa": json.dumps(known)})
+    images = _images(2, card["resolution"])
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch calls its TorchScript deprecated, and its exporters call parts of it that are.
+        warnings.simplefilter("ignore")
+        if format == "torchscript":
+            torch.jit.save(torch.jit.trace(network, images, check_trace=False), buffer)
+            return buffer.getvalue()
+        shapes = ({0: torch.export.Dim("batch")},)
+        if format == "pt2":
+            program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+            torch.export.save(program, buffer)
+            return buffer.getvalue()
+        names = {"input_names": ["images"], "output_names": ["logits"]}
+        onnx = torch.onnx.export(
+            network, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+        )
+        return onnx.model_proto.SerializeToString()
+
+
+def _load(path: Path, format: str) -> Run:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        if format == "torchscript":
+            return torch.jit.load(path, map_location="cpu")
+        if format == "pt2":
+            return torch.export.load(path).module()
+    if format == "safetensors":
+        return load_exported(path)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])

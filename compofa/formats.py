@@ -1,0 +1,94 @@
+"""Checkpoints in the formats of other programs, read and written as whole files.
+
+A file written for another program holds ``state_dict`` by that program's names, and beside it,
+under ``compofa``, what a checkpoint of this library says beyond its weights: they come back whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compofa.checkpoint import (
+    Checkpoint,
+    as_data,
+    from_data,
+    load_checkpoint,
+    read_safely,
+    save_checkpoint,
+    weights_in,
+    write_tensors,
+)
+from compofa.convert import from_ours, recognise, to_ours
+from compofa.errors import CheckpointError
+from compofa.model_zoo import network_of
+from compofa.subnet import SLOTS
+from compofa.supernet import Supernet
+from compofa.weights import load_state
+
+EXTRA = "compofa"
+"""Key of what this library adds to another program's file."""
+
+
+def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint]:
+    """Read a checkpoint of any format, its weights exactly as the file has them.
+
+    Args:
+        path: The file.
+        arch: The network that another program's weights belong to; recognised when left out.
+
+    Returns:
+        The format, one of :data:`compofa.convert.FORMATS`, and the checkpoint.
+
+    Raises:
+        CheckpointError: The file cannot be read, its format is not known, or its weights belong to
+            no network or to another one than ``arch``.
+    """
+    data = read_safely(path)
+    if "format" in data:
+        checkpoint = load_checkpoint(path)
+        checkpoint.build()
+        return "compofa", checkpoint
+    state = weights_in(path, data)
+    kind = recognise(state)
+    if kind is None:
+        example = f"names such as {next(iter(state))}" if state else "an empty one"
+        raise CheckpointError(
+            f"{path}: expected MobileNetV3 weights of Once-for-All, CompOFA, MMRazor or this "
+            f"library, got {example[:80]}"
+        )
+    extra = data.get(EXTRA)
+    if isinstance(extra, Mapping) and arch is None:
+        checkpoint = from_data(path, {**extra, "weights": {}, "training": None})
+        slots = checkpoint.network.space.slots
+        checkpoint = replace(checkpoint, weights=to_ours(state, slots))
+    else:
+        weights = to_ours(state, SLOTS)
+        checkpoint = Checkpoint(network_of(path, weights, arch), weights, dataset="imagenet")
+    load_state(Supernet(checkpoint.network), checkpoint.weights, str(path))
+    return kind, checkpoint
+
+
+def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:
+    """Write ``checkpoint`` in a format of :data:`compofa.convert.FORMATS`.
+
+    A state to resume training from goes only into this library's own.
+
+    Raises:
+        CheckpointError: It has weights whose names would not come back.
+        CompofaError: The file cannot be written.
+    """
+    if to == "compofa":
+        save_checkpoint(path, checkpoint)
+        return
+    slots = checkpoint.network.space.slots
+    state: dict[str, Tensor] = from_ours(checkpoint.weights, slots, to)
+    if list(to_ours(state, slots)) != list(checkpoint.weights):
+        raise CheckpointError(f"{path}: expected MobileNetV3's weights, got names that {to} lacks")
+    extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    write_tensors(path, {"state_dict": state, EXTRA: extra})

@@ -1,0 +1,181 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from compofa.calibrate import calibrate
+from compofa.checkpoint import file_hash, load_checkpoint
+from compofa.cli.tools import main
+from compofa.data import Normalisation, load_dataset
+from compofa.evaluate import Evaluator
+from compofa.extract import extract
+from compofa.model_zoo import network_spec, open_checkpoint
+from compofa.seeds import rng
+from compofa.subnet import Subnet
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """The command in an empty folder, as a function."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> Outcome:
+        try:
+            status = main(argv)
+        except SystemExit as end:
+            status = end.code
+        return Outcome(status, *capsys.readouterr())
+
+    return run
+
+
+def export(*argv: str) -> tuple[str, ...]:
+    return ("export", "compofa-digits", *argv, "--to", "torchscript")
+
+
+def run_file(path: str, images: torch.Tensor) -> torch.Tensor:
+    with pytest.warns(DeprecationWarning):
+        return torch.jit.load(path)(images)
+
+
+def test_export_calibrates_as_evaluation_does(call: Callable[..., Outcome]) -> None:
+    result = call(*export("smallest", "--calibration-images", "50", "--fold-bn"))
+    assert result.status == 0, result.err
+    path, checkpoint = open_checkpoint("compofa-digits")
+    subnet = checkpoint.network.space.smallest.at(checkpoint.image_size)
+    evaluator = Evaluator(
+        load_dataset("digits"),
+        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+        calibration_images=50,
+    )
+    batches = evaluator.calibration_batches(subnet.resolution)
+    expected = calibrate(checkpoint.build(), batches, subnet)
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        logits = run_file("compofa-digits.ts", images)
+        torch.testing.assert_close(logits, expected(images), rtol=0, atol=1e-5)
+    card = json.loads(Path("compofa-digits.ts.json").read_text())
+    assert card["subnet"] == subnet.to_config()
+    assert card["checkpoint"] == file_hash(path)
+    assert card["source"] == "compofa-digits"
+    assert card["classes"] == [str(digit) for digit in range(10)]
+    assert card["normalisation"]["mean"] == list(checkpoint.mean)
+    assert card["calibration"] == {"dataset": "digits", "images": 50, "seed": 0}
+    assert card["figures"]["validation"] == checkpoint.figures["validation"]["smallest"]
+    assert f"{card['params']:,} parameters" in result.out
+    assert f"largest difference to torch {card['max_difference']:.2g}" in result.out
+
+
+def test_export_of_a_given_subnet_without_calibration(call: Callable[..., Outcome]) -> None:
+    _, checkpoint = open_checkpoint("compofa-digits")
+    subnet = next(iter(checkpoint.network.space.enumerate())).at(12)
+    Path("subnet.json").write_text(json.dumps(subnet.to_config()))
+    result = call(*export("subnet.json", "--no-calibrate", "--output", "new/net.ts"))
+    assert result.status == 0, result.err
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = extract(checkpoint.build(), subnet)(images)
+        torch.testing.assert_close(run_file("new/net.ts", images), expected, rtol=0, atol=1e-5)
+    card = json.loads(Path("new/net.ts.json").read_text())
+    assert Subnet.from_config(card["subnet"]) == subnet
+    assert card["calibration"] is None
+    assert card["figures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("largst",), "SUBNET: expected JSON or a file with it"),
+        (('{"ks": [3]}',), "missing e, d"),
+        (("largest", "--image-size", "4"), "expected an image size from 8"),
+        (("largest", "--calibration-images", "0"), "expected at least 1, got 0"),
+        (("largest", "--dataset", "digitz"), "digitz"),
+        (("largest", "--output", "file/net.ts"), "cannot write"),
+    ],
+)
+def test_export_errs_in_one_line_and_leaves_nothing(
+    argv: tuple[str, ...], message: str, call: Callable[..., Outcome]
+) -> None:
+    Path("file").touch()
+    result = call(*export(*argv))
+    assert result.status == 1
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert [p.name for p in Path().iterdir()] == ["file"]
+
+
+def test_unknown_nets_and_formats(call: Callable[..., Outcome]) -> None:
+    result = call("export", "compofa-digit", "largest", "--to", "pt2")
+    assert result.status == 1
+    assert "unknown network 'compofa-digit'" in result.err
+    result = call("export", "compofa", "largest", "--to", "pt2")
+    assert "no weights ship for compofa" in result.err
+    result = call("export", "compofa-digits", "largest", "--to", "tflite")
+    assert result.status == 2
+    assert "invalid choice: 'tflite'" in result.err
+    assert call("export", "--help").status == 0
+
+
+def test_convert_there_and_back(call: Callable[..., Outcome]) -> None:
+    path, _ = open_checkpoint("compofa-digits")
+    for source, target, to in (
+        (str(path), "a", "ofa"),
+        ("a", "b", "mmrazor"),
+        ("b", "c", "compofa"),
+    ):
+        result = call("convert", source, target, "--to", to)
+        assert result.status == 0, result.err
+    assert "weights, from mmrazor to compofa" in result.out
+    expected, found = load_checkpoint(path), load_checkpoint("c")
+    assert list(found.weights) == list(expected.weights)
+    for name, value in expected.weights.items():
+        assert found.weights[name].dtype == value.dtype
+        assert torch.equal(found.weights[name], value)
+    assert replace(found, weights={}) == replace(expected, weights={})
+
+
+def test_convert_a_subnet_there_and_back(call: Callable[..., Outcome]) -> None:
+    subnet = network_spec("ofa_mbv3_d234_e346_k357_w1.2").space.sample(rng(0))
+    Path("a.json").write_text(json.dumps(subnet.to_config()))
+    arch = ("--arch", "ofa_mbv3_d234_e346_k357_w1.2")
+    assert call("convert", "a.json", "b.yaml", "--to", "mmrazor", *arch).status == 0
+    assert call("convert", "b.yaml", "c.json", "--to", "compofa", *arch).status == 0
+    assert json.loads(Path("c.json").read_text()) == subnet.to_config()
+    result = call("convert", "b.yaml", "d.json", "--to", "ofa")
+    assert result.status == 1
+    assert "expected 16, got 24" in result.err
+    assert not Path("d.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.pt", "nothing there"),
+        ("missing.yaml", "No such file"),
+        ("missing.json", "IN: expected JSON or a file with it"),
+        ("text.pt", "cannot be read safely"),
+        ("text.yaml", "text.yaml: expected keys with chosen values"),
+        ("text.json", "text.json: expected a subnet as JSON"),
+    ],
+)
+def test_convert_errs_in_one_line(source: str, message: str, call: Callable[..., Outcome]) -> None:
+    for name in ("text.pt", "text.yaml", "text.json"):
+        Path(name).write_text("hello")
+    before = sorted(Path().iterdir())
+    result = call("convert", source, "out", "--to", "mmrazor")
+    assert result.status == 1
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert sorted(Path().iterdir()) == before

@@ -1,0 +1,195 @@
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compofa import export as module
+from compofa.errors import CheckpointError, CompofaError, ConfigError
+from compofa.export import SUFFIXES, export, fold_bn, load_exported, require_packages, subnet_card
+from compofa.extract import extract
+from compofa.layout import layout, macs, params
+from compofa.model_zoo import network_spec
+from compofa.nn.static import StaticNetwork
+from compofa.seeds import rng
+from compofa.supernet import Supernet
+
+SIDE = 16
+
+
+def make(seed: int = 0, net_id: str = "compofa-elastic-small") -> tuple[StaticNetwork, dict]:
+    """Return a random subnet whose BN does something, and its card."""
+    spec = network_spec(net_id, 5, width_mult=0.1, resolutions=(SIDE,))
+    network = extract(Supernet(spec, seed), subnet := spec.space.sample(rng(seed))).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for value in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+                value.add_(torch.rand(value.shape, generator=generator), alpha=0.5)
+    return network, subnet_card(spec, subnet)
+
+
+def images(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(9))
+
+
+def need(format: str) -> None:
+    for name in module.NEEDS.get(format, ()):
+        pytest.importorskip(name, reason=f"{name}, of the extra 'export', is not installed")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folded_network_is_equal_and_has_no_bn(seed: int) -> None:
+    network, _ = make(seed)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    folded = fold_bn(network)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        expected = network(images())
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(folded(images()), expected, rtol=0, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_folding_uses_running_statistics_of_a_training_network() -> None:
+    network, _ = make()
+    expected = network(images())
+    folded = fold_bn(network.train())
+    assert network.training
+    torch.testing.assert_close(folded(images()), expected, rtol=0, atol=1e-5)
+
+
+def test_card_tells_what_layout_tells() -> None:
+    spec = network_spec("ofa-small", 5, resolutions=(SIDE,))
+    subnet = spec.space.sample(rng(1))
+    card = subnet_card(spec, subnet)
+    layers = layout(spec.backbone, subnet, 5)
+    assert (card["params"], card["macs"]) == (params(layers), macs(layers))
+    assert card["subnet"] == subnet.to_config()
+    assert json.loads(json.dumps(card)) == card
+
+
+@pytest.mark.parametrize(
+    ("format", "fold"), [(name, True) for name in SUFFIXES] + [("torchscript", False)]
+)
+def test_exported_file_agrees_at_any_batch_size(format: str, fold: bool, tmp_path: Path) -> None:
+    need(format)
+    network, card = make(1)
+    path = tmp_path / f"net{SUFFIXES[format]}"
+    difference = export(network, path, format, card, fold=fold)
+    assert 0 <= difference <= 1e-5
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.name}.json"}
+    written = json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert written == {
+        "file": path.name, "format": format, "bn_folded": fold, **card, "max_difference": difference
+    }  # fmt: skip
+    run = module._load(path, format)
+    with torch.no_grad():
+        for count in (1, 4, 7):
+            expected = network(images(count))
+            torch.testing.assert_close(run(images(count)), expected, rtol=0, atol=1e-5)
+
+
+def test_onnx_names_and_shapes(tmp_path: Path) -> None:
+    need("onnx")
+    import onnx
+
+    network, card = make()
+    export(network, tmp_path / "net.onnx", "onnx", card, fold=True)
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(model)
+    (given,), (made,) = model.graph.input, model.graph.output
+    assert (given.name, made.name) == ("images", "logits")
+    dims = [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, SIDE, SIDE]
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+def test_a_file_that_disagrees_leaves_nothing_new(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(format)
+    network, card = make()
+    path = tmp_path / "net"
+    path.write_text("old")
+    other, _ = make()
+    other.classifier.bias.data += 1
+    serialise = module._serialise
+    monkeypatch.setattr(module, "_serialise", lambda _, *rest: serialise(other, *rest))
+    with pytest.raises(CompofaError, match=r"within 0\.0001 of torch's, got a difference of 1;"):
+        export(network, path, format, card)
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
+    assert path.read_text() == "old"
+
+
+def test_not_a_number_disagrees(tmp_path: Path) -> None:
+    network, card = make()
+    network.classifier.bias.data[2] = float("nan")
+    with pytest.raises(CompofaError, match="got a difference of nan; nothing was written"):
+        export(network, tmp_path / "net.ts", "torchscript", card)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, card = make()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        CompofaError, match=r"cannot write \S+/net\.ts: No space left on device"
+    ) as caught:
+        export(network, tmp_path / "net.ts", "torchscript", card)
+    assert ".export-" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["file/net.ts", "folder"])
+def test_places_that_cannot_be_written(output: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    network, card = make()
+    with pytest.raises(CompofaError, match="cannot write") as caught:
+        export(network, tmp_path / output, "torchscript", card)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_unknown_formats_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="unknown format 'tflite': expected one of onnx, torch"):
+        require_packages("tflite")
+    monkeypatch.setitem(module.NEEDS, "onnx", ("torch", "no_such_package"))
+    with pytest.raises(ConfigError, match=r"needs no_such_package: pip install 'compofa\[export\]"):
+        require_packages("onnx")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "cannot read|No such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a subnet that export wrote"),
+        (lambda path: path.write_bytes(b"x" * 40), "a subnet that export wrote"),
+        (lambda path: foreign(path, {}), "a subnet that export wrote"),
+        (lambda path: foreign(path, {"compofa": "{}"}), "a subnet that export wrote"),
+    ],
+)
+def test_other_safetensors_are_refused(damage: Any, message: str, tmp_path: Path) -> None:
+    need("safetensors")
+    network, card = make()
+    export(network, path := tmp_path / "net.safetensors", "safetensors", card)
+    damage(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_exported(path)
+    assert "\n" not in str(caught.value)
+
+
+def foreign(path: Path, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, path, metadata)
