@@ -104,6 +104,12 @@ class Backbone:
         return divisible8(base * self.width_mult)
 
     @property
+    def fixed_widths(self) -> dict[str, int]:
+        """Output channels of the stem and of the head's convolutions, by module name."""
+        head = {layer.name: self.width(layer.width) for layer in self.head if layer.width}
+        return {"stem": self.width(self.stem_width), **head}
+
+    @property
     def stride(self) -> int:
         """How many times smaller the last feature map is than the image."""
         total = self.stem_stride

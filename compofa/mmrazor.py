@@ -29,7 +29,7 @@ def to_choices(subnet: Subnet, backbone: Backbone = MOBILENET_V3) -> dict[str, A
     first = {"0.expand_ratio": 1, "0.kernel_size": 3, "depth": 1, "out_channels": width}
     chosen: dict[str, Any] = {
         "backbone.first_channels": width,
-        "backbone.last_channels": backbone.width(backbone.mix_width),
+        "backbone.last_channels": backbone.fixed_widths["mix"],
         **{f"backbone.layers.1.{key}": value for key, value in first.items()},
     }
     for index, stage in enumerate(backbone.stages):
@@ -72,11 +72,12 @@ def from_choices(
     depths = [_number(data, f"backbone.layers.{n}.depth") for n in stages]
     blocks = [
         [f"backbone.layers.{n}.{j}." for j in range(depth)]
-        for n, depth in zip(stages, depths, strict=True)
-        if depth in backbone.depths
+        for n, depth, stage in zip(stages, depths, backbone.stages, strict=True)
+        if depth in stage.depths
     ]
     if len(blocks) < len(depths):
-        raise ConfigError(f"{source}: expected depths from {backbone.depths}, got {depths}")
+        known = [stage.depths for stage in backbone.stages]
+        raise ConfigError(f"{source}: expected depths from {known}, got {depths}")
     parts = ("kernel_size", "expand_ratio")
     widths = _widths(backbone)
     _require(data, [b + part for stage in blocks for b in stage for part in parts], source)
@@ -121,7 +122,7 @@ def _widths(backbone: Backbone) -> dict[str, int]:
     }
     return {
         "backbone.first_channels": backbone.width(backbone.stem_width),
-        "backbone.last_channels": backbone.width(backbone.mix_width),
+        "backbone.last_channels": backbone.fixed_widths["mix"],
         **widths,
     }
 

@@ -228,18 +228,18 @@ def network_of(path: str | Path, state: Mapping[str, Tensor], arch: str | None) 
     classes = 1000 if bias is None else bias.numel()
     if arch is not None:
         return network_spec(arch, classes)
-    found = (state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix"))
-    widths = [0 if weight is None or not weight.ndim else len(weight) for weight in found]
-    fits = []
-    for name, row in NETWORKS.items():
-        table = backbone(row.backbone, row.width_mult)
-        parts = (table.stem_width, table.expand_width, table.mix_width)
-        if [table.width(part) for part in parts] == widths:
-            fits.append(name)
+    convs = {name: state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix")}
+    widths = {n: len(w) for n, w in convs.items() if w is not None and w.ndim}
+    fits = [
+        name
+        for name, row in NETWORKS.items()
+        if backbone(row.backbone, row.width_mult).fixed_widths == widths
+    ]
     if not fits:
+        first, before, after = (widths.get(name, 0) for name in convs)
         raise CheckpointError(
-            f"{path}: expected weights of one of {', '.join(NETWORKS)}, got {widths[0]} channels "
-            f"after the first convolution, {widths[1]} before the pool and {widths[2]} after it"
+            f"{path}: expected weights of one of {', '.join(NETWORKS)}, got {first} channels "
+            f"after the first convolution, {before} before the pool and {after} after it"
         )
     best = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
     return network_spec(best, classes)
