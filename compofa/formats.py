@@ -58,7 +58,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
     if kind is None:
         example = f"names such as {next(iter(state))}" if state else "an empty one"
         raise CheckpointError(
-            f"{path}: expected MobileNetV3 weights of Once-for-All, CompOFA, MMRazor or this "
+            f"{path}: expected weights of a supernet of Once-for-All, CompOFA, MMRazor or this "
             f"library, got {example[:80]}"
         )
     extra = data.get(EXTRA)
@@ -88,7 +88,7 @@ def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:
     slots = checkpoint.network.space.slots
     state: dict[str, Tensor] = from_ours(checkpoint.weights, slots, to)
     if list(to_ours(state, slots)) != list(checkpoint.weights):
-        raise CheckpointError(f"{path}: expected MobileNetV3's weights, got names that {to} lacks")
+        raise CheckpointError(f"{path}: expected a supernet's weights, got names that {to} lacks")
     extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_tensors(path, {"state_dict": state, EXTRA: extra})
