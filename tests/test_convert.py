@@ -292,7 +292,9 @@ def inactive(choices: dict[str, Any]) -> set[str]:
     return past
 
 
-@pytest.mark.parametrize("net_id", [name for name, row in NETWORKS.items() if not row.shipped])
+@pytest.mark.parametrize(
+    "net_id", [name for name, row in NETWORKS.items() if not row.shipped and "resnet" not in name]
+)
 def test_subnets_come_back(net_id: str) -> None:
     spec = network_spec(net_id)
     generator = rng(0)
