@@ -24,7 +24,7 @@ from compofa.errors import SpaceError
 from compofa.form import WIDE, WIDTHS, StageForm, plain
 from compofa.genes import Gene, GeneCode
 from compofa.stages import StageSpace, expected, keep
-from compofa.subnet import SLOTS, Number, Subnet, SubnetArrays, as_number
+from compofa.subnet import SLOTS, Number, Subnet, SubnetArrays, arrays_of, as_number
 
 ENUMERATION_LIMIT = 5_000_000
 
@@ -195,21 +195,7 @@ class SearchSpace:
 
     def arrays_of(self, subnets: Sequence[Subnet]) -> SubnetArrays:
         """Write subnets (of any space with this one's stages) as arrays."""
-        blocks = [
-            [
-                block
-                for stage in subnet.stages
-                for block in (*stage, *((0, 0),) * (self.slots - len(stage)))
-            ]
-            for subnet in subnets
-        ]
-        return SubnetArrays(
-            np.array([[kernel for kernel, _ in row] for row in blocks]),
-            np.array([[expand for _, expand in row] for row in blocks]),
-            np.array([subnet.depths for subnet in subnets]),
-            np.array([subnet.resolution for subnet in subnets]),
-            np.array([subnet.widths for subnet in subnets], dtype=np.int64),
-        )
+        return arrays_of(subnets, self.slots)
 
     def subnets_of(self, arrays: SubnetArrays) -> Iterator[Subnet]:
         """Read arrays back as subnets, one a row."""

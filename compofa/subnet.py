@@ -206,6 +206,21 @@ class SubnetArrays(_Arrays):
         return SubnetArrays(ks, e, d, self.r)
 
 
+def arrays_of(subnets: Sequence[Subnet], slots: int) -> SubnetArrays:
+    """Write subnets of the same stages as arrays with ``slots`` blocks a stage."""
+    blocks = [
+        [block for stage in subnet.stages for block in (*stage, *((0, 0),) * (slots - len(stage)))]
+        for subnet in subnets
+    ]
+    return SubnetArrays(
+        np.array([[kernel for kernel, _ in row] for row in blocks]),
+        np.array([[expand for _, expand in row] for row in blocks]),
+        np.array([subnet.depths for subnet in subnets]),
+        np.array([subnet.resolution for subnet in subnets]),
+        np.array([subnet.widths for subnet in subnets], dtype=np.int64),
+    )
+
+
 def as_number(value: Number) -> Number:
     """Return whole numbers as ``int``, others as ``float``."""
     return int(value) if float(value).is_integer() else float(value)

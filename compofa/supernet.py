@@ -12,8 +12,8 @@ from compofa.choice import read_choice
 from compofa.extract import build_static, extract
 from compofa.layout import layout
 from compofa.network import NetworkSpec
-from compofa.nn.elastic import ELASTIC, Elastic, build_elastic
-from compofa.nn.static import LayeredNetwork, StaticNetwork, build_layer
+from compofa.nn.elastic import ELASTIC, Elastic, ElasticBottleneck, build_elastic
+from compofa.nn.static import Bottleneck, LayeredNetwork, StaticNetwork, build_layer
 from compofa.seeds import derive_seed
 from compofa.subnet import Number, Subnet
 
@@ -130,7 +130,9 @@ class Supernet(LayeredNetwork):
 def initialise(network: nn.Module, seed: int) -> None:
     """Set weights as the published runs do: He normal by fan-out, BN to 1 and 0.
 
-    Linear layers are uniform in +-1/sqrt(fan-in) with zero bias. All draws come from ``seed``.
+    Linear layers are uniform in +-1/sqrt(fan-in) with zero bias. The last BN of a bottleneck whose
+    shortcut is its input begins at 0, so that the block begins as that input (Goyal et al., 2017).
+    All draws come from ``seed``.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     for module in network.modules():
@@ -143,3 +145,5 @@ def initialise(network: nn.Module, seed: int) -> None:
             bound = module.in_features**-0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, Bottleneck | ElasticBottleneck) and module.downsample is None:
+            nn.init.zeros_(module.conv3.bn.weight)
