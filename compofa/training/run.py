@@ -322,8 +322,9 @@ def _load_start(net: Supernet, path: Path) -> None:
 def _checkpoint(
     config: TrainConfig, net: Supernet, splits: DataSplits, progress: _Progress
 ) -> Checkpoint:
+    trained = config.recipe_phase.within(net.spec.space)  # only these subnets are worth drawing
     return Checkpoint(
-        network=net.spec,
+        network=replace(net.spec, space=trained),
         weights=net.state_dict(),
         classes=splits.classes,
         mean=splits.normalisation.mean,
