@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from compofa.data import DataSplits, load_dataset
+from compofa.data import DataSplits, Normalisation, load_dataset
 from compofa.errors import CheckpointError, ConfigError
 from compofa.files import require_writable, write_text_atomic
-from compofa.network import NetworkSpec
+from compofa.fixed import Network
+from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads
 from compofa.training.config import TrainConfig, run_folder
+from compofa.training.finetune import open_single
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.predecessors import find_predecessors, load_start, load_teacher
 from compofa.training.recipes import recipe_for
@@ -95,21 +97,28 @@ def _run(
         seed=config.seed,
         validation_images=config.validation_images,
     )
-    spec = config.network(len(splits.classes))
+    single = config.recipe_phase.single
+    if single:
+        begun = state["checkpoint"] if state else open_single(config, splits)
+        spec = begun.network
+        splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
+    else:
+        spec = config.network(len(splits.classes))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
         return train(first, output, resume=unfinished, bar=bar).best
 
     predecessors = find_predecessors(config, output, train_first) if state is None else None
-    net = Supernet(spec, config.seed).to(config.device)
-    teacher = None
-    if config.recipe_phase.teacher == "checkpoint":
-        teacher_path = state["teacher"] if state else str(predecessors.teacher)
-        teacher = load_teacher(teacher_path, spec).to(config.device)
+    net = (spec.build() if single else Supernet(spec, config.seed)).to(config.device)
+    teacher_path = state["teacher"] if state else str(predecessors.teacher or "")
+    teacher = load_teacher(teacher_path, spec).to(config.device) if teacher_path else None
     trainer = Trainer(config, net, teacher, splits)
     if state is not None:
         load_state(net, state["weights"], str(last))
         trainer.load_state_dict(state["trainer"])
+    elif single:
+        load_state(net, begun.weights, config.init_path)
+        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
     elif predecessors.start is not None:
         load_start(net, predecessors.start)
         if config.recipe_phase.sort:
@@ -126,7 +135,7 @@ def _run(
         write_text_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
     fixed = {
         "config": config.to_json(),
-        "teacher": str(state["teacher"] if state else predecessors.teacher or ""),
+        "teacher": teacher_path,
     }
     journal = Journal(folder, progress.epoch)
     describe_run(config, splits, spec, trainer.steps, folder)
@@ -144,7 +153,7 @@ def _run(
                     progress = replace(progress, score=score, figures=figures)
             seconds = progress.seconds + time.perf_counter() - started
             progress = replace(progress, epoch=epoch + 1, seconds=seconds)
-            checkpoint = _checkpoint(config, net, splits, progress)
+            checkpoint = _checkpoint(config, net, spec, splits, progress)
             if improved:
                 save_checkpoint(best, checkpoint)
             training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
@@ -191,6 +200,7 @@ def _saved_state(
         training = dict(checkpoint.training or {})
         changes = config.changes_since(training["config"])
         state = {
+            "checkpoint": checkpoint,
             "weights": checkpoint.weights,
             "teacher": str(training["teacher"]),
             "trainer": training["trainer"],
@@ -206,11 +216,16 @@ def _saved_state(
 
 
 def _checkpoint(
-    config: TrainConfig, net: Supernet, splits: DataSplits, progress: _Progress
+    config: TrainConfig,
+    net: Supernet | StaticNetwork,
+    spec: Network,
+    splits: DataSplits,
+    progress: _Progress,
 ) -> Checkpoint:
-    trained = config.recipe_phase.within(net.spec.space)  # only these subnets are worth drawing
+    if spec.elastic:  # only the subnets that this phase trained are worth drawing
+        spec = replace(spec, space=config.recipe_phase.within(spec.space))
     return Checkpoint(
-        network=replace(net.spec, space=trained),
+        network=spec,
         weights=net.state_dict(),
         classes=splits.classes,
         mean=splits.normalisation.mean,
@@ -241,15 +256,19 @@ def check_device(device: str) -> None:
 
 
 def describe_run(
-    config: TrainConfig, splits: DataSplits, spec: NetworkSpec, steps: int, folder: Path
+    config: TrainConfig, splits: DataSplits, spec: Network, steps: int, folder: Path
 ) -> None:
     """Log what is about to be trained."""
-    space = config.recipe_phase.within(spec.space)
+    if spec.elastic:
+        space = config.recipe_phase.within(spec.space)
+        what = f"space {space.name} of {space.size:.4g} subnets"
+    else:
+        what = str(spec.subnet)
     log.info(
         "%s: %s on %s (%d training, %d validation images, %d classes); "
-        "space %s of %.4g subnets; %d epochs of %d steps; results in %s",
-        config.recipe_phase.folder, config.net, config.dataset, len(splits.train),
-        len(splits.validation), len(splits.classes), space.name, space.size,
+        "%s; %d epochs of %d steps; results in %s",
+        config.recipe_phase.folder, config.net or config.init_path, config.dataset,
+        len(splits.train), len(splits.validation), len(splits.classes), what,
         config.epochs, steps, folder,
     )  # fmt: skip
 
