@@ -18,6 +18,7 @@ from compofa.training.recipes import TASKS
 if TYPE_CHECKING:
     from compofa.training.run import RunResult
 
+RESUME = {"always": True, "auto": None, "never": False}
 PROG = "train_ofa_net.py"
 DESCRIPTION = """\
 Train one network that holds many. Without further options a task trains on scikit-learn's
@@ -142,7 +143,7 @@ def parser() -> Parser:
         nargs="?",
         const="always",
         default="never",
-        choices=("always", "auto", "never"),
+        choices=RESUME,
         metavar="auto",
         help="go on after the last saved epoch, exactly; with auto begin if nothing was saved",
     )
@@ -183,7 +184,7 @@ def _main(argv: Sequence[str] | None) -> None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
     config = TrainConfig(**values)
-    output = args.output or Path("runs") / (args.name or f"{args.dataset}-{plan(config)[-1].net}")
+
     with logging_redirect_tqdm(), joined(args) as workers:
         if args.overwrite and workers.goes_on:
             raise ConfigError(
@@ -193,11 +194,15 @@ def _main(argv: Sequence[str] | None) -> None:
 
         def attempt(again: bool) -> RunResult:
             only_main_speaks(workers)  # after a death another one may be the first
-            resume = {"always": True, "auto": None, "never": None if again else False}[args.resume]
+            usual = f"{args.dataset}-{workers.in_turn(lambda: plan(config))[-1].net}"
             return train_task(
-                config, output, resume=resume, overwrite=args.overwrite,
-                bar=not args.quiet, backend=workers,
-            )  # fmt: skip
+                config,
+                args.output or Path("runs") / (args.name or usual),
+                resume=None if again else RESUME[args.resume],
+                overwrite=args.overwrite,
+                bar=not args.quiet,
+                backend=workers,
+            )
 
         result = workers.lasting(attempt)
         if workers.is_main:
