@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.backbones import backbone
-from compofa.convert import to_ours
 from compofa.coupling import COUPLINGS, Coupling
 from compofa.errors import CheckpointError, SpaceError
 from compofa.network import NetworkSpec
-from compofa.subnet import SLOTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,9 +188,7 @@ def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint
         SpaceError: ``net`` is neither a known network nor a file, or ``arch`` is unknown.
         CheckpointError: The file cannot be used.
     """
-    from compofa.checkpoint import Checkpoint, load_checkpoint, read_safely, weights_in
-    from compofa.supernet import Supernet
-    from compofa.weights import load_state
+    from compofa.formats import read_any
 
     if net in NETWORKS:
         path = shipped_weights(net, NETWORKS[net])
@@ -200,14 +196,7 @@ def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint
         path = Path(net)
         if not path.exists() and path.suffix == "":
             entry(net)
-    data = read_safely(path)
-    if "format" in data:
-        return path, load_checkpoint(path)
-    state = weights_in(path, data)
-    spec = network_of(path, to_ours(state, SLOTS), arch)
-    supernet = Supernet(spec)
-    load_state(supernet, state, str(path))
-    return path, Checkpoint(spec, supernet.state_dict(), dataset="imagenet")
+    return path, read_any(path, arch)[1]
 
 
 def network_of(path: str | Path, state: Mapping[str, Tensor], arch: str | None) -> NetworkSpec:

@@ -192,11 +192,13 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if Path(args.input).suffix.lower() in (".yaml", ".yml", ".json"):
+    from compofa.formats import read_any, save_as
+    from compofa.specialised_files import find_specialised
+
+    subnets = (".yaml", ".yml", ".json")
+    if Path(args.input).suffix.lower() in subnets and find_specialised(args.input) is None:
         _convert_subnet(args)
         return
-    from compofa.formats import read_any, save_as
-
     kind, checkpoint = read_any(args.input, args.arch)
     save_as(args.output, checkpoint, args.to)
     print(f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}")
