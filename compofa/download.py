@@ -36,26 +36,27 @@ class _CutError(Exception):
     """The connection ended, or nothing came; another attempt may go on from there."""
 
 
-def published_file(
-    name: str, base_url: str | None = None, folder: str | Path | None = None, bar: bool = True
-) -> Path:
+def published_file(name: str, base_url: str | None = None, bar: bool = True) -> Path:
     """Return a published file, downloading it when it is not there.
 
     Args:
         name: Its path below the base, such as ``ofa_nets/ofa_mbv3_d234_e346_k357_w1.0``.
         base_url: Where to get it; by default :data:`ENVIRONMENT`'s value, or :data:`BASE_URL`.
-        folder: Where to keep it; by default ``checkpoints`` in torch hub's folder.
         bar: Whether to show progress.
 
     Raises:
         CheckpointError: It cannot be had; the message says which URL and where to put the file.
     """
-    if folder is None:
-        import torch
-
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
     base_url = base_url or os.environ.get(ENVIRONMENT) or BASE_URL
-    return fetch(f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}", Path(folder) / name, bar)
+    url = f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}"
+    return fetch(url, published_path(name), bar)
+
+
+def published_path(name: str) -> Path:
+    """Return where a published file is kept: in ``checkpoints`` of torch hub's folder."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
 def fetch(url: str, path: Path, bar: bool = True) -> Path:
@@ -73,8 +74,6 @@ def fetch(url: str, path: Path, bar: bool = True) -> Path:
                     _download(url, part, bar)
                     _write_record(path, _checksum(Path(part.name)))
                     os.replace(part.name, path)
-                for left in (Path(part.name), _facts(part)):
-                    left.unlink(missing_ok=True)
         except _CutError as error:
             raise CheckpointError(
                 f"cannot download {url} ({error}): try again to go on from there, or {by_hand}"
@@ -216,11 +215,15 @@ def _chunks(response: Any) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _alone(part: BinaryIO) -> Iterator[None]:
-    """Let one process at a time work on a download; the others wait."""
+    """Let one process at a time work on a download; the others wait. Clear what is of no use."""
     fcntl.flock(part, fcntl.LOCK_EX)
     try:
         yield
     finally:
+        path = Path(part.name)
+        if not path.is_file() or not path.stat().st_size:
+            path.unlink(missing_ok=True)
+            _facts(part).unlink(missing_ok=True)
         fcntl.flock(part, fcntl.LOCK_UN)
 
 

@@ -89,17 +89,21 @@ def find_specialised(path: str | Path) -> SpecialisedFiles | None:
     return SpecialisedFiles(config, path.with_suffix(".pth")) if known else None
 
 
-def read_specialised(files: SpecialisedFiles) -> Checkpoint:
+def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = None) -> Checkpoint:
     """Read a specialised network, its weights exactly as the file has them.
 
     Images are taken to be normalised as ImageNet's usually are, or to mean and deviation 0.5 for a
     configuration that holds its own resolution: those are of the mobile networks.
 
+    Args:
+        files: Where it is.
+        network: Its definition, where that need not be read.
+
     Raises:
         SpaceError: The configuration is not one.
         CheckpointError: The weights cannot be read or are those of another network.
     """
-    network = files.network()
+    network = network or files.network()
     data = read_safely(files.weights)
     state = to_ours(*in_slots(weights_in(files.weights, data), network.subnet.depths))
     extra = data.get(EXTRA)

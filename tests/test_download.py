@@ -103,8 +103,8 @@ def test_where_files_come_from_and_go_to(
     path = published_file("nets/LG G8", bar=False)
     assert path == tmp_path / "hub" / "checkpoints" / "nets" / "LG G8"
     assert path.read_bytes() == b"x" * 10
-    path = published_file("b", f"{server.url}/other", tmp_path / "mine", bar=False)
-    assert path == tmp_path / "mine" / "b"
+    path = published_file("b", f"{server.url}/other", bar=False)
+    assert path.read_bytes() == b"y"
 
 
 @pytest.mark.parametrize("tags", [True, False])
