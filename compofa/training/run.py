@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,32 +12,24 @@ from typing import Any
 
 import torch
 
-from compofa.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    read_safely,
-    save_checkpoint,
-    weights_in,
-)
-from compofa.data import DataSplits, load_dataset
+from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.data import DataSplits, Normalisation, load_dataset
 from compofa.errors import CheckpointError, ConfigError
-from compofa.extract import extract
 from compofa.files import require_writable, write_text_atomic
-from compofa.network import NetworkSpec
+from compofa.fixed import Network
 from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads
 from compofa.training.config import TrainConfig, run_folder
-from compofa.training.journal import Journal, cost_report
-from compofa.training.recipes import Phase, recipe_for
+from compofa.training.finetune import open_single
+from compofa.training.journal import SUMMARY, Journal, cost_report
+from compofa.training.predecessors import find_predecessors, load_start, load_teacher
+from compofa.training.recipes import recipe_for
 from compofa.training.trainer import Trainer
 from compofa.weights import load_state
 
 log = logging.getLogger(__name__)
-
-SUMMARY = "summary.json"
-"""Written at the end of a run: its presence says that the run is complete."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +97,30 @@ def _run(
         seed=config.seed,
         validation_images=config.validation_images,
     )
-    spec = config.network(len(splits.classes))
-    predecessors = _find_predecessors(config, output, bar) if state is None else None
-    net = Supernet(spec, config.seed).to(config.device)
-    teacher = None
-    if config.recipe_phase.teacher == "checkpoint":
-        teacher_path = state["teacher"] if state else str(predecessors.teacher)
-        teacher = load_teacher(teacher_path, spec).to(config.device)
+    single = config.recipe_phase.single
+    if single:
+        begun = state["checkpoint"] if state else open_single(config, splits)
+        spec = begun.network
+        splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
+    else:
+        spec = config.network(len(splits.classes))
+
+    def train_first(first: TrainConfig, unfinished: bool) -> Path:
+        return train(first, output, resume=unfinished, bar=bar).best
+
+    predecessors = find_predecessors(config, output, train_first) if state is None else None
+    net = (spec.build() if single else Supernet(spec, config.seed)).to(config.device)
+    teacher_path = state["teacher"] if state else str(predecessors.teacher or "")
+    teacher = load_teacher(teacher_path, spec).to(config.device) if teacher_path else None
     trainer = Trainer(config, net, teacher, splits)
     if state is not None:
         load_state(net, state["weights"], str(last))
         trainer.load_state_dict(state["trainer"])
+    elif single:
+        load_state(net, begun.weights, config.init_path)
+        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
     elif predecessors.start is not None:
-        _load_start(net, predecessors.start)
+        load_start(net, predecessors.start)
         if config.recipe_phase.sort:
             recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
             sort_channels(net, groups=recipe.phase(*origin).expands or ())
@@ -133,7 +135,7 @@ def _run(
         write_text_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
     fixed = {
         "config": config.to_json(),
-        "teacher": str(state["teacher"] if state else predecessors.teacher or ""),
+        "teacher": teacher_path,
     }
     journal = Journal(folder, progress.epoch)
     describe_run(config, splits, spec, trainer.steps, folder)
@@ -151,7 +153,7 @@ def _run(
                     progress = replace(progress, score=score, figures=figures)
             seconds = progress.seconds + time.perf_counter() - started
             progress = replace(progress, epoch=epoch + 1, seconds=seconds)
-            checkpoint = _checkpoint(config, net, splits, progress)
+            checkpoint = _checkpoint(config, net, spec, splits, progress)
             if improved:
                 save_checkpoint(best, checkpoint)
             training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
@@ -180,14 +182,6 @@ class _Progress:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Predecessors:
-    """Checkpoints that a phase builds on."""
-
-    teacher: Path | None = None
-    start: Path | None = None
-
-
 def _saved_state(
     config: TrainConfig, last: Path, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:
@@ -206,6 +200,7 @@ def _saved_state(
         training = dict(checkpoint.training or {})
         changes = config.changes_since(training["config"])
         state = {
+            "checkpoint": checkpoint,
             "weights": checkpoint.weights,
             "teacher": str(training["teacher"]),
             "trainer": training["trainer"],
@@ -220,110 +215,17 @@ def _saved_state(
     return state
 
 
-def _find_predecessors(config: TrainConfig, output: Path, bar: bool) -> _Predecessors:
-    """Find the teacher and the weights to start from, training a quick teacher if need be."""
-    phase = config.recipe_phase
-    start = Path(config.init_path) if config.init_path else None
-    if phase.teacher != "checkpoint":
-        return _Predecessors(None, start)
-    teacher = Path(config.teacher_path) if config.teacher_path else None
-    if teacher is None:
-        teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", bar)
-    if start is None and phase.starts_from is not None:
-        task, number = phase.starts_from
-        start = teacher
-        if task != "teacher":
-            start = _predecessor(config, output, task, number, "--init-path", bar)
-    return _Predecessors(teacher, start)
-
-
-def _predecessor(
-    config: TrainConfig, output: Path, task: str, number: int, flag: str, bar: bool
-) -> Path:
-    """Return the best checkpoint of an earlier phase of this run."""
-    recipe = recipe_for(config.dataset)
-    phase = recipe.phase(task, number)
-    folder = output / phase.folder
-    path = folder / "best.pt"
-    unfinished = (folder / "last.pt").exists() and not (folder / SUMMARY).exists()
-    if path.exists() and not unfinished:
-        return path
-    if not (recipe.quick and phase.largest_only):
-        raise ConfigError(
-            f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-            f"expected at {path}: give one with {flag}, or make it with: "
-            f"{_command(config, phase, output)}{' --resume' * unfinished}"
-        )
-    log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
-    require_writable(run_folder(config, output))
-    own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
-    first = replace(config, task=task, phase=number, **dict.fromkeys(own))
-    return train(first, output, resume=unfinished, bar=bar).best
-
-
-def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
-    """Return the command that trains ``phase`` of the network that ``config`` describes."""
-    words = ["python", "train_ofa_net.py", "--task", phase.task]
-    words += ["--phase", str(phase.number)] * (not phase.largest_only)
-    for name in ("dataset", "data_path", "net", "heuristic", "width_mult"):
-        value = getattr(config, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] * (value is not None)
-    if config.fixed_kernel is not None:
-        words.append("--fixed-kernel" if config.fixed_kernel else "--no-fixed-kernel")
-    return shlex.join([*words, "--output", str(output)])
-
-
-def load_teacher(path: str | Path, student: NetworkSpec) -> StaticNetwork:
-    """Read a teacher: the largest subnet of a checkpoint, ours or of a published program.
-
-    Args:
-        path: The file.
-        student: The network that will learn from it.
-
-    Raises:
-        CheckpointError: It cannot be read or has another number of classes.
-    """
-    data = read_safely(path)
-    if data.get("format"):
-        net = load_checkpoint(path).build()
-    else:
-        net = _foreign_teacher(path, data, student)
-    if net.spec.classes != student.classes:
-        raise CheckpointError(
-            f"{path}: expected a teacher with {student.classes} classes, got {net.spec.classes}"
-        )
-    return extract(net, net.spec.space.largest).eval()
-
-
-def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpec) -> Supernet:
-    """Build a teacher from another program's weights, its classes and kernels read off them."""
-    weights = weights_in(path, data)
-    bias = next((v for k, v in weights.items() if k.endswith("classifier.linear.bias")), None)
-    largest = max(student.backbone.kernels)
-    spec = replace(
-        student,
-        classes=student.classes if bias is None else bias.numel(),
-        space=student.backbone.free_space().restrict(kernels=(largest,)),
-        kernel_transform=False,
-    )
-    net = Supernet(spec)
-    load_state(net, weights, str(path))
-    return net.eval()
-
-
-def _load_start(net: Supernet, path: Path) -> None:
-    """Load the weights of the predecessor, ours or another program's."""
-    data = read_safely(path)
-    ours = bool(data.get("format"))
-    weights = load_checkpoint(path).weights if ours else weights_in(path, data)
-    load_state(net, weights, str(path))
-
-
 def _checkpoint(
-    config: TrainConfig, net: Supernet, splits: DataSplits, progress: _Progress
+    config: TrainConfig,
+    net: Supernet | StaticNetwork,
+    spec: Network,
+    splits: DataSplits,
+    progress: _Progress,
 ) -> Checkpoint:
+    if spec.elastic:  # only the subnets that this phase trained are worth drawing
+        spec = replace(spec, space=config.recipe_phase.within(spec.space))
     return Checkpoint(
-        network=net.spec,
+        network=spec,
         weights=net.state_dict(),
         classes=splits.classes,
         mean=splits.normalisation.mean,
@@ -354,15 +256,19 @@ def check_device(device: str) -> None:
 
 
 def describe_run(
-    config: TrainConfig, splits: DataSplits, spec: NetworkSpec, steps: int, folder: Path
+    config: TrainConfig, splits: DataSplits, spec: Network, steps: int, folder: Path
 ) -> None:
     """Log what is about to be trained."""
-    space = config.recipe_phase.within(spec.space)
+    if spec.elastic:
+        space = config.recipe_phase.within(spec.space)
+        what = f"space {space.name} of {space.size:.4g} subnets"
+    else:
+        what = str(spec.subnet)
     log.info(
         "%s: %s on %s (%d training, %d validation images, %d classes); "
-        "space %s of %.4g subnets; %d epochs of %d steps; results in %s",
-        config.recipe_phase.folder, config.net, config.dataset, len(splits.train),
-        len(splits.validation), len(splits.classes), space.name, space.size,
+        "%s; %d epochs of %d steps; results in %s",
+        config.recipe_phase.folder, config.net or config.init_path, config.dataset,
+        len(splits.train), len(splits.validation), len(splits.classes), what,
         config.epochs, steps, folder,
     )  # fmt: skip
 
