@@ -70,13 +70,14 @@ class Subnet:
         A subnet with widths has the form of :data:`compofa.form.WIDE`, whatever the arguments.
 
         Args:
-            slots: Blocks written for each stage that can vary.
+            slots: Blocks written for each stage that can vary; more where a stage has more.
             single: How many of the last stages always are one block: each is written as that
                 block, without a depth.
         """
         if self.widths:
             return wide_config(self.resolution, self.stages, self.widths)
         varying = len(self.stages) - single
+        slots = max(slots, *self.depths[:varying])
         padded = [list(stage) + [(0, 0)] * (slots - len(stage)) for stage in self.stages[:varying]]
         padded += self.stages[varying:]
         return {
@@ -122,7 +123,7 @@ class Subnet:
             return cls(size[0], wide_stages(values), tuple(values["w"]))
         kernels, expands, depths = values.values()
         slots, single = divmod(len(kernels), len(depths)) if depths else (0, 0)
-        if not depths or len(kernels) != len(expands) or single > 1:
+        if not slots or len(kernels) != len(expands) or single > 1:
             raise SpaceError(
                 f"expected ks and e with the same number of blocks for each of the "
                 f"{len(depths)} stages in d, got {len(kernels)} and {len(expands)}"

@@ -1,6 +1,7 @@
 """What all tests share. Nothing heavy is imported here: collecting a few tests must stay quick."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,16 @@ def reference_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"{REFERENCE_DATA} is {folder}, which is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """The data set digits is its first 150: 90 to train on, 30 to validate on, 30 to test on."""
+    import sklearn.datasets
+    from sklearn.utils import Bunch
+
+    data = sklearn.datasets.load_digits()
+    few = Bunch(images=data.images[:150], target=data.target[:150])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        yield

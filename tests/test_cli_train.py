@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import sklearn.datasets
 import torch
 from PIL import Image
-from sklearn.utils import Bunch
 
 from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli.train import main, parser
@@ -38,14 +36,11 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """150 digits, of which 90 to train on, and a teacher that is trained for one epoch."""
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:150], target=data.target[:150])
+def quick(few_digits) -> Iterator[None]:
+    """A teacher that is trained for one epoch."""
     teacher, *others = SMALL_IMAGES.phases
     cheap = Recipe((replace(teacher, epochs=1, warmup_epochs=0), *others), quick=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
         patch.setitem(RECIPES, "digits", cheap)
         yield
     logging.captureWarnings(False)

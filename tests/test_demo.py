@@ -3,8 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sklearn.datasets
-from sklearn.utils import Bunch
 
 from compofa.cli import search
 from compofa.cli.demo import main
@@ -13,11 +11,8 @@ from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """150 digits, and a recipe that is over at once."""
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:150], target=data.target[:150])
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+def quick(few_digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that is over at once."""
     phases = (replace(phase, epochs=1, warmup_epochs=0, subnets=1) for phase in SMALL_IMAGES.phases)
     monkeypatch.setitem(RECIPES, "digits", Recipe(tuple(phases), batch_size=45, quick=True))
 

@@ -1,14 +1,11 @@
 import csv
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
-from sklearn.utils import Bunch
 from torch import nn
 
 from compofa.data import DataSplits, Normalisation, load_dataset
@@ -34,16 +31,8 @@ class Fixed(nn.Module):
         return images[:, :, 0, 0] * self.scale
 
 
-@functools.cache
-def few_digits() -> Bunch:
-    data = sklearn.datasets.load_digits()
-    return Bunch(images=data.images[:150], target=data.target[:150])
-
-
 @pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> DataSplits:
-    few = few_digits()
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+def digits(few_digits) -> DataSplits:
     return load_dataset("digits")
 
 

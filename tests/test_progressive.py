@@ -1,16 +1,13 @@
 """Progressive shrinking, phase by phase and as a chain, and the sandwich rule."""
 
 import copy
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sklearn.datasets
 import torch
 import torch.nn.functional as F
-from sklearn.utils import Bunch
 
 from compofa.checkpoint import load_checkpoint
 from compofa.cli.train import main
@@ -39,17 +36,7 @@ SMALL: dict[str, Any] = {
 CHAIN = ["teacher", "kernel-1", "depth-1", "depth-2", "expand-1", "expand-2"]
 
 
-@functools.cache
-def few_digits() -> Bunch:
-    data = sklearn.datasets.load_digits()
-    return Bunch(images=data.images[:150], target=data.target[:150])
-
-
-@pytest.fixture(autouse=True)
-def digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """150 of the digits, of which 90 to train on."""
-    few = few_digits()
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def make_trainer(**settings: Any) -> Trainer:
@@ -81,10 +68,8 @@ def test_a_phase_trains_its_part_of_the_whole_network(task, phase, depths, expan
     blocks = [block for subnet in subnets for stage in subnet.stages for block in stage]
     assert {expand for _, expand in blocks} == expands
     assert {kernel for kernel, _ in blocks} == {3, 5, 7}
-    for subnet in (trainer.space.smallest, trainer.space.largest):
-        assert trainer.space.contains(subnet)
-    assert trainer.space.largest == trainer.net.spec.space.largest
-    assert min(trainer.space.smallest.depths) == min(depths)
+    assert trainer.extremes["largest"] == trainer.net.spec.space.largest
+    assert set(trainer.extremes["smallest"].depths) == {min(depths)}
 
 
 @pytest.mark.parametrize("network", [{"net": "compofa-small"}, {"heuristic": "2:3,4:6"}])
@@ -159,13 +144,10 @@ def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, run.RunResult]:
+def whole(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, run.RunResult]:
     """A chain that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        few = few_digits()
-        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
-        return folder, train_task(TrainConfig(task="progressive", **SMALL), folder, bar=False)
+    return folder, train_task(TrainConfig(task="progressive", **SMALL), folder, bar=False)
 
 
 def test_the_chain_trains_every_phase(whole):
@@ -176,8 +158,10 @@ def test_the_chain_trains_every_phase(whole):
     assert {config["config"]["net"] for config in configs} == {"ofa-small"}
     teachers = [load_checkpoint(folder / name / "last.pt").training["teacher"] for name in CHAIN]
     assert teachers == ["", *[str(folder / "teacher" / "best.pt")] * 5]
-    spaces = [load_checkpoint(folder / name / "best.pt").network.space.size for name in CHAIN]
-    assert spaces[0] == 1 and set(spaces[1:]) == {network_spec("ofa-small").space.size}
+    spaces = [load_checkpoint(folder / name / "best.pt").network.space for name in CHAIN]
+    stages = [sum((3 * n) ** depth for depth in d) for n, d in ((1, (4,)), (1, (3, 4)))]
+    stages += [sum((3 * n) ** depth for depth in (2, 3, 4)) for n in (1, 2, 3)]
+    assert [space.size for space in spaces] == [1, *(size**5 for size in stages)], "what is trained"
     seconds = [json.loads((folder / n / "summary.json").read_text())["seconds"] for n in CHAIN]
     assert result.seconds == pytest.approx(sum(seconds))
     assert result.cost["cpu_hours"] == pytest.approx(sum(seconds) / 3600)

@@ -1,4 +1,4 @@
-"""``python -m compofa``: export and convert."""
+"""``python -m compofa``: export, convert and list networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compofa.cli.evaluate import open_data, read_subnet
 from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
-from compofa.model_zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
 from compofa.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ eval_sampled_config.py and run_NAS.py.
   python -m compofa export compofa-digits largest --to onnx --fold-bn
   python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
   python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
+  python -m compofa zoo --like note10
 """
 EXPORTS = ("onnx", "torchscript", "pt2", "safetensors")
 
@@ -81,16 +82,33 @@ def parser() -> Parser:
     sub = add(
         "convert",
         "rename weights, or rewrite a subnet, for another program; the format of IN is recognised: "
-        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, or a subnet as YAML "
-        "(MMRazor's) or JSON",
+        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, a specialised network "
+        "(a folder with net.config, or a .json beside a .pth), or a subnet as YAML (MMRazor's) or "
+        "JSON",
         _convert,
     )
-    sub.add_argument("input", metavar="IN", help="a checkpoint, or a subnet (.yaml, .yml or .json)")
-    sub.add_argument("output", metavar="OUT", help="file to write")
+    sub.add_argument(
+        "input",
+        metavar="IN",
+        help="a checkpoint, a specialised network, a subnet (.yaml, .yml, .json) or an id of zoo",
+    )
+    sub.add_argument(
+        "output",
+        metavar="OUT",
+        help="file to write; of a specialised network for ofa, a folder",
+    )
     sub.add_argument(
         "--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS)
     )
     _add_arch(sub)
+
+    sub = add(
+        "zoo",
+        "list the networks that are known by name, with the published top-1 and latency of "
+        "specialised networks, and whether their weights are on this machine",
+        _zoo,
+    )
+    sub.add_argument("--like", default="", metavar="TEXT", help="those with TEXT in their line")
     return p
 
 
@@ -192,12 +210,14 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if Path(args.input).suffix.lower() in (".yaml", ".yml", ".json"):
+    from compofa.formats import save_as
+    from compofa.specialised_files import find_specialised
+
+    subnets = (".yaml", ".yml", ".json")
+    if Path(args.input).suffix.lower() in subnets and find_specialised(args.input) is None:
         _convert_subnet(args)
         return
-    from compofa.formats import read_any, save_as
-
-    kind, checkpoint = read_any(args.input, args.arch)
+    _, kind, checkpoint = open_any(args.input, args.arch)
     save_as(args.output, checkpoint, args.to)
     print(f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}")
 
@@ -214,6 +234,12 @@ def _convert_subnet(args: argparse.Namespace) -> None:
     ours = json.dumps(subnet.to_config()) + "\n"
     write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
     print(f"{args.output}: {subnet}")
+
+
+def _zoo(args: argparse.Namespace) -> None:
+    from compofa.cli.zoo import print_zoo
+
+    print_zoo(args.like)
 
 
 def _main(argv: Sequence[str] | None) -> None:

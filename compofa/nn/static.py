@@ -207,6 +207,11 @@ class StaticNetwork(LayeredNetwork):
         self.specs = specs
         self._pool = [spec.name for spec in specs].index("pool")
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks of each stage."""
+        return tuple(len(blocks) for blocks in self.stages)
+
     def units(self) -> list[nn.Module]:
         """Return the modules up to the pool in the order they run, each taking one tensor."""
         return [self.get_submodule(spec.name) for spec in self.specs[: self._pool]]

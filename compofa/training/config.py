@@ -35,16 +35,19 @@ class TrainConfig:
             :func:`compofa.coupling.parse_coupling`.
         width_mult: Width multiplier; by default the network's own.
         epochs: Passes over the training images.
-        lr: Peak learning rate for this batch size.
+        lr: Peak learning rate for this batch size on one worker.
+        scale_lr: Whether to multiply it by the number of workers, as the published runs do.
         warmup_epochs: Epochs of linear warm-up; by default the recipe's, short of ``epochs``.
-        batch_size: Images a step.
+        batch_size: Images a step and worker.
         momentum: Of SGD.
         weight_decay: L2 penalty on weights other than biases and BN.
         label_smoothing: Share of the target spread over all classes.
         dropout: Probability before the classifier.
         dynamic_batch_size: Subnets whose gradients a step sums.
         teacher_path: Checkpoint to learn from; by default the run's own teacher.
-        init_path: Checkpoint to start from; by default the predecessor's.
+        init_path: Checkpoint to start from; by default the predecessor's. For ``finetune`` also
+            a network of the zoo.
+        subnet: What ``finetune`` takes out of it: a subnet as JSON, ``largest`` or ``smallest``.
         kd_ratio: Weight of the distillation term.
         kd_type: ``ce`` or ``mse``.
         image_size: Resolutions that steps draw from, in pixels.
@@ -56,6 +59,7 @@ class TrainConfig:
         seed: Of every random choice.
         device: Such as ``cpu`` or ``cuda``.
         amp: Whether to compute in reduced precision.
+        fp16_allreduce: Whether workers send gradients in half precision.
         threads: CPU threads; by default one for small images, otherwise torch's choice. The
             last bits of a result depend on it.
         price: Price of an hour of one device, for the report.
@@ -72,6 +76,7 @@ class TrainConfig:
     width_mult: float | None = None
     epochs: int | None = None
     lr: float | None = None
+    scale_lr: bool = True
     warmup_epochs: int | None = None
     batch_size: int | None = None
     momentum: float = 0.9
@@ -81,6 +86,7 @@ class TrainConfig:
     dynamic_batch_size: int | None = None
     teacher_path: str | None = None
     init_path: str | None = None
+    subnet: str | None = None
     kd_ratio: float = 1.0
     kd_type: str = "ce"
     image_size: tuple[int, ...] | None = None
@@ -92,6 +98,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     amp: bool = False
+    fp16_allreduce: bool = False
     threads: int | None = None
     price: float | None = None
     power: float | None = None
@@ -112,6 +119,8 @@ class TrainConfig:
         """
         info, recipe, phase = self._lookup()
         usual = DEFAULT_NETWORKS.get(self.dataset, info.network)
+        if phase.single:
+            usual = None
         filled = {
             "net": recipe.free_network if phase.free else usual,
             "epochs": phase.epochs,
@@ -120,7 +129,7 @@ class TrainConfig:
             "label_smoothing": recipe.label_smoothing,
             "dropout": recipe.dropout,
             "dynamic_batch_size": phase.subnets,
-            "image_size": info.train_resolutions,
+            "image_size": (info.eval_resolution,) if phase.single else info.train_resolutions,
             "validate_every": recipe.validate_every,
         }
         unset = {name: value for name, value in filled.items() if getattr(self, name) is None}
@@ -185,6 +194,10 @@ class TrainConfig:
             faults.append(f"--kd-type: expected {' or '.join(KD_TYPES)}, got {self.kd_type!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
+        if self.recipe_phase.single:
+            return faults + self._single_faults()
+        if self.subnet is not None:
+            faults.append(f"--subnet: expected none with --task {self.task}")
         try:
             network = self.network(10)
             self.recipe_phase.within(network.space)
@@ -192,6 +205,18 @@ class TrainConfig:
                 network.check_resolution(size)
         except CompofaError as error:
             faults.append(str(error))
+        return faults
+
+    def _single_faults(self) -> list[str]:
+        """Return what is wrong with the settings of a phase whose network is a checkpoint's."""
+        faults = [
+            f"--{name.replace('_', '-')}: expected none with --task {self.task}, whose network is "
+            "that of --init-path"
+            for name in ("net", "fixed_kernel", "heuristic", "width_mult")
+            if getattr(self, name) is not None
+        ]
+        if not self.init_path:
+            faults.append(f"--init-path: expected the checkpoint whose subnet to {self.task}")
         return faults
 
     def network(self, classes: int) -> NetworkSpec:
@@ -213,8 +238,12 @@ class TrainConfig:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def changes_since(self, earlier: Mapping[str, Any]) -> list[str]:
-        """List the settings that differ from ``earlier`` JSON and would change the result."""
+        """List the settings that differ from ``earlier`` JSON and would change the result.
+
+        Settings that are not in it, because there was no such setting then, had its default.
+        """
         now = self.to_json()
+        earlier = {field.name: field.default for field in fields(self)} | dict(earlier)
         return [
             f"{field.name}: {earlier.get(field.name)!r} then, {now[field.name]!r} now"
             for field in fields(self)

@@ -15,6 +15,9 @@ from compofa.files import write_text_atomic
 PUE = 1.58
 CO2_LBS_PER_KWH = 0.954
 
+SUMMARY = "summary.json"
+"""Written at the end of a run: its presence says that the run is complete."""
+
 
 class Journal:
     """Appends to ``metrics.jsonl`` and to TensorBoard's event files.
