@@ -97,7 +97,7 @@ def broken(change: dict, layer: int | None = None) -> dict:
         (broken({"kind": "conv"}, 2), "expected middle channels in blocks alone"),
         (broken({"name": "forward"}, 0), "expected a name of stem, first"),
         (broken({"name": "stages.1.0"}, 2), "expected blocks stages.0.0"),
-        (broken({"name": "first"}, 0), "expected middle channels in blocks alone"),
+        (broken({"name": "first"}, 0), "expected mbconv, got 'conv'"),
         (broken({"name": "stages.0.0.conv"}, 2), "expected a name of"),
         (broken({"out_channels": 900_000}, -1), "expected at most 100,000,000 parameters"),
     ],
