@@ -115,7 +115,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
         checkpoint = replace(checkpoint, weights=state)
     else:
         norm = {} if files.run is not None else {"mean": HALF, "std": HALF}
-        dataset = "imagenet" if network.classes == 1000 else ""
+        dataset = "imagenet" if network.classes == 1000 else "imagefolder"
         checkpoint = Checkpoint(
             network, state, dataset=dataset, image_size=network.resolution, **norm
         )
