@@ -18,6 +18,7 @@ from compofa.model_zoo import open_checkpoint
 from compofa.network import NetworkSpec
 from compofa.nn.static import StaticNetwork
 from compofa.supernet import Supernet
+from compofa.training.backends import Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import SUMMARY
 from compofa.training.recipes import Phase, recipe_for
@@ -37,7 +38,9 @@ class Predecessors:
     start: Path | None = None
 
 
-def find_predecessors(config: TrainConfig, output: Path, train_first: TrainFirst) -> Predecessors:
+def find_predecessors(
+    config: TrainConfig, output: Path, train_first: TrainFirst, backend: Backend
+) -> Predecessors:
     """Find the teacher and the weights to start from, training a quick teacher if need be."""
     phase = config.recipe_phase
     start = Path(config.init_path) if config.init_path else None
@@ -47,34 +50,47 @@ def find_predecessors(config: TrainConfig, output: Path, train_first: TrainFirst
     if phase.teacher != "checkpoint":
         return Predecessors(None, start)
     if teacher is None:
-        teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", train_first)
+        teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", train_first, backend)
     if start is None and phase.starts_from is not None:
         task, number = phase.starts_from
         start = teacher
         if task != "teacher":
-            start = _predecessor(config, output, task, number, "--init-path", train_first)
+            start = _predecessor(config, output, task, number, "--init-path", train_first, backend)
     return Predecessors(teacher, start)
 
 
 def _predecessor(
-    config: TrainConfig, output: Path, task: str, number: int, flag: str, train_first: TrainFirst
+    config: TrainConfig,
+    output: Path,
+    task: str,
+    number: int,
+    flag: str,
+    train_first: TrainFirst,
+    backend: Backend,
 ) -> Path:
     """Return the best checkpoint of an earlier phase of this run."""
     recipe = recipe_for(config.dataset)
     phase = recipe.phase(task, number)
     folder = output / phase.folder
     path = folder / "best.pt"
-    unfinished = (folder / "last.pt").exists() and not (folder / SUMMARY).exists()
-    if path.exists() and not unfinished:
+
+    def look() -> tuple[bool, bool]:
+        unfinished = (folder / "last.pt").exists() and not (folder / SUMMARY).exists()
+        ready = path.exists() and not unfinished
+        if not ready and not (recipe.quick and phase.largest_only):
+            raise ConfigError(
+                f"task {config.task} starts from the best checkpoint of a finished {task} run, "
+                f"expected at {path}: give one with {flag}, or make it with: "
+                f"{_command(config, phase, output)}{' --resume' * unfinished}"
+            )
+        if not ready:
+            require_writable(run_folder(config, output))
+        return ready, unfinished
+
+    ready, unfinished = backend.from_main(look)
+    if ready:
         return path
-    if not (recipe.quick and phase.largest_only):
-        raise ConfigError(
-            f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-            f"expected at {path}: give one with {flag}, or make it with: "
-            f"{_command(config, phase, output)}{' --resume' * unfinished}"
-        )
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
-    require_writable(run_folder(config, output))
     own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
     first = replace(config, task=task, phase=number, **dict.fromkeys(own))
     return train_first(first, unfinished)

@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.data import DataSplits, Normalisation, load_dataset
@@ -21,6 +23,7 @@ from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads
+from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.finetune import open_single
 from compofa.training.journal import SUMMARY, Journal, cost_report
@@ -41,7 +44,7 @@ class RunResult:
         last: Checkpoint of the last epoch, with the state to resume from.
         figures: The best validation's figures.
         seconds: Time in training, resumed parts included.
-        cost: Device hours and what follows from them.
+        cost: Device hours of all workers and what follows from them.
     """
 
     best: Path
@@ -59,6 +62,7 @@ def train(
     overwrite: bool = False,
     bar: bool = True,
     after_epoch: Callable[[int], None] | None = None,
+    backend: Backend | None = None,
 ) -> RunResult:
     """Train one phase, and on quick data the teacher that it lacks.
 
@@ -70,13 +74,15 @@ def train(
         overwrite: Begin again where a run of this phase already is.
         bar: Whether to draw progress bars.
         after_epoch: Called with the number of epochs done after each is saved.
+        backend: Workers that all call this with the same arguments. Worker 0 reads and writes the
+            run's files; nobody else needs to see its folder.
 
     Raises:
         CompofaError: Something the user can mend; nothing is half-written.
     """
     config = config.resolved()
     with cpu_threads(config.threads):
-        return _run(config, Path(output), resume, overwrite, bar, after_epoch)
+        return _run(config, Path(output), resume, overwrite, bar, after_epoch, backend or Alone())
 
 
 def _run(
@@ -86,58 +92,84 @@ def _run(
     overwrite: bool,
     bar: bool,
     after_epoch: Callable[[int], None] | None,
+    backend: Backend,
 ) -> RunResult:
     folder = run_folder(config, output)
     last, best = folder / "last.pt", folder / "best.pt"
-    state = _saved_state(config, last, resume, overwrite)
-    check_device(config.device)
-    splits = load_dataset(
-        config.dataset,
-        config.data_path,
-        seed=config.seed,
-        validation_images=config.validation_images,
+    state = backend.from_main(lambda: _saved_state(config, last, resume, overwrite))
+    backend.in_turn(lambda: check_device(config.device))
+    splits = backend.in_turn(
+        lambda: load_dataset(
+            config.dataset,
+            config.data_path,
+            seed=config.seed,
+            validation_images=config.validation_images,
+        )
     )
+    found = (len(splits.train), len(splits.validation), len(splits.classes))
+    backend.require_same("numbers of training images, validation images and classes", found)
     single = config.recipe_phase.single
     if single:
-        begun = state["checkpoint"] if state else open_single(config, splits)
+        begun = (
+            state["checkpoint"]
+            if state
+            else backend.from_main(partial(open_single, config, splits))
+        )
         spec = begun.network
         splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
     else:
         spec = config.network(len(splits.classes))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
-        return train(first, output, resume=unfinished, bar=bar).best
+        return train(first, output, resume=unfinished, bar=bar, backend=backend).best
 
-    predecessors = find_predecessors(config, output, train_first) if state is None else None
-    net = (spec.build() if single else Supernet(spec, config.seed)).to(config.device)
-    teacher_path = state["teacher"] if state else str(predecessors.teacher or "")
-    teacher = load_teacher(teacher_path, spec).to(config.device) if teacher_path else None
-    trainer = Trainer(config, net, teacher, splits)
+    device = backend.in_turn(lambda: backend.device(config.device))
+    if state is not None:
+        teacher_path = state["teacher"]
+    else:
+        predecessors = find_predecessors(config, output, train_first, backend)
+        teacher_path = str(predecessors.teacher or "")
+    teacher = None
+    if teacher_path:
+        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec)).to(device)
+    net = spec.build() if single else Supernet(spec, config.seed)
     if state is not None:
         load_state(net, state["weights"], str(last))
-        trainer.load_state_dict(state["trainer"])
     elif single:
         load_state(net, begun.weights, config.init_path)
-        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
     elif predecessors.start is not None:
-        load_start(net, predecessors.start)
-        if config.recipe_phase.sort:
-            recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
-            sort_channels(net, groups=recipe.phase(*origin).expands or ())
-    require_writable(folder)
+
+        def start() -> dict[str, Tensor]:
+            load_start(net, predecessors.start)
+            if config.recipe_phase.sort:
+                recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
+                sort_channels(net, groups=recipe.phase(*origin).expands or ())
+            return net.state_dict()
+
+        net.load_state_dict(backend.from_main(start))
+    net.to(device)
+    trainer = Trainer(config, net, teacher, splits, backend)
+    if state is not None:
+        trainer.load_state_dict(state["trainer"])
     progress = _Progress(0, float("-inf"), {}, 0.0)
     if state is not None:
         progress = _Progress(**state["progress"])
-    else:
-        for old in (last, best, folder / "metrics.jsonl", folder / SUMMARY):
-            old.unlink(missing_ok=True)
-        settings = {"config": config.to_json(), "network": spec.to_json()}
-        write_text_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-    fixed = {
-        "config": config.to_json(),
-        "teacher": teacher_path,
-    }
-    journal = Journal(folder, progress.epoch)
+        _say_changed_workers(state["workers"], backend.size)
+    elif single:
+        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
+
+    def begin() -> None:
+        require_writable(folder)
+        if state is None:
+            for old in (last, best, folder / "metrics.jsonl", folder / SUMMARY):
+                old.unlink(missing_ok=True)
+            settings = {"config": config.to_json(), "network": spec.to_json()}
+            write_text_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+
+    backend.from_main(begin)
+    fixed = {"config": config.to_json(), "teacher": teacher_path, "workers": backend.size}
+    bar = bar and backend.is_main
+    journal = Journal(folder, progress.epoch) if backend.is_main else None
     describe_run(config, splits, spec, trainer.steps, folder)
     try:
         for epoch in range(progress.epoch, config.epochs):
@@ -153,22 +185,26 @@ def _run(
                     progress = replace(progress, score=score, figures=figures)
             seconds = progress.seconds + time.perf_counter() - started
             progress = replace(progress, epoch=epoch + 1, seconds=seconds)
-            checkpoint = _checkpoint(config, net, spec, splits, progress)
-            if improved:
-                save_checkpoint(best, checkpoint)
-            training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
-            journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
-            save_checkpoint(last, replace(checkpoint, training=training))
+            if journal is not None:
+                checkpoint = _checkpoint(config, net, spec, splits, progress)
+                if improved:
+                    save_checkpoint(best, checkpoint)
+                training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
+                journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
+                save_checkpoint(last, replace(checkpoint, training=training))
             _say(epoch, config, metrics)
+            backend.saved()
             if after_epoch is not None:
                 after_epoch(epoch + 1)
     finally:
-        journal.close()
-    cost = cost_report(progress.seconds, config.device, config.price, config.power)
+        if journal is not None:
+            journal.close()
+    cost = cost_report(progress.seconds * backend.size, config.device, config.price, config.power)
     summary = {"best": progress.figures, "seconds": progress.seconds, **cost}
     if trainer.broken.paths:
         summary["broken_images"] = len(trainer.broken.paths)
-    write_text_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary, indent=2) + "\n"
+    backend.from_main(lambda: write_text_atomic(folder / SUMMARY, text))
     return RunResult(best, last, progress.figures, progress.seconds, cost)
 
 
@@ -204,6 +240,7 @@ def _saved_state(
             "weights": checkpoint.weights,
             "teacher": str(training["teacher"]),
             "trainer": training["trainer"],
+            "workers": int(training.get("workers", 1)),
             "progress": {name: training["progress"][name] for name in _Progress.__annotations__},
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -237,6 +274,14 @@ def _checkpoint(
         image_size=config.eval_size,
         figures={"validation": progress.figures, "epoch": progress.epoch},
     )
+
+
+def _say_changed_workers(then: int, now: int) -> None:
+    if then != now:
+        log.warning(
+            "begun with %d workers, going on with %d: batches and learning rates differ from here",
+            then, now,
+        )  # fmt: skip
 
 
 def check_device(device: str) -> None:
