@@ -45,8 +45,8 @@ class FixedNetwork:
 
     Attributes:
         layers: Its layers in the order they run, with the sizes of feature maps at its
-            resolution. The blocks of stage i are named ``stages.i.0``, ``stages.i.1``, …; a stage
-            may have none. One layer named ``pool`` follows, the last is the ``classifier``.
+            resolution. The blocks of stage i are named ``stages.i.0``, ``stages.i.1``, …; one
+            layer named ``pool`` follows, the last is the ``classifier``.
         dropout: Probability before the classifier, in training.
         bn_eps: Epsilon of every batch normalisation.
         bn_momentum: Momentum of every batch normalisation.
@@ -238,10 +238,10 @@ def _check_layer(layer: LayerSpec) -> None:
         known = " or ".join(kinds) if kinds else f"a name of {', '.join(KINDS)}"
         raise SpaceError(f"{where}: expected {known}, got {layer.kind[:40]!r}")
     channels = (layer.in_channels, layer.out_channels)
-    block, inverted = layer.kind in ("mbconv", "bottleneck"), layer.kind == "mbconv"
+    block = layer.kind in ("mbconv", "bottleneck")
     whole = block or layer.kind in ("conv", "maxpool")
-    summed = layer.kind == "conv" or block
     inner = (layer.mid_channels, layer.se_channels)
+    same = layer.stride == 1 and channels[0] == channels[1]
     faults = {
         f"1 to {MAX_CHANNELS} channels": all(1 <= c <= MAX_CHANNELS for c in channels),
         "an odd kernel up to 15": layer.kernel in (range(1, 16, 2) if whole else (1,)),
@@ -249,16 +249,17 @@ def _check_layer(layer: LayerSpec) -> None:
         f"an activation of {', '.join(ACTS)}": layer.act in ACTS,
         "middle channels in blocks alone": block == (0 < inner[0] <= MAX_CHANNELS)
         and (block or inner == (0, 0)),
-        "fewer channels in SE": 0 <= inner[1] <= (max(inner[0], 8) if inverted else 0),
-        "middle channels as what comes in, without expansion": not inverted
+        "fewer channels in SE": 0 <= inner[1] <= max(inner[0], 8),
+        "middle channels as what comes in, without expansion": layer.kind != "mbconv"
         or layer.expand
         or layer.mid_channels == layer.in_channels,
-        "expansion in blocks alone": inverted or not layer.expand,
-        "downsampling in bottlenecks alone": layer.kind == "bottleneck" or not layer.downsample,
-        "a residual in bottlenecks": layer.residual or layer.kind != "bottleneck",
+        "expansion and SE in inverted blocks alone": layer.kind == "mbconv"
+        or not (layer.expand or layer.se_channels),
+        "a residual in every bottleneck": layer.residual or layer.kind != "bottleneck",
         "a residual of the same shape": not layer.residual
         or layer.downsample
-        or (summed and layer.stride == 1 and channels[0] == channels[1]),
+        or (same and (block or layer.kind == "conv")),
+        "downsampling in bottlenecks alone": layer.kind == "bottleneck" or not layer.downsample,
         "as many channels out as in": "pool" not in layer.kind or channels[0] == channels[1],
     }
     fault = next((wanted for wanted, right in faults.items() if not right), None)
@@ -273,19 +274,18 @@ def _check_order(layers: tuple[LayerSpec, ...]) -> None:
         SpaceError: They do not.
     """
     names = [layer.name for layer in layers]
-    stages = [name for name in names if name.startswith("stages.")]
-    wanted, number, position = [], -1, 0
-    for name in stages:
-        if name.endswith(".0") and int(name.split(".")[1]) > number:
-            number, position = int(name.split(".")[1]), 0
-        wanted.append(f"stages.{number}.{position}")
-        position += 1
     tops = [name.split(".")[0] for name in names]
-    spine = list(dict.fromkeys(t for t in tops if t in ("stages", "pool", "classifier")))
+    spine = [top for top in dict.fromkeys(tops) if top in ("stages", "pool", "classifier")]
     whole = spine == ["stages", "pool", "classifier"] and tops[-1] == "classifier"
-    last = max((place for place, top in enumerate(tops) if top == "stages"), default=-1)
-    whole = whole and tops.index("pool") > last and len(set(names)) == len(names)
-    if stages != wanted or not whole:
+    ended = -1
+    for before, name in zip(["", *names], names, strict=False):
+        if not name.startswith("stages."):
+            continue
+        stage, position = map(int, name.split(".")[1:])
+        follows = position > 0 and before == f"stages.{stage}.{position - 1}"
+        whole = whole and (follows or (position == 0 and stage > ended))
+        ended = stage
+    if not whole or len(set(names)) < len(names):
         raise SpaceError(
             "expected blocks stages.0.0, stages.0.1, …, then one pool, the classifier last, "
             f"got {', '.join(names)[:200]}"

@@ -212,7 +212,7 @@ def unnamed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make_file", "message"),
     [
-        (resnet, r"\d+ missing: "),
+        (resnet, r"\d+ missing: stem\.bn"),
         (proxyless, r"expected weights of one of .*, got 16 channels after .* and 768 after it"),
         (depthless, r"\d+ missing: stages\.4\.3\."),
         (other, "got names such as weight"),

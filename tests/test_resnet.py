@@ -509,8 +509,8 @@ def test_a_subnet_becomes_a_network_of_its_own(net: Supernet, tmp_path: Path) ->
             torch.testing.assert_close(again(images()), static(images()))
     for change, message in (
         ({"downsample": False}, "a residual of the same shape"),
-        ({"residual": False}, "a residual in bottlenecks"),
-        ({"se_channels": 8}, "fewer channels in SE"),
+        ({"residual": False}, "a residual in every bottleneck"),
+        ({"se_channels": 8}, "expansion and SE in inverted blocks alone"),
     ):
         data = fixed.to_json()
         next(x for x in data["layers"] if x["name"] == "stages.2.0").update(change)

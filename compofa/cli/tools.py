@@ -51,12 +51,15 @@ def parser() -> Parser:
         "and the file is run beside torch after writing; its card goes to OUTPUT.json",
         _export,
     )
-    sub.add_argument("net", metavar="NET", help="a checkpoint, or a network whose weights ship")
+    sub.add_argument(
+        "net", metavar="NET", help="a checkpoint, a specialised network, or an id of zoo"
+    )
     sub.add_argument(
         "subnet",
+        nargs="?",
         metavar="SUBNET",
-        help='{"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, a file with it, '
-        "largest or smallest",
+        help='of a supernet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, a '
+        "file with it, largest or smallest",
     )
     sub.add_argument(
         "--to", required=True, choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS)
@@ -135,7 +138,9 @@ def _export(args: argparse.Namespace) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     path, checkpoint = open_checkpoint(args.net, args.arch)
     subnet = _subnet(args, checkpoint)
-    output = Path(args.output or Path(args.net).stem + SUFFIXES[args.to])
+    source = Path(args.net)
+    stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
+    output = Path(args.output or stem + SUFFIXES[args.to])
     require_writable(output.parent, create=False)
     network, calibration = _network(args, checkpoint, subnet)
     card = {
@@ -158,7 +163,13 @@ def _export(args: argparse.Namespace) -> None:
 def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
     size = checkpoint.image_size if args.image_size is None else args.image_size
     checkpoint.network.check_resolution(size)
+    if not checkpoint.network.elastic:
+        if args.subnet is not None:
+            raise ConfigError(f"SUBNET: {args.net} is one network, with no subnets to choose")
+        return checkpoint.network.at(size).subnet
     space = checkpoint.network.space.restrict(resolutions=(size,))
+    if args.subnet is None:
+        raise ConfigError(f"SUBNET: expected a subnet of {args.net}, largest or smallest")
     if args.subnet in ("largest", "smallest"):
         return getattr(space, args.subnet)
     subnet = read_subnet(args.subnet, space, size, "SUBNET")
@@ -170,14 +181,17 @@ def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
 def _network(
     args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet
 ) -> tuple[StaticNetwork, dict[str, Any] | None]:
-    """Return the subnet's network and how it was calibrated."""
+    """Return the subnet's network and how it was calibrated; one network keeps its statistics."""
     from compofa.calibrate import calibrate
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
     from compofa.extract import extract
+    from compofa.supernet import Supernet
     from compofa.threads import cpu_threads, usual_threads
 
     supernet = checkpoint.build()
+    if not isinstance(supernet, Supernet):
+        return supernet, None
     if args.no_calibrate:
         return extract(supernet, subnet), None
     evaluator = Evaluator(
@@ -194,6 +208,8 @@ def _network(
 
 def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
     """Return what the checkpoint says was measured of ``subnet``, by the part of the data set."""
+    if not checkpoint.network.elastic:
+        return dict(checkpoint.figures)
     space = checkpoint.network.space
     ours = [
         name
