@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.backbones import backbone
-from compofa.coupling import COUPLINGS, Coupling
+from compofa.coupling import Coupling
 from compofa.errors import CheckpointError, SpaceError
 from compofa.network import NetworkSpec
 from compofa.specialised import specialised
@@ -80,6 +80,20 @@ NETWORKS: dict[str, Entry] = {
         "proxyless_small_images", 0.25, "none", True,
         "ProxylessNAS for images of 8 to 64 pixels, a quarter of the width",
     ),
+    "ofa_resnet50": Entry(
+        "resnet50d", 1.0, "none", False, "Once-for-All ResNet50D, elastic widths, 2.5e12 subnets"
+    ),
+    "compofa-resnet50": Entry(
+        "resnet50d", 1.0, "simple", False,
+        "ResNet50D with depth and expand ratio coupled, widths free: 118,098 subnets",
+    ),
+    "ofa-resnet50-small": Entry(
+        "resnet50d_small_images", 0.25, "none", False,
+        "ResNet50D for images of 8 to 64 pixels, a quarter of the width",
+    ),
+    "compofa-resnet50-small": Entry(
+        "resnet50d_small_images", 0.25, "simple", False, "the same with its coupling"
+    ),
     "compofa-digits": Entry(
         "mobilenet_v3_small_images", 0.25, "simple", False,
         "compofa-small trained on scikit-learn's digits; weights ship with the project",
@@ -125,8 +139,8 @@ def network_spec(
     Args:
         net_id: A key of :data:`NETWORKS`.
         classes: Outputs of the classifier.
-        coupling: Pairs (depth, expand ratio), or ``None`` for a free space; the network's own
-            when left out.
+        coupling: Pairs (depth, expand ratio) or the name of a coupling, or ``None`` for a free
+            space; the network's own when left out.
         elastic_kernel: Whether kernels vary; the network's own choice when left out.
         width_mult: Width multiplier; the network's own when left out.
         resolutions: Resolutions of its space, in pixels.
@@ -137,8 +151,10 @@ def network_spec(
     """
     row = entry(net_id)
     table = backbone(row.backbone, row.width_mult if width_mult is None else width_mult)
-    pairs = COUPLINGS[row.coupling] if isinstance(coupling, str) else coupling
     elastic = row.elastic_kernel if elastic_kernel is None else elastic_kernel
+    if elastic and len(table.kernels) == 1:
+        raise SpaceError(f"{net_id} has kernels of size {table.kernels[0]} alone: none is elastic")
+    pairs = coupling or row.coupling if isinstance(coupling, str) else coupling
     space = table.compound_space(pairs, elastic, resolutions)
     return NetworkSpec(table, space, classes, kernel_transform=elastic, dropout=dropout)
 

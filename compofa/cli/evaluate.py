@@ -58,7 +58,10 @@ def parser() -> Parser:
     )
     which.add_argument("--all", action="store_true", help="every one, in a small space")
     which.add_argument(
-        "--subnet", metavar="JSON", help='one: {"ks", "e", "d", "r"} as JSON, or a file with it'
+        "--subnet",
+        metavar="JSON",
+        help='one: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, '
+        "or a file with it",
     )
     p.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     data = p.add_argument_group("data (by default what the checkpoint names)")

@@ -58,7 +58,8 @@ def parser() -> Parser:
         "subnet",
         nargs="?",
         metavar="SUBNET",
-        help='of a supernet: {"ks", "e", "d", "r"} as JSON, a file with it, largest or smallest',
+        help='of a supernet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, a '
+        "file with it, largest or smallest",
     )
     sub.add_argument(
         "--to", required=True, choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS)
@@ -213,8 +214,7 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
     ours = [
         name
         for name in ("largest", "smallest")
-        if getattr(space, name).stages == subnet.stages
-        and subnet.resolution == checkpoint.image_size
+        if getattr(space, name).at(checkpoint.image_size) == subnet
     ]
     return {
         part: measured[name]
