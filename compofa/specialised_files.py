@@ -79,9 +79,9 @@ def find_specialised(path: str | Path) -> SpecialisedFiles | None:
     folder = path if path.is_dir() else path.parent
     if (path.is_dir() or path.name in (CONFIG, RUN, INIT)) and (folder / CONFIG).is_file():
         return SpecialisedFiles(folder / CONFIG, folder / INIT, folder / RUN)
-    config = path.with_suffix(".json")
-    if path.suffix not in (".json", ".pth") or not config.is_file():
+    if path.suffix not in (".json", ".pth") or not path.with_suffix(".json").is_file():
         return None
+    config = path.with_suffix(".json")
     try:
         known = is_net_config(read_json(config))
     except SpaceError:
