@@ -58,11 +58,12 @@ class Subnet:
         """Return the field's ``{"ks", "e", "d", "r"}`` form, 0 for blocks past the depth.
 
         Args:
-            slots: Blocks written for each stage that can vary.
+            slots: Blocks written for each stage that can vary; more where a stage has more.
             single: How many of the last stages always are one block: each is written as that
                 block, without a depth.
         """
         varying = len(self.stages) - single
+        slots = max(slots, *self.depths[:varying])
         padded = [list(stage) + [(0, 0)] * (slots - len(stage)) for stage in self.stages[:varying]]
         padded += self.stages[varying:]
         return {
@@ -98,7 +99,7 @@ class Subnet:
             )
         kernels, expands, depths = (numbers(key, config[key]) for key in ("ks", "e", "d"))
         slots, single = divmod(len(kernels), len(depths)) if depths else (0, 0)
-        if not depths or len(kernels) != len(expands) or single > 1:
+        if not slots or len(kernels) != len(expands) or single > 1:
             raise SpaceError(
                 f"expected ks and e with the same number of blocks for each of the "
                 f"{len(depths)} stages in d, got {len(kernels)} and {len(expands)}"
