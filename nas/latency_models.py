@@ -21,7 +21,8 @@ from compofa.errors import CompofaError, SpaceError, TableError
 from compofa.files import write_atomic, write_text_atomic
 from compofa.layout import LayerSpec
 from compofa.subnet import SubnetArrays
-from nas.cost import BlockTable, LayerSumCost
+from nas.block_table import BlockTable
+from nas.cost import LayerSumCost
 
 MODELS = Path(__file__).parent / "models"
 MAX_FILE_BYTES = 64 << 20

@@ -205,7 +205,8 @@ def _main(argv: Sequence[str] | None) -> None:
 
         def attempt(again: bool) -> RunResult:
             only_main_speaks(workers)  # after a death another one may be the first
-            usual = f"{args.dataset}-{workers.in_turn(lambda: plan(config))[-1].net or args.task}"
+            last = workers.in_turn(lambda: plan(config))[-1]
+            usual = f"{args.dataset}-{last.net or args.task}"
             return train_task(
                 config,
                 args.output or Path("runs") / (args.name or usual),

@@ -93,6 +93,12 @@ class Phase:
         """
         if self.depths is None and self.expands is None and self.kernels is None:
             return space
+        if space.widths:
+            raise ConfigError(
+                f"task {self.task}: Once-for-All published no such recipe for ResNet50D, whose "
+                "kernels are fixed and whose widths are elastic; expected --task supernet or "
+                "compound"
+            )
         if any(stage.coupling is not None for stage in space.stages):
             raise ConfigError(
                 f"task {self.task}: expected a network in which every choice is free, such as "
