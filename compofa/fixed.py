@@ -147,7 +147,8 @@ class FixedNetwork:
         stages: dict[str, list[tuple[int, int | float]]] = {}
         for layer in self.layers:
             if layer.name.startswith("stages."):
-                ratio = as_number(round(layer.mid_channels / layer.in_channels, 4))
+                base = layer.out_channels if layer.kind == "bottleneck" else layer.in_channels
+                ratio = as_number(round((layer.mid_channels or base) / base, 4))
                 stages.setdefault(layer.name.split(".")[1], []).append((layer.kernel, ratio))
         return Subnet(self.resolution, tuple(map(tuple, stages.values())))
 
@@ -215,6 +216,8 @@ def network_from_json(data: Any) -> Network:
 
 
 def _read_layer(data: Any) -> LayerSpec:
+    if isinstance(data, dict):
+        data = {"downsample": False, **data}  # files from before bottlenecks lack it
     values = {
         f.name: field(data, f.name, _TYPES[f.type])
         for f in fields(LayerSpec)

@@ -105,8 +105,14 @@ def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:
 
 
 def to_net_config(network: FixedNetwork) -> dict[str, Any]:
-    """Return a network in the form of a ``net.config``; the reverse of :func:`from_net_config`."""
+    """Return a network in the form of a ``net.config``; the reverse of :func:`from_net_config`.
+
+    Raises:
+        SpaceError: It is of another family.
+    """
     layers = {layer.name: layer for layer in network.layers}
+    if "mix" not in layers:
+        raise SpaceError("expected a MobileNetV3 or ProxylessNAS to write as net.config")
     blocks = [_written_block(layer) for layer in network.layers if layer.kind == "mbconv"]
     expand = layers.get("final_expand")
     return {

@@ -68,7 +68,8 @@ def parser() -> Parser:
     what.add_argument(
         "--heuristic",
         metavar="COUPLING",
-        help="coupling of depth and width: simple, none, or pairs such as 2:3,3:4,4:6",
+        help="coupling of depth and width: simple (the network's own), none, or pairs such as "
+        "2:3,3:4,4:6 (ResNet50D: 0:0.2,1:0.25,2:0.35)",
     )
     what.add_argument(
         "--width-mult",
