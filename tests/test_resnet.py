@@ -485,6 +485,11 @@ def test_commands_take_it_from_training_to_export(
         assert header.startswith("d,e,w,r,top1") and len(rows) == 2
         assert tools(["convert", best, "net.pth", "--to", "ofa"]) == 0
         assert tools(["convert", "net.pth", "net.pt", "--to", "compofa"]) == 0
+        Path("subnet.json").write_text(json.dumps(FREE.sample(rng(1)).to_config()))
+        assert tools(["convert", "subnet.json", "again.json", "--to", "ofa"]) == 0
+        assert Path("again.json").read_text().strip() == Path("subnet.json").read_text()
+        assert tools(["convert", "subnet.json", "a.yaml", "--to", "mmrazor"]) == 1
+        assert "MMRazor has no resnet50d" in capsys.readouterr().err
         assert tools(["convert", best, "net.pth", "--to", "mmrazor"]) == 1
         assert "MMRazor has no ResNet50D" in capsys.readouterr().err
         first, second = (load_checkpoint(path) for path in (best, "net.pt"))
