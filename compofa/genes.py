@@ -183,7 +183,8 @@ class GeneCode:
         kernels, expands = self.kernels(genes), self.expands(genes)
         kernels *= active
         expands *= active
-        depths, widths = self.depths(genes), self.widths(genes)
+        depths = self.depths(genes)
+        widths = self.widths(genes) if len(self.widths.columns) else None
         return SubnetArrays(kernels, expands, depths, self.resolution(genes)[:, 0], widths)
 
     def genes_of(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:

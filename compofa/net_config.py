@@ -140,10 +140,16 @@ def _resnet(data: Mapping[str, Any], blocks: list[Any]) -> list[LayerSpec]:
 
 
 def to_net_config(network: FixedNetwork) -> dict[str, Any]:
-    """Return a network in the form of a ``net.config``; the reverse of :func:`from_net_config`."""
+    """Return a network in the form of a ``net.config``; the reverse of :func:`from_net_config`.
+
+    Raises:
+        SpaceError: It is of another family.
+    """
     layers = {layer.name: layer for layer in network.layers}
     resnet, expand = "stem_out" in layers, layers.get("final_expand")
     blocks = [layer for layer in network.layers if layer.kind in ("mbconv", "bottleneck")]
+    if not resnet and "mix" not in layers:
+        raise SpaceError("expected a MobileNetV3, ProxylessNAS or ResNet50D for a net.config")
     if resnet:
         name, stem = (
             "ResNets",

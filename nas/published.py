@@ -108,7 +108,7 @@ class PublishedResNetPredictor(PublishedPredictor):
     Linear 82-400-400-400-1 on one-hot features: 8 resolutions, whether the stem's residual
     convolution is left out or kept, 6 widths of 3 choices, 18 expand ratios of 3 (zeros past the
     depth). The file does not name them. Of the 24 orders of these four groups this is the one in
-    which predicted accuracy rises with every width, every depth and, up to 240 pixels, the
+    which predicted accuracy rises with every width, every depth and, up to 224 pixels, the
     resolution. Nor does it name the resolutions: those of Once-for-All's ResNet50D examples are
     assumed, and the gain a step has its one bump where they skip 208. No measurements are there to
     check its figures with: rank with it, don't quote it.

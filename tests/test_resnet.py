@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compofa.backbones import MOBILENET_V3, RESNET50D, RESNET50D_SMALL_IMAGES
 from compofa.calibrate import calibrate
-from compofa.checkpoint import Checkpoint, load_checkpoint
+from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import main as evaluate
 from compofa.cli.tools import main as tools
 from compofa.cli.train import main as train
@@ -27,6 +27,7 @@ from compofa.coupling import parse_coupling
 from compofa.errors import CheckpointError, ConfigError, SpaceError, TableError
 from compofa.export import export, fold_bn, subnet_card
 from compofa.extract import extract
+from compofa.fixed import FixedNetwork, network_from_json
 from compofa.formats import read_any, save_as
 from compofa.layout import LayerSpec, layout, macs, params
 from compofa.mmrazor import to_choices
@@ -494,3 +495,23 @@ def test_commands_take_it_from_training_to_export(
         assert "not in space" in capsys.readouterr().err
     finally:
         logging.captureWarnings(False)
+
+
+def test_a_subnet_becomes_a_network_of_its_own(net: Supernet, tmp_path: Path) -> None:
+    for subnet in (net.spec.space.smallest.at(12), net.spec.space.largest.at(12)):
+        static, fixed = extract(net, subnet), FixedNetwork.of(net.spec, subnet)
+        assert network_from_json(json.loads(json.dumps(fixed.to_json()))) == fixed
+        assert (fixed.subnet.depths, fixed.subnet.widths) == (subnet.depths, subnet.widths)
+        save_checkpoint(tmp_path / "net.pt", Checkpoint(fixed, static.state_dict(), image_size=12))
+        with torch.no_grad():
+            again = load_checkpoint(tmp_path / "net.pt").build()
+            torch.testing.assert_close(again(images()), static(images()))
+    for change, message in (
+        ({"downsample": False}, "a residual of the same shape"),
+        ({"residual": False}, "a residual in every bottleneck"),
+        ({"se_channels": 8}, "expansion and SE in inverted blocks alone"),
+    ):
+        data = fixed.to_json()
+        next(x for x in data["layers"] if x["name"] == "stages.2.0").update(change)
+        with pytest.raises(SpaceError, match=message):
+            network_from_json(data)
