@@ -18,16 +18,15 @@ from compofa.checkpoint import (
     as_data,
     from_data,
     load_checkpoint,
-    read_safely,
     save_checkpoint,
     weights_in,
-    write_tensors,
 )
 from compofa.convert import from_ours, recognise, to_ours
 from compofa.errors import CheckpointError
 from compofa.model_zoo import network_of
 from compofa.subnet import SLOTS
 from compofa.supernet import Supernet
+from compofa.tensorfile import read_safely, write_tensors
 from compofa.weights import load_state
 
 EXTRA = "compofa"
