@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"]
 
 
 def read_version() -> str:
@@ -72,10 +73,17 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.9"],
+        "test": [
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            *EXPORT,
+        ],
         # Source only: its build needs g++ and cmake, and C++17 for a current PyTorch.
         "horovod": ["horovod>=0.28.1"],
-        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],
+        "export": EXPORT,
     },
     entry_points={
         "console_scripts": [

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, read without running code, with all that evaluation needs.
 
 A file of this library is what ``torch.save`` makes of a mapping with ``format``, ``version``,
-``network`` (the supernet's definition), ``weights``, what :class:`Checkpoint` lists, and the
+``network`` (its definition), ``weights``, what :class:`Checkpoint` lists, and the
 checksum of it all, see :mod:`compofa.tensorfile` (earlier files have none, and are read as well).
 Files of Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights
 themselves; :func:`load_weights` reads both kinds.
@@ -21,7 +21,9 @@ from typing import Any
 from torch import Tensor
 
 from compofa.errors import CheckpointError, SpaceError
-from compofa.network import NetworkSpec, field
+from compofa.fixed import Network, network_from_json
+from compofa.network import field
+from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
 from compofa.tensorfile import first_line, read_safely, write_tensors
@@ -33,10 +35,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained supernet and what is needed to use it.
+    """A trained network and what is needed to use it.
 
     Attributes:
-        network: The supernet's definition.
+        network: The definition of a supernet, or of one specialised network.
         weights: Its state dict.
         classes: Names of the classes, in the order of the outputs.
         mean: Mean that images are normalised with, one a channel.
@@ -50,7 +52,7 @@ class Checkpoint:
         training: State to resume from; ``None`` in a file meant for use only.
     """
 
-    network: NetworkSpec
+    network: Network
     weights: Mapping[str, Tensor]
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -71,13 +73,13 @@ class Checkpoint:
         weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
         return replace(self, weights=weights, training=None)
 
-    def build(self) -> Supernet:
-        """Build the supernet with these weights, in evaluation mode.
+    def build(self) -> Supernet | StaticNetwork:
+        """Build the network with these weights, in evaluation mode.
 
         Raises:
             CheckpointError: The weights do not fit the definition.
         """
-        net = Supernet(self.network)
+        net = self.network.build()
         load_state(net, self.weights, "checkpoint")
         return net.eval()
 
@@ -145,7 +147,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         version = field(data, "version", int)
         if version != VERSION:
             raise CheckpointError(f"{path}: expected format version {VERSION}, got {version}")
-        network = NetworkSpec.from_json(field(data, "network", dict))
+        network = network_from_json(field(data, "network", dict))
         names = field(data, "classes", list)
         if any(type(name) is not str for name in names) or len(names) not in (0, network.classes):
             raise SpaceError(f"classes: expected {network.classes} names, got {len(names)} values")
@@ -173,11 +175,11 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
 
 
-def load_weights(net: Supernet, source: str | Path | Mapping[str, Tensor]) -> None:
+def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str, Tensor]) -> None:
     """Load weights into ``net``: this library's, Once-for-All's or CompOFA's.
 
     Args:
-        net: The supernet; it changes only when everything fits.
+        net: The network; it changes only when everything fits.
         source: A file or a state dict. Kernel matrices may be there or not: lacking ones are
             the identity, and those of a fixed-kernel network are applied to its kernels.
 

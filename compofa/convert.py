@@ -11,7 +11,7 @@ Only names change: values pass through as they are, so any may stand in for tens
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -33,6 +33,7 @@ _OFA_PARTS = (
     ("point_linear.", "project."),
 )
 _OFA_BLOCK = re.compile(r"blocks\.(\d+)\.(?:mobile_inverted_conv|conv)\.(.+)")
+_OFA_NUMBER = re.compile(r"((?:module\.)?blocks\.)(\d{1,6})\.")
 _DOUBLED = re.compile(r"\b(conv|bn|linear)\.\1\.")
 _OFA_MATRIX = re.compile(r"conv\.\d+to(\d+)_matrix$")
 
@@ -75,6 +76,44 @@ def to_ours(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
     readers = {"ofa": from_ofa, "mmrazor": from_mmrazor}
     reader = readers.get(recognise(state) or "")
     return reader(state, slots) if reader else dict(state)
+
+
+def in_slots(state: Mapping[str, Value], depths: Sequence[int]) -> tuple[dict[str, Value], int]:
+    """Number the blocks of a specialised network as those of a supernet.
+
+    Once-for-All counts the blocks that a specialised network has; some files leave out the numbers
+    of blocks that do nothing. In a supernet every stage has the same number of slots.
+
+    Args:
+        state: Its tensors (or anything) by Once-for-All's names; others are left alone.
+        depths: Blocks of each stage.
+
+    Returns:
+        What :func:`to_ours` takes: the state dict, and the slots of a stage.
+    """
+    slots = max(depths)
+    places = [0, *(1 + s * slots + p for s, depth in enumerate(depths) for p in range(depth))]
+    found = {int(m[2]) for m in map(_OFA_NUMBER.match, state) if m}
+    if len(found) != len(places):
+        return dict(state), slots
+    order = dict(zip(sorted(found), places, strict=True))
+    return {
+        _OFA_NUMBER.sub(lambda m: f"{m[1]}{order[int(m[2])]}.", name): value
+        for name, value in state.items()
+    }, slots
+
+
+def from_slots(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Turn Once-for-All's names of a supernet's slots into those of a specialised network.
+
+    Blocks are counted, and layers stand alone: the reverse of :func:`in_slots`.
+    """
+    found = sorted({int(m[2]) for m in map(_OFA_NUMBER.match, state) if m})
+    order = {number: place for place, number in enumerate(found)}
+    return {
+        _DOUBLED.sub(r"\1.", _OFA_NUMBER.sub(lambda m: f"{m[1]}{order[int(m[2])]}.", name)): value
+        for name, value in state.items()
+    }
 
 
 def from_ours(state: Mapping[str, Value], slots: int, to: str) -> dict[str, Value]:

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
-from compofa.extract import build_static
-from compofa.layout import layout, macs, params
-from compofa.network import NetworkSpec
+from compofa.fixed import FixedNetwork, Network, network_from_json
+from compofa.layout import macs, params
 from compofa.nn.static import ConvBN, StaticNetwork
 from compofa.subnet import Subnet
 
@@ -50,11 +49,11 @@ def fold_bn(network: StaticNetwork) -> StaticNetwork:
     return folded
 
 
-def subnet_card(spec: NetworkSpec, subnet: Subnet) -> dict[str, Any]:
+def subnet_card(spec: Network, subnet: Subnet) -> dict[str, Any]:
     """Return what is known of a subnet without its weights, as JSON data."""
-    layers = layout(spec.backbone, subnet, spec.classes)
+    layers = spec.layers_of(subnet)
     return {
-        "subnet": subnet.to_config(spec.space.slots),
+        "subnet": subnet.to_config(),
         "resolution": subnet.resolution,
         "params": params(layers),
         "macs": macs(layers),
@@ -143,7 +142,7 @@ def load_exported(path: str | Path) -> StaticNetwork:
             card = json.loads((file.metadata() or {}).get("compofa", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         subnet = Subnet.from_config(card["subnet"])
-        network = build_static(NetworkSpec.from_json(card["network"]), subnet).eval()
+        network = FixedNetwork.of(network_from_json(card["network"]), subnet).build().eval()
         network = fold_bn(network) if card["bn_folded"] else network
         network.load_state_dict(weights)
     except OSError as error:

@@ -6,7 +6,7 @@ building of static networks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compofa.backbones import Backbone, divisible8
 from compofa.errors import SpaceError
@@ -155,6 +155,21 @@ def layout(backbone: Backbone, subnet: Subnet, classes: int = 1000) -> tuple[Lay
 def shrink(size: int, stride: int) -> int:
     """Return the side of a feature map after a same-padded convolution: ``ceil(size/stride)``."""
     return -(-size // stride)
+
+
+def at_resolution(layers: tuple[LayerSpec, ...], resolution: int) -> tuple[LayerSpec, ...]:
+    """Return ``layers`` with the sizes of feature maps that an image of this side gives.
+
+    Args:
+        layers: A whole network, in the order it runs.
+        resolution: Side of the image in pixels.
+    """
+    resized, size = [], resolution
+    for layer in layers:
+        out = 1 if layer.kind == "pool" else shrink(size, layer.stride)
+        resized.append(replace(layer, in_size=size, out_size=out))
+        size = out
+    return tuple(resized)
 
 
 def macs(layers: tuple[LayerSpec, ...]) -> int:

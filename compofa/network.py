@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compofa.backbones import Backbone, backbone
 from compofa.errors import SpaceError
+from compofa.layout import LayerSpec, layout
 from compofa.space import SearchSpace, StageSpace
-from compofa.subnet import numbers
+from compofa.subnet import Subnet, numbers
+
+if TYPE_CHECKING:
+    from compofa.supernet import Supernet
+
+MAX_RESOLUTION = 2048
+"""The largest side of an image that a network is used with, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class NetworkSpec:
     classes: int = 1000
     kernel_transform: bool = False
     dropout: float = 0.1
+
+    elastic: ClassVar[bool] = True
+    """Whether there are subnets to choose from."""
 
     def __post_init__(self) -> None:
         if len(self.space.stages) != len(self.backbone.stages):
@@ -54,11 +64,21 @@ class NetworkSpec:
         Raises:
             SpaceError: It is too small or absurdly large.
         """
-        if not self.min_resolution <= resolution <= 2048:
+        if not self.min_resolution <= resolution <= MAX_RESOLUTION:
             raise SpaceError(
-                f"expected an image size from {self.min_resolution} to 2048 for backbone "
-                f"{self.backbone.name}, got {resolution}"
+                f"expected an image size from {self.min_resolution} to {MAX_RESOLUTION} for "
+                f"backbone {self.backbone.name}, got {resolution}"
             )
+
+    def layers_of(self, subnet: Subnet) -> tuple[LayerSpec, ...]:
+        """Return the layers of a subnet, with their shapes."""
+        return layout(self.backbone, subnet, self.classes)
+
+    def build(self) -> Supernet:
+        """Build the supernet with new weights."""
+        from compofa.supernet import Supernet
+
+        return Supernet(self)
 
     def largest_only(self) -> NetworkSpec:
         """Return the definition of this network's largest subnet alone: a teacher's."""

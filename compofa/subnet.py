@@ -58,11 +58,12 @@ class Subnet:
         """Return the field's ``{"ks", "e", "d", "r"}`` form, 0 for blocks past the depth.
 
         Args:
-            slots: Blocks written for each stage that can vary.
+            slots: Blocks written for each stage that can vary; more where a stage has more.
             single: How many of the last stages always are one block: each is written as that
                 block, without a depth.
         """
         varying = len(self.stages) - single
+        slots = max(slots, *self.depths[:varying])
         padded = [list(stage) + [(0, 0)] * (slots - len(stage)) for stage in self.stages[:varying]]
         padded += self.stages[varying:]
         return {

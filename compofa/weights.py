@@ -1,4 +1,4 @@
-"""Loading weights into a supernet: names matched, kernels derived, everything checked first."""
+"""Loading weights into a network: names matched, kernels derived, everything checked first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compofa.convert import to_ours
+from compofa.convert import in_slots, to_ours
 from compofa.errors import CheckpointError
 from compofa.nn.elastic import ElasticDepthwise, transform_kernel
+from compofa.nn.static import StaticNetwork
 from compofa.supernet import Supernet
 
 _LISTED = 12
 
 
-def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state dict") -> None:
+def load_state(
+    net: Supernet | StaticNetwork, state: Mapping[str, Tensor], source: str = "state dict"
+) -> None:
     """Copy ``state`` into ``net``, all of it or nothing.
 
     OFA's, CompOFA's and MMRazor's names are recognised. A depthwise kernel larger than what the
@@ -32,7 +35,10 @@ def load_state(net: Supernet, state: Mapping[str, Tensor], source: str = "state 
             f"{source}: expected a mapping from names to dense tensors, "
             f"got {len(tensors)} among {len(state)} entries"
         )
-    tensors = to_ours(tensors, net.spec.space.slots)
+    if isinstance(net, Supernet):
+        tensors = to_ours(tensors, net.spec.space.slots)
+    else:
+        tensors = to_ours(*in_slots(tensors, net.depths))
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
         for name, value in tensors.items()
@@ -82,7 +88,9 @@ def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> li
     ]
 
 
-def _fit_kernels(net: Supernet, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _fit_kernels(
+    net: Supernet | StaticNetwork, tensors: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
     """Derive the depthwise kernels that ``net`` stores from the larger ones that came."""
     fitted = dict(tensors)
     for path, module in net.named_modules():

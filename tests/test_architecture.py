@@ -31,6 +31,7 @@ LIGHT = (
     "compofa.data.catalog",
     "compofa.errors",
     "compofa.files",
+    "compofa.fixed",
     "compofa.genes",
     "compofa.layout",
     "compofa.mmrazor",

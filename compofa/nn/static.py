@@ -178,6 +178,11 @@ class StaticNetwork(LayeredNetwork):
         super().__init__(built, lambda blocks: nn.Sequential(*blocks), dropout)
         self.specs = specs
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks of each stage."""
+        return tuple(len(blocks) for blocks in self.stages)
+
     def units(self) -> list[nn.Module]:
         """Return the modules up to the pool in the order they run, each taking one tensor."""
         blocks = [block for stage in self.stages for block in stage]

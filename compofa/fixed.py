@@ -1,0 +1,290 @@
+"""A specialised network as data: one network with nothing left to choose, without torch.
+
+What :class:`compofa.network.NetworkSpec` is to a supernet: enough to build it again from a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compofa.errors import SpaceError
+from compofa.layout import LayerSpec, at_resolution, params
+from compofa.network import MAX_RESOLUTION, NetworkSpec, field
+from compofa.space import SearchSpace
+from compofa.subnet import Subnet, as_number
+
+if TYPE_CHECKING:
+    from compofa.nn.static import StaticNetwork
+
+ACTS = ("relu", "relu6", "hswish", "none")
+KINDS = {
+    "stem": ("conv",),
+    "first": ("mbconv",),
+    "stages": ("mbconv",),
+    "final_expand": ("conv",),
+    "mix": ("conv", "mix"),
+    "pool": ("pool",),
+    "classifier": ("linear",),
+}
+"""What a layer may be, by its name; ``stages`` stands for the blocks of all stages."""
+MAX_LAYERS, MAX_CHANNELS, MAX_PARAMS = 512, 1_000_000, 100_000_000
+
+_SIZES = ("in_size", "out_size")
+_STAGE_BLOCK = re.compile(r"stages\.\d{1,3}\.\d{1,3}")
+_TYPES: dict[Any, type] = {"int": int, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True)
+class FixedNetwork:
+    """The definition of one network.
+
+    Attributes:
+        layers: Its layers in the order they run, with the sizes of feature maps at its
+            resolution. The blocks of stage i are named ``stages.i.0``, ``stages.i.1``, …; one
+            layer named ``pool`` follows, the last is the ``classifier``.
+        dropout: Probability before the classifier, in training.
+        bn_eps: Epsilon of every batch normalisation.
+        bn_momentum: Momentum of every batch normalisation.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    dropout: float = 0.1
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+
+    elastic: ClassVar[bool] = False
+    """Whether there are subnets to choose from."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise SpaceError(f"expected a dropout from 0 up to 1, got {self.dropout}")
+        if not 0 < self.bn_eps <= 1 or not 0 <= self.bn_momentum <= 1:
+            raise SpaceError(
+                "expected BN eps above 0 and at most 1 and momentum from 0 to 1, "
+                f"got {self.bn_eps} and {self.bn_momentum}"
+            )
+        if not 4 <= len(self.layers) <= MAX_LAYERS:
+            raise SpaceError(f"expected 4 to {MAX_LAYERS} layers, got {len(self.layers)}")
+        for layer in self.layers:
+            _check_layer(layer)
+        _check_order(self.layers)
+        if params(self.layers) > MAX_PARAMS:
+            raise SpaceError(
+                f"expected at most {MAX_PARAMS:,} parameters, got {params(self.layers):,}"
+            )
+        self.check_resolution(self.resolution)
+        if self.layers != at_resolution(self.layers, self.resolution):
+            raise SpaceError("expected layers whose sizes follow from the resolution")
+
+    @classmethod
+    def of(cls, spec: Network, subnet: Subnet) -> FixedNetwork:
+        """Return the definition of ``subnet`` of a supernet, or of the one network there is.
+
+        Raises:
+            SpaceError: There is no such subnet.
+        """
+        if isinstance(spec, FixedNetwork):
+            return replace(spec, layers=spec.layers_of(subnet))
+        spec.space.free().require(subnet, resolution=False)
+        table = spec.backbone
+        return cls(spec.layers_of(subnet), spec.dropout, table.bn_eps, table.bn_momentum)
+
+    def at(self, resolution: int) -> FixedNetwork:
+        """Return the same network for images of another side.
+
+        Raises:
+            SpaceError: It cannot take such images.
+        """
+        return replace(self, layers=at_resolution(self.layers, resolution))
+
+    @property
+    def resolution(self) -> int:
+        """Side of its images in pixels."""
+        return self.layers[0].in_size
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the classifier."""
+        return self.layers[-1].out_channels
+
+    @property
+    def min_resolution(self) -> int:
+        """The least side of an image that leaves one pixel a stride of the network."""
+        total = 1
+        for layer in self.layers:
+            total *= layer.stride
+        return total
+
+    def check_resolution(self, resolution: int) -> None:
+        """Check that the network can take images of this side.
+
+        Raises:
+            SpaceError: It is too small or absurdly large.
+        """
+        if not self.min_resolution <= resolution <= MAX_RESOLUTION:
+            raise SpaceError(
+                f"expected an image size from {self.min_resolution} to {MAX_RESOLUTION}, "
+                f"got {resolution}"
+            )
+
+    @property
+    def space(self) -> SearchSpace:
+        """There is none.
+
+        Raises:
+            SpaceError: Always.
+        """
+        raise SpaceError(f"expected a supernet, got one specialised network: {self.subnet}")
+
+    @property
+    def subnet(self) -> Subnet:
+        """Kernel sizes and expand ratios of its blocks, for records and for reading."""
+        stages: dict[str, list[tuple[int, int | float]]] = {}
+        for layer in self.layers:
+            if layer.name.startswith("stages."):
+                ratio = as_number(round(layer.mid_channels / layer.in_channels, 4))
+                stages.setdefault(layer.name.split(".")[1], []).append((layer.kernel, ratio))
+        return Subnet(self.resolution, tuple(map(tuple, stages.values())))
+
+    def layers_of(self, subnet: Subnet) -> tuple[LayerSpec, ...]:
+        """Return the layers at the resolution of ``subnet``, which must be this network's.
+
+        Raises:
+            SpaceError: It is another one.
+        """
+        if subnet.stages != self.subnet.stages:
+            raise SpaceError(f"expected the network {self.subnet}, got {subnet}")
+        return self.at(subnet.resolution).layers
+
+    def build(self) -> StaticNetwork:
+        """Build the network with torch's default weights."""
+        from compofa.nn.static import StaticNetwork
+
+        return StaticNetwork(self.layers, self.dropout, self.bn_eps, self.bn_momentum)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the definition as JSON data."""
+        named = [f.name for f in fields(LayerSpec) if f.name not in _SIZES]
+        return {
+            "resolution": self.resolution,
+            "dropout": self.dropout,
+            "bn_eps": self.bn_eps,
+            "bn_momentum": self.bn_momentum,
+            "layers": [{name: getattr(layer, name) for name in named} for layer in self.layers],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> FixedNetwork:
+        """Read what :meth:`to_json` wrote; every value is checked.
+
+        Raises:
+            SpaceError: Something is missing, of another type or out of range.
+        """
+        try:
+            listed = field(data, "layers", list)
+            if len(listed) > MAX_LAYERS:
+                raise SpaceError(f"expected at most {MAX_LAYERS} layers, got {len(listed)}")
+            layers = tuple(_read_layer(layer) for layer in listed)
+            resolution = field(data, "resolution", int)
+            if not all(0 < layer.stride <= 4 for layer in layers):
+                raise SpaceError("expected strides from 1 to 4")
+            return cls(
+                at_resolution(layers, resolution),
+                *(field(data, key, float, int) for key in ("dropout", "bn_eps", "bn_momentum")),
+            )
+        except SpaceError as error:
+            raise SpaceError(f"not a network definition: {error}") from None
+
+
+Network = NetworkSpec | FixedNetwork
+
+
+def network_from_json(data: Any) -> Network:
+    """Read a definition of either kind.
+
+    Raises:
+        SpaceError: Something is missing, of another type or out of range.
+    """
+    kind = FixedNetwork if isinstance(data, dict) and "layers" in data else NetworkSpec
+    return kind.from_json(data)
+
+
+def _read_layer(data: Any) -> LayerSpec:
+    values = {
+        f.name: field(data, f.name, _TYPES[f.type])
+        for f in fields(LayerSpec)
+        if f.name not in _SIZES
+    }
+    return LayerSpec(**values, in_size=1, out_size=1)
+
+
+def _check_layer(layer: LayerSpec) -> None:
+    """Check a layer by itself.
+
+    Raises:
+        SpaceError: It could not be built, or has what its kind has no use for.
+    """
+    where = f"layer {layer.name[:40]!r}"
+    kinds = KINDS.get("stages" if _STAGE_BLOCK.fullmatch(layer.name) else layer.name, ())
+    if layer.kind not in kinds:
+        known = " or ".join(kinds) if kinds else f"a name of {', '.join(KINDS)}"
+        raise SpaceError(f"{where}: expected {known}, got {layer.kind[:40]!r}")
+    channels = (layer.in_channels, layer.out_channels)
+    block, whole = layer.kind == "mbconv", layer.kind in ("conv", "mbconv")
+    inner = (layer.mid_channels, layer.se_channels)
+    faults = {
+        f"1 to {MAX_CHANNELS} channels": all(1 <= c <= MAX_CHANNELS for c in channels),
+        "an odd kernel up to 15": layer.kernel in (range(1, 16, 2) if whole else (1,)),
+        "a stride from 1 to 4": layer.stride in (range(1, 5) if whole else (1,)),
+        f"an activation of {', '.join(ACTS)}": layer.act in ACTS,
+        "middle channels in blocks alone": block == (0 < inner[0] <= MAX_CHANNELS)
+        and (block or inner == (0, 0)),
+        "fewer channels in SE": 0 <= inner[1] <= max(inner[0], 8),
+        "middle channels as what comes in, without expansion": not block
+        or layer.expand
+        or layer.mid_channels == layer.in_channels,
+        "expansion in blocks alone": block or not layer.expand,
+        "a residual of the same shape": not layer.residual
+        or (block and layer.stride == 1 and channels[0] == channels[1]),
+        "as many channels out as in": layer.kind != "pool" or channels[0] == channels[1],
+    }
+    fault = next((wanted for wanted, right in faults.items() if not right), None)
+    if fault:
+        raise SpaceError(f"{where}: expected {fault}, got {layer}")
+
+
+def _check_order(layers: tuple[LayerSpec, ...]) -> None:
+    """Check that the layers follow one another: names as a network has them, channels that fit.
+
+    Raises:
+        SpaceError: They do not.
+    """
+    names = [layer.name for layer in layers]
+    stages = [name for name in names if name.startswith("stages.")]
+    wanted, number, position = [], -1, 0
+    for name in stages:
+        if name == f"stages.{number + 1}.0":
+            number, position = number + 1, 0
+        wanted.append(f"stages.{number}.{position}")
+        position += 1
+    parts = [name.split(".")[0] for name in names]
+    tops = list(dict.fromkeys(parts))
+    spine = [top for top in tops if top in ("stages", "pool", "classifier")]
+    together = parts == sorted(parts, key=tops.index) and len(set(names)) == len(names)
+    whole = spine == ["stages", "pool", "classifier"] and tops[-1] == "classifier"
+    if stages != wanted or not together or not whole:
+        raise SpaceError(
+            "expected blocks stages.0.0, stages.0.1, …, then one pool, the classifier last, "
+            f"got {', '.join(names)[:200]}"
+        )
+    channels = 3
+    for layer in layers:
+        if layer.in_channels != channels:
+            raise SpaceError(
+                f"layer {layer.name}: expected {channels} input channels, those of the layer "
+                f"before it, got {layer.in_channels}"
+            )
+        channels = layer.out_channels
