@@ -21,6 +21,7 @@ from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 
 KEYS = ("ks", "e", "d", "r")
+MAX_FILE_BYTES = 256 << 20
 _NAMED = 5
 _LARGEST = 1e9
 """The largest number of a subnet, so that whole ones stay exact."""
@@ -43,10 +44,9 @@ def read_subnets(
             message names the line.
     """
     path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
     values: dict[str, list[list[float]]] = {key: [] for key in (*KEYS, *columns)}
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(_text(path), newline="") as file:
             reader = csv.DictReader(file)
             missing = [key for key in values if key not in (reader.fieldnames or [])]
             if missing:
@@ -73,6 +73,15 @@ def read_subnets(
     }
     arrays = SubnetArrays(*(integers[key] for key in KEYS[:3]), integers["r"][:, 0])
     return arrays, {name: whole[name][:, 0] for name in columns}
+
+
+def _text(path: Path) -> str:
+    """Read a text file, gzipped by its ending, that is not too large, unpacked."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise TableError(f"{path}: expected a table of at most {MAX_FILE_BYTES} bytes, got more")
+    return data.decode("utf-8-sig")
 
 
 def _row(key: str, text: str | None, before: list[list[float]]) -> list[float]:
