@@ -22,7 +22,8 @@ from torch import Tensor
 
 from compofa.errors import CheckpointError, SpaceError
 from compofa.fixed import Network, network_from_json
-from compofa.network import field
+from compofa.layout import params
+from compofa.network import NetworkSpec, field
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
@@ -31,6 +32,7 @@ from compofa.weights import load_state
 
 FORMAT = "compofa-checkpoint"
 VERSION = 1
+_SMALL = 50_000_000  # parameters of a network that may be built before its weights are looked at
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         if version != VERSION:
             raise CheckpointError(f"{path}: expected format version {VERSION}, got {version}")
         network = network_from_json(field(data, "network", dict))
+        _check_size(network, field(data, "weights", dict))
         names = field(data, "classes", list)
         if any(type(name) is not str for name in names) or len(names) not in (0, network.classes):
             raise SpaceError(f"classes: expected {network.classes} names, got {len(names)} values")
@@ -173,6 +176,19 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
+
+
+def _check_size(network: Network, weights: Mapping[str, Any]) -> None:
+    """Check that a network of many parameters comes with so many, before memory is taken for it.
+
+    Raises:
+        SpaceError: It does not.
+    """
+    largest = network.space.largest if isinstance(network, NetworkSpec) else None
+    claimed = params(network.layers_of(largest) if largest else network.layers)
+    held = sum(value.numel() for value in weights.values() if isinstance(value, Tensor))
+    if claimed > max(_SMALL, 2 * held):
+        raise SpaceError(f"expected weights for {claimed:,} parameters, got {held:,} numbers")
 
 
 def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str, Tensor]) -> None:

@@ -62,7 +62,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
         )
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping) and arch is None:
-        checkpoint = from_data(path, {**extra, "weights": {}, "training": None})
+        checkpoint = from_data(path, {**extra, "weights": state, "training": None})
         slots = checkpoint.network.space.slots
         checkpoint = replace(checkpoint, weights=to_ours(state, slots))
     else:

@@ -46,7 +46,7 @@ _UNREADABLE = (
 
 _DEPTH = 64  # of nested data; optimisers' states have 4
 _GROWTH = 8  # bytes of content a byte of a file: tensors may share what they are made from
-_SLACK = 1 << 20
+_SLACK = 1 << 16
 
 
 def write_tensors(
