@@ -27,3 +27,11 @@ class TableError(CompofaError):
 
 class SearchError(CompofaError):
     """A search that cannot give what was asked for."""
+
+
+class WorkerError(CompofaError):
+    """Another worker of the run was lost, or did not answer in time."""
+
+
+class OtherWorkerError(CompofaError):
+    """Another worker of the run failed and says why: this one ends without a word."""

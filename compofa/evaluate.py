@@ -24,6 +24,7 @@ from compofa.records import EvalRecord
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads, usual_threads
+from compofa.training.backends import Alone, Backend
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,18 @@ class Accuracy:
     loss: float
 
 
-def measure_accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+def measure_accuracy(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    backend: Backend | None = None,
+) -> Accuracy:
     """Run ``network`` in evaluation mode over (images, targets) and count right answers.
+
+    Args:
+        network: On its device.
+        batches: What to run it on.
+        backend: Workers that call this together, each with images of its own (or none); all get
+            the figures of all images.
 
     Raises:
         DataError: There are no images.
@@ -66,6 +77,8 @@ def measure_accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]
             loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
             images += len(targets)
     network.train(training)
+    sums = (backend or Alone()).sum((hits1, hits5, images, loss))
+    hits1, hits5, images, loss = *map(int, sums[:3]), sums[3]
     if not images:
         raise DataError("evaluation needs images, got none")
     return Accuracy(100 * hits1 / images, 100 * hits5 / images, images, loss / images)
@@ -87,6 +100,7 @@ class Evaluator:
         workers: Data-loading processes.
         seed: Picks the calibration images.
         device: Where to run.
+        backend: Workers that measure together, each on a part of the images.
     """
 
     def __init__(
@@ -100,6 +114,7 @@ class Evaluator:
         workers: int = 0,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        backend: Backend | None = None,
     ) -> None:
         self.splits = splits
         self.part = part
@@ -109,7 +124,10 @@ class Evaluator:
         self.seed = seed
         self.device = torch.device(device)
         self.batch_size = batch_size
+        self.backend = backend or Alone()
         self.options = {
+            "rank": self.backend.rank,
+            "world_size": self.backend.size,
             "workers": workers,
             "normalisation": normalisation,
             "pin_memory": self.device.type == "cuda",
@@ -161,8 +179,9 @@ class Evaluator:
         """Calibrate ``subnet`` on a copy and measure its accuracy at its resolution."""
         resolution = subnet.resolution
         with cpu_threads(usual_threads(resolution)):
-            network = calibrate(supernet, self.calibration_batches(resolution), subnet)
-            return measure_accuracy(network, self.evaluation_batches(resolution))
+            images = self.calibration_batches(resolution)
+            network = calibrate(supernet, images, subnet, self.backend)
+            return measure_accuracy(network, self.evaluation_batches(resolution), self.backend)
 
     def measure(
         self, supernet: Supernet, subnet: Subnet, net: str = "", checkpoint: str = ""

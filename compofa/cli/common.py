@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from compofa.errors import CompofaError
+from compofa.errors import CompofaError, OtherWorkerError
+
+if TYPE_CHECKING:
+    from compofa.training.backends import Backend
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,6 +57,42 @@ def sizes(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def add_workers(group: argparse._ArgumentGroup) -> None:
+    """Add the options of commands that several workers may run together."""
+    from compofa.training.backends import BACKENDS, TIMEOUT_S
+
+    group.add_argument(
+        "--backend",
+        metavar="ENGINE",
+        help=f"one of {', '.join(BACKENDS)}, to insist on it; by default the one whose launcher "
+        "(torchrun, horovodrun, mpirun) started the command",
+    )
+    group.add_argument(
+        "--collective-timeout",
+        type=float,
+        default=TIMEOUT_S,
+        metavar="S",
+        help="seconds after which a worker that does not answer ends the job",
+    )
+
+
+@contextmanager
+def joined(args: argparse.Namespace) -> Iterator[Backend]:
+    """Join the other workers, if any."""
+    from compofa.training.backends import workers
+
+    cuda = args.device.startswith("cuda")
+    with workers(args.backend, args.collective_timeout, cuda) as backend:
+        only_main_speaks(backend)
+        yield backend
+
+
+def only_main_speaks(backend: Backend) -> None:
+    """Let workers other than the first log nothing but warnings."""
+    for name in ("compofa", "nas"):
+        logging.getLogger(name).setLevel(logging.NOTSET if backend.is_main else logging.WARNING)
+
+
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str) -> int:
     """Call ``main``, turning what a user can mend into one line and exit status 1.
 
@@ -63,6 +103,8 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     logging.captureWarnings(True)
     try:
         main(argv)
+    except OtherWorkerError:
+        return 1
     except CompofaError as error:
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return 1

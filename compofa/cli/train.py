@@ -6,12 +6,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compofa.cli.common import Parser, run, sizes
+from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.data.catalog import DATASETS
+from compofa.errors import ConfigError
 from compofa.model_zoo import NETWORKS
 from compofa.training.config import KD_TYPES, TrainConfig
 from compofa.training.recipes import TASKS
+
+if TYPE_CHECKING:
+    from compofa.training.run import RunResult
 
 PROG = "train_ofa_net.py"
 DESCRIPTION = """\
@@ -91,9 +96,17 @@ def parser() -> Parser:
     )
     how = p.add_argument_group("how to train (defaults come from the recipe of the data set)")
     how.add_argument("--epochs", type=int)
-    how.add_argument("--lr", type=float, help="peak learning rate at this batch size")
+    how.add_argument(
+        "--lr", type=float, help="peak learning rate at this batch size, for one worker"
+    )
+    how.add_argument(
+        "--scale-lr",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="multiply it by the number of workers",
+    )
     how.add_argument("--warmup-epochs", type=int)
-    how.add_argument("--batch-size", type=int, help="images a step")
+    how.add_argument("--batch-size", type=int, help="images a step and worker")
     how.add_argument(
         "--dynamic-batch-size", type=int, metavar="N", help="subnets whose gradients a step sums"
     )
@@ -125,7 +138,13 @@ def parser() -> Parser:
     where.add_argument("--name", help="name of the run; by default DATASET-NET")
     where.add_argument("--output", metavar="DIR", help="folder of the run; by default runs/NAME")
     where.add_argument(
-        "--resume", action="store_true", help="go on after the last saved epoch, exactly"
+        "--resume",
+        nargs="?",
+        const="always",
+        default="never",
+        choices=("always", "auto", "never"),
+        metavar="auto",
+        help="go on after the last saved epoch, exactly; with auto begin if nothing was saved",
     )
     where.add_argument(
         "--overwrite", action="store_true", help="begin again where a run already is"
@@ -145,6 +164,11 @@ def parser() -> Parser:
     )
     where.add_argument("--power", type=float, metavar="W", help="watts of a device: report CO2")
     where.add_argument("--quiet", action="store_true", help="no progress bars")
+    together = p.add_argument_group("with several workers")
+    add_workers(together)
+    together.add_argument(
+        "--fp16-allreduce", action="store_true", help="send gradients in half precision"
+    )
     return p
 
 
@@ -160,10 +184,27 @@ def _main(argv: Sequence[str] | None) -> None:
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
     config = TrainConfig(**values)
     output = args.output or Path("runs") / (args.name or f"{args.dataset}-{plan(config)[-1].net}")
-    with logging_redirect_tqdm():
-        result = train_task(
-            config, output, resume=args.resume, overwrite=args.overwrite, bar=not args.quiet
-        )
+    with logging_redirect_tqdm(), joined(args) as workers:
+        if args.overwrite and workers.goes_on:
+            raise ConfigError(
+                "--overwrite: expected none where workers are started again (torchrun "
+                "--max-restarts, elastic Horovod), which could not tell the old run from the new"
+            )
+
+        def attempt(again: bool) -> RunResult:
+            only_main_speaks(workers)  # after a death another one may be the first
+            resume = {"always": True, "auto": None, "never": None if again else False}[args.resume]
+            return train_task(
+                config, output, resume=resume, overwrite=args.overwrite,
+                bar=not args.quiet, backend=workers,
+            )  # fmt: skip
+
+        result = workers.lasting(attempt)
+        if workers.is_main:
+            _report(result)
+
+
+def _report(result: RunResult) -> None:
     for name, figures in result.figures.items():
         print(f"{name} subnet: {figures['top1']:.2f} % top-1 on the validation images")
     spent = ", ".join(

@@ -147,6 +147,8 @@ def calibration_loader(
     batch_size: int,
     seed: int,
     n_images: int = 2000,
+    rank: int = 0,
+    world_size: int = 1,
     workers: int = 0,
     normalisation: Normalisation | None = None,
     context: str | None = None,
@@ -161,6 +163,8 @@ def calibration_loader(
         batch_size: Images per batch.
         seed: Decides on the images: the same for the same seed, whatever the resolution.
         n_images: How many; all images where there are fewer.
+        rank: This process, from 0: each takes every ``world_size``-th image, some perhaps none.
+        world_size: Number of processes.
         workers: See :func:`train_loader`, and so for what follows.
         normalisation: By default the data set's own.
         context: How to start workers.
@@ -175,7 +179,7 @@ def calibration_loader(
         )
     n_images = min(n_images, len(source))
     indices = rng(seed, "calibration").choice(len(source), n_images, replace=False)
-    batches = eval_batches(indices.tolist(), batch_size, resolution)
+    batches = eval_batches(indices[rank::world_size].tolist(), batch_size, resolution)
     dataset = TransformedImages(source, info, normalisation or info.normalisation, False)
     return _loader(dataset, batches, workers, context, pin_memory)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compofa.errors import ConfigError
 from compofa.files import require_writable
+from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.recipes import CHAINS, recipe_for
 from compofa.training.run import SUMMARY, RunResult, train
@@ -44,18 +45,21 @@ def train_task(
     config: TrainConfig,
     output: str | Path,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
     overwrite: bool = False,
     bar: bool = True,
+    backend: Backend | None = None,
 ) -> RunResult:
     """Train a task: one phase, or those of a chain one after another.
 
     Args:
         config: Settings, not necessarily resolved.
         output: Folder of the run; each phase has a folder of its own in it.
-        resume: Go on where the task was: finished phases are kept.
+        resume: Go on where the task was: finished phases are kept. ``None`` goes on if anything
+            was saved, and begins otherwise.
         overwrite: Begin again, with the first phase.
         bar: Whether to draw progress bars.
+        backend: Workers that all call this; see :func:`compofa.training.run.train`.
 
     Returns:
         The result of the last phase, with time and cost of all.
@@ -65,8 +69,28 @@ def train_task(
     """
     phases = plan(config)
     folders = [run_folder(phase, Path(output)) for phase in phases]
+    backend = backend or Alone()
+    begun = backend.from_main(lambda: _begun(folders, resume, overwrite))
+    resume = bool(begun) if resume is None else resume
+    results = [
+        train(
+            phase,
+            output,
+            resume=resume and (folder in begun or not begun),
+            overwrite=overwrite,
+            bar=bar,
+            backend=backend,
+        )
+        for phase, folder in zip(phases, folders, strict=True)
+    ]
+    cost = sum((Counter(result.cost) for result in results), Counter())
+    return replace(results[-1], seconds=sum(result.seconds for result in results), cost=dict(cost))
+
+
+def _begun(folders: list[Path], resume: bool | None, overwrite: bool) -> list[Path]:
+    """Return the folders that hold a saved run, after clearing those that must not count."""
     begun = [folder for folder in folders if (folder / "last.pt").exists()]
-    if begun and not (resume or overwrite):
+    if begun and resume is False and not overwrite:
         raise ConfigError(
             f"{begun[0]} holds a run already: go on with --resume, begin again with "
             "--overwrite, or choose another --name"
@@ -76,15 +100,4 @@ def train_task(
             require_writable(folder)
             for name in ("last.pt", "best.pt", SUMMARY):
                 (folder / name).unlink(missing_ok=True)
-    results = [
-        train(
-            phase,
-            output,
-            resume=resume and (folder in begun or not begun),
-            overwrite=overwrite,
-            bar=bar,
-        )
-        for phase, folder in zip(phases, folders, strict=True)
-    ]
-    cost = sum((Counter(result.cost) for result in results), Counter())
-    return replace(results[-1], seconds=sum(result.seconds for result in results), cost=dict(cost))
+    return begun

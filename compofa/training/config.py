@@ -35,9 +35,10 @@ class TrainConfig:
             :func:`compofa.coupling.parse_coupling`.
         width_mult: Width multiplier; by default the network's own.
         epochs: Passes over the training images.
-        lr: Peak learning rate for this batch size.
+        lr: Peak learning rate for this batch size on one worker.
+        scale_lr: Whether to multiply it by the number of workers, as the published runs do.
         warmup_epochs: Epochs of linear warm-up; by default the recipe's, short of ``epochs``.
-        batch_size: Images a step.
+        batch_size: Images a step and worker.
         momentum: Of SGD.
         weight_decay: L2 penalty on weights other than biases and BN.
         label_smoothing: Share of the target spread over all classes.
@@ -56,6 +57,7 @@ class TrainConfig:
         seed: Of every random choice.
         device: Such as ``cpu`` or ``cuda``.
         amp: Whether to compute in reduced precision.
+        fp16_allreduce: Whether workers send gradients in half precision.
         threads: CPU threads; by default one for small images, otherwise torch's choice. The
             last bits of a result depend on it.
         price: Price of an hour of one device, for the report.
@@ -72,6 +74,7 @@ class TrainConfig:
     width_mult: float | None = None
     epochs: int | None = None
     lr: float | None = None
+    scale_lr: bool = True
     warmup_epochs: int | None = None
     batch_size: int | None = None
     momentum: float = 0.9
@@ -92,6 +95,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     amp: bool = False
+    fp16_allreduce: bool = False
     threads: int | None = None
     price: float | None = None
     power: float | None = None
@@ -213,8 +217,12 @@ class TrainConfig:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def changes_since(self, earlier: Mapping[str, Any]) -> list[str]:
-        """List the settings that differ from ``earlier`` JSON and would change the result."""
+        """List the settings that differ from ``earlier`` JSON and would change the result.
+
+        Settings that are not in it, because there was no such setting then, had its default.
+        """
         now = self.to_json()
+        earlier = {field.name: field.default for field in fields(self)} | dict(earlier)
         return [
             f"{field.name}: {earlier.get(field.name)!r} then, {now[field.name]!r} now"
             for field in fields(self)

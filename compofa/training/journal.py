@@ -16,6 +16,9 @@ from compofa.plain import parse_json, read_text
 PUE = 1.58
 CO2_LBS_PER_KWH = 0.954
 
+SUMMARY = "summary.json"
+"""Written at the end of a run: its presence says that the run is complete."""
+
 
 class Journal:
     """Appends to ``metrics.jsonl`` and to TensorBoard's event files.

@@ -19,6 +19,7 @@ from compofa.evaluate import Evaluator
 from compofa.seeds import derive_seed, rng
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
+from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig
 from compofa.training.losses import distillation_loss
 from compofa.training.optim import learning_rate, make_optimizer
@@ -34,7 +35,7 @@ class EpochStats:
     Attributes:
         loss: Loss, averaged over subnets.
         top1: Accuracy on the training images as they were shown, in percent.
-        images_per_s: Images a second, the subnets of a step not counted as more images.
+        images_per_s: Images a second of all workers, a step's subnets not counted as more images.
         lr: Learning rate of the last step.
     """
 
@@ -52,11 +53,18 @@ class Trainer:
         net: The supernet, on its device.
         teacher: Network to learn from, in evaluation mode; ``None`` for none.
         splits: The data set.
+        backend: Workers that train together, each on a part of every step's images.
     """
 
     def __init__(
-        self, config: TrainConfig, net: Supernet, teacher: nn.Module | None, splits: DataSplits
+        self,
+        config: TrainConfig,
+        net: Supernet,
+        teacher: nn.Module | None,
+        splits: DataSplits,
+        backend: Backend | None = None,
     ) -> None:
+        self.backend = backend or Alone()
         self.config = config
         self.net = net
         self.phase = config.recipe_phase
@@ -64,9 +72,10 @@ class Trainer:
         self.teacher = teacher
         self.splits = splits
         self.info = dataset_info(splits.name)
-        self.device = torch.device(config.device)
+        self.device = torch.device(self.backend.device(config.device))
         self.batch_size = min(config.batch_size, len(splits.train))
-        self.steps = steps_per_epoch(len(splits.train), self.batch_size)
+        self.steps = steps_per_epoch(len(splits.train), self.batch_size, self.backend.size)
+        self.peak_lr = config.lr * (self.backend.size if config.scale_lr else 1)
         self.optimizer = make_optimizer(net, config.weight_decay, config.momentum)
         self.autocast = reduced_precision(self.device) if config.amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
@@ -78,6 +87,7 @@ class Trainer:
             workers=config.workers,
             seed=config.seed,
             device=self.device,
+            backend=self.backend,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,7 +110,10 @@ class Trainer:
             raise CheckpointError(f"the training state cannot be resumed: {error}") from error
 
     def subnets_at(self, step: int) -> list[Subnet]:
-        """Return the subnets of a step: a pure function of the seed and the step."""
+        """Return the subnets of a step: a pure function of the seed and the step.
+
+        So all workers have the same ones without talking, and so it is with resolutions.
+        """
         generator = rng(self.config.seed, "subnets", step)
         sample = SAMPLERS[self.phase.sampler]
         return sample(self.space, generator, self.config.dynamic_batch_size)
@@ -115,6 +128,8 @@ class Trainer:
             resolutions=config.image_size,
             seed=config.seed,
             epoch=epoch,
+            rank=self.backend.rank,
+            world_size=self.backend.size,
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -127,10 +142,11 @@ class Trainer:
         )  # fmt: skip
         for position, batch in enumerate(progress):
             self.broken.add(batch.broken)
-            if len(batch.targets) < 2:  # the others were broken, and BN cannot learn from one
-                continue
             step = epoch * self.steps + position
             lr = self._set_learning_rate(step)
+            if len(batch.targets) < 2:  # the others were broken, and BN cannot learn from one
+                self.update(0)
+                continue
             inputs = batch.images.to(
                 self.device, non_blocking=True, memory_format=torch.channels_last
             )
@@ -145,20 +161,24 @@ class Trainer:
                     lr=f"{lr:.4f}",
                     img_s=f"{images / (time.perf_counter() - started):.0f}",
                 )
-        loss, right, answers = sums.tolist()
+        loss, right, answers, images = self.backend.sum((*sums.tolist(), images))
+        self.backend.average_buffers(self.net)
+        for broken in self.backend.gather(tuple(self.broken.paths)):
+            self.broken.add(broken)
         seconds = time.perf_counter() - started
-        return EpochStats(loss / self.steps, 100 * right / max(1, answers), images / seconds, lr)
+        loss /= self.steps * self.backend.size
+        return EpochStats(loss, 100 * right / max(1, answers), images / seconds, lr)
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
-        """Sum the gradients of the step's subnets and update the weights.
+        """Sum the gradients of the step's subnets, average over workers and update the weights.
 
         Args:
             images: [n, 3, r, r], normalised, on the device.
-            targets: [n].
+            targets: [n]; of the images that are this worker's.
             step: Counted from the start of the phase.
 
         Returns:
-            Mean loss of the subnets, right answers and answers, shape [3].
+            This worker's mean loss of the subnets, right answers and answers, shape [3].
         """
         config = self.config
         subnets = self.subnets_at(step)
@@ -168,7 +188,8 @@ class Trainer:
             with torch.no_grad(), self._precision():
                 soft = self.teacher(images).float()
         for index, subnet in enumerate(subnets):
-            dropout_seed = derive_seed(config.seed, "dropout", step, index)
+            own = (self.backend.rank,) * (self.backend.rank > 0)  # other images, other masks
+            dropout_seed = derive_seed(config.seed, "dropout", step, index, *own)
             with seeded(dropout_seed, self.device), self._precision():
                 logits = self.net(images, subnet).float()
             loss = distillation_loss(
@@ -180,10 +201,24 @@ class Trainer:
             with torch.no_grad():
                 right = (logits.argmax(1) == targets).sum()
                 sums += torch.stack([loss / len(subnets), right, right.new_tensor(len(targets))])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.update(len(targets) / self.batch_size)
         return sums
+
+    def update(self, weight: float) -> None:
+        """Average the gradients over workers, take the step and clear them.
+
+        All workers call this once a step and do the same: whatever decides must be a function of
+        the averaged gradients.
+
+        Args:
+            weight: This worker's images as a share of the batch size; 0 for a worker whose images
+                were broken, which takes the others' step.
+        """
+        half = self.config.fp16_allreduce
+        if self.backend.average_gradients(self.net.parameters(), weight, half) > 0:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=False)
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Measure the smallest and the largest subnet of the phase on the held-out images."""
@@ -199,7 +234,7 @@ class Trainer:
     def _set_learning_rate(self, step: int) -> float:
         config = self.config
         lr = learning_rate(
-            step, config.epochs * self.steps, config.warmup_epochs * self.steps, config.lr
+            step, config.epochs * self.steps, config.warmup_epochs * self.steps, self.peak_lr
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
