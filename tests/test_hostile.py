@@ -212,16 +212,15 @@ def test_a_trap_is_not_sprung_wherever_a_checkpoint_is_taken(tmp_path, refused):
 
 
 def test_deep_data_in_a_checkpoint_of_ours(tmp_path):
-    data: Any = 1
+    path, data = tmp_path / "net.pt", 1
     for _ in range(150):
         data = [data]
+    deep = Checkpoint(network_spec("compofa"), {}, figures={"a": data})
     with pytest.raises(ValueError, match="nested too deeply"):
-        save_checkpoint(
-            tmp_path / "net.pt", Checkpoint(network_spec("compofa"), {}, figures={"a": data})
-        )
-    torch.save(as_data(Checkpoint(network_spec("compofa"), {}, figures={"a": data})), "net.pt")
+        save_checkpoint(path, deep)
+    torch.save(as_data(deep), path)
     with pytest.raises(CheckpointError, match="nested too deeply"):
-        load_checkpoint("net.pt")
+        load_checkpoint(path)
 
 
 # --- YAML and JSON ---
