@@ -36,9 +36,18 @@ class TorchDistributed(Backend):
         self._dist = dist
         if cuda:
             torch.cuda.set_device(self.device("cuda"))
+        # torchrun may use one store for all its attempts (rendezvous "static", the default on one
+        # machine): without a place for each, workers find the addresses of those that died.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        patience = timedelta(seconds=timeout)
         with self.or_lost():
+            store, _, _ = next(dist.rendezvous("env://", timeout=patience))
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=dist.PrefixStore(f"attempt-{attempt}", store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=patience,
             )
 
     def gather(self, value: T) -> list[T]:
