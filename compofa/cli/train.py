@@ -144,7 +144,21 @@ def parser() -> Parser:
         default="never",
         choices=("always", "auto", "never"),
         metavar="auto",
-        help="go on after the last saved epoch, exactly; with auto begin if nothing was saved",
+        help="go on after the last saved step, exactly; with auto begin if nothing was saved",
+    )
+    where.add_argument(
+        "--save-minutes",
+        type=float,
+        default=30.0,
+        metavar="M",
+        help="minutes between saves within an epoch; every epoch, SIGTERM and Ctrl-C save, too",
+    )
+    where.add_argument(
+        "--max-skipped",
+        type=int,
+        default=20,
+        metavar="N",
+        help="steps in a row that may be skipped for a loss or gradient that is no finite number",
     )
     where.add_argument(
         "--overwrite", action="store_true", help="begin again where a run already is"
@@ -178,13 +192,14 @@ def _main(argv: Sequence[str] | None) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from compofa.training.chain import plan, train_task
+    from compofa.training.stopping import on_signals
 
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
     config = TrainConfig(**values)
     output = args.output or Path("runs") / (args.name or f"{args.dataset}-{plan(config)[-1].net}")
-    with logging_redirect_tqdm(), joined(args) as workers:
+    with logging_redirect_tqdm(), on_signals() as stop, joined(args) as workers:
         if args.overwrite and workers.goes_on:
             raise ConfigError(
                 "--overwrite: expected none where workers are started again (torchrun "
@@ -196,7 +211,7 @@ def _main(argv: Sequence[str] | None) -> None:
             resume = {"always": True, "auto": None, "never": None if again else False}[args.resume]
             return train_task(
                 config, output, resume=resume, overwrite=args.overwrite,
-                bar=not args.quiet, backend=workers,
+                bar=not args.quiet, backend=workers, stop=stop,
             )  # fmt: skip
 
         result = workers.lasting(attempt)
