@@ -20,6 +20,7 @@ from compofa.data import (
 from compofa.data.loaders import Batch
 from compofa.errors import DataError
 from compofa.layout import layout, macs, params
+from compofa.nn.static import StaticNetwork
 from compofa.records import EvalRecord
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
@@ -175,12 +176,16 @@ class Evaluator:
         self.broken.add(batch.broken)
         return batch.images, batch.targets
 
-    def accuracy(self, supernet: Supernet, subnet: Subnet) -> Accuracy:
-        """Calibrate ``subnet`` on a copy and measure its accuracy at its resolution."""
+    def accuracy(self, network: Supernet | StaticNetwork, subnet: Subnet) -> Accuracy:
+        """Measure the accuracy of a subnet at its resolution.
+
+        A supernet's is calibrated on a copy; a plain network keeps the statistics it has.
+        """
         resolution = subnet.resolution
         with cpu_threads(usual_threads(resolution)):
-            images = self.calibration_batches(resolution)
-            network = calibrate(supernet, images, subnet, self.backend)
+            if isinstance(network, Supernet):
+                images = self.calibration_batches(resolution)
+                network = calibrate(network, images, subnet, self.backend)
             return measure_accuracy(network, self.evaluation_batches(resolution), self.backend)
 
     def measure(

@@ -99,7 +99,7 @@ class Subnet:
             )
         kernels, expands, depths = (numbers(key, config[key]) for key in ("ks", "e", "d"))
         slots, single = divmod(len(kernels), len(depths)) if depths else (0, 0)
-        if not depths or len(kernels) != len(expands) or single > 1:
+        if not slots or len(kernels) != len(expands) or single > 1:
             raise SpaceError(
                 f"expected ks and e with the same number of blocks for each of the "
                 f"{len(depths)} stages in d, got {len(kernels)} and {len(expands)}"

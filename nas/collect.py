@@ -3,10 +3,15 @@
 Subnets are drawn from the seed, each is calibrated and evaluated on the validation images, and
 its record is appended to a file of JSON lines. A collection that was interrupted goes on where it
 stopped, because what stands in the file is not measured again.
+
+Several workers measure a subnet each at a time, and worker 0 appends their records in the order in
+which it would have measured them itself: the file is that of one worker. When one dies, what stands
+in the file is safe, and the same command measures the rest.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +26,7 @@ from compofa.records import EvalRecord, append_record, read_records, trim_record
 from compofa.seeds import rng
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet
+from compofa.training.backends import Alone, Backend
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,7 @@ def collect(
     output: str | Path,
     *,
     bar: bool = True,
+    backend: Backend | None = None,
 ) -> list[EvalRecord]:
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
@@ -68,6 +75,7 @@ def collect(
         evaluator: On what.
         output: File of JSON lines, made if need be.
         bar: Whether to draw a progress bar.
+        backend: Workers that all call this, each with an evaluator of its own that has all images.
 
     Returns:
         The records of ``subnets``, in their order.
@@ -75,9 +83,13 @@ def collect(
     Raises:
         DataError: ``output`` cannot be read or written, or holds something else.
     """
-    output = Path(output)
-    require_writable(output.parent)
-    known = {record.subnet: record for record in _known(output, digest, evaluator)}
+    output, backend = Path(output), backend or Alone()
+
+    def earlier() -> list[EvalRecord]:
+        require_writable(output.parent)
+        return list(_known(output, digest, evaluator))
+
+    known = {record.subnet: record for record in backend.from_main(earlier)}
     todo = [subnet for subnet in subnets if subnet not in known]
     if len(todo) < len(subnets):
         log.info(
@@ -85,10 +97,17 @@ def collect(
         )
     supernet = checkpoint.build().to(evaluator.device) if todo else None
     ordered = sorted(todo, key=lambda subnet: subnet.resolution)
-    for subnet in tqdm(ordered, desc="records", unit="net", disable=not bar, leave=False):
-        record = evaluator.measure(supernet, subnet, net, digest)
-        append_record(output, record)
-        known[subnet] = record
+    bar = bar and backend.is_main
+    with tqdm(total=len(todo), desc="records", unit="net", disable=not bar, leave=False) as shown:
+        for start in range(0, len(todo), backend.size):
+            mine = ordered[start + backend.rank : start + backend.rank + 1]
+            measured = [evaluator.measure(supernet, subnet, net, digest) for subnet in mine]
+            for record in itertools.chain(*backend.gather(measured)):
+                if backend.is_main:
+                    append_record(output, record)
+                known[record.subnet] = record
+                shown.update()
+            backend.saved()
     return [known[subnet] for subnet in subnets]
 
 

@@ -30,6 +30,9 @@ def tiny(command):
     script, *words = shlex.split(command)[1:]
     if script == "train_ofa_net.py":
         words += (TRAIN + ("32" if "imagenet" in command else "8")).split()
+        if "finetune" in words:  # its network is that of a checkpoint
+            place = words.index("--width-mult")
+            del words[place : place + 2]
     elif script == "eval_sampled_config.py":
         words += ["--calibration-images", "16", "--device", "cpu", "--quiet"]
         words += [] if "--samples" in words else ["--samples", "1"]

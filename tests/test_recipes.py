@@ -22,7 +22,8 @@ from compofa.training.recipes import IMAGENET, RECIPES, recipe_for
 
 def test_the_published_phases():
     # task, phase, subnets a step, epochs, base learning rate, warm-up, largest only, start, sorted
-    assert [astuple(phase)[:9] for phase in IMAGENET.phases if phase.task != "supernet"] == [
+    own = ("supernet", "finetune")  # their numbers were chosen here
+    assert [astuple(phase)[:9] for phase in IMAGENET.phases if phase.task not in own] == [
         ("teacher", 1, 1, 180, 2.6, 0, True, None, False),
         ("compound", 1, 4, 25, 0.08, 0, False, ("teacher", 1), True),
         ("compound", 2, 4, 120, 0.24, 5, False, ("compound", 1), False),
@@ -175,7 +176,7 @@ def test_resolved_settings_are_complete_and_stay():
     config = TrainConfig(image_size=(16, 8, 8)).resolved()
     may_miss = {
         "data_path", "fixed_kernel", "heuristic", "width_mult", "teacher_path", "init_path",
-        "validation_images", "price", "power",
+        "subnet", "validation_images", "price", "power",
     }  # fmt: skip
     assert {f.name for f in fields(config) if getattr(config, f.name) is None} <= may_miss
     assert config.image_size == (8, 16) and config.eval_size == 16
@@ -300,7 +301,7 @@ def test_cost_report():
 
 def test_tasks_of_the_command_line():
     assert recipes.TASKS == (
-        "teacher", "compound", "kernel", "depth", "expand", "supernet", "progressive",
+        "teacher", "compound", "kernel", "depth", "expand", "supernet", "finetune", "progressive",
     )  # fmt: skip
     with pytest.raises(ConfigError, match=", ".join(recipes.TASKS)):
         IMAGENET.phase("kernal")

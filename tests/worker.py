@@ -1,8 +1,9 @@
 """What the tests of several workers start in each of them: a command on a few digits.
 
-``worker.py [--die N MARK] COMMAND…`` with a command of ``train`` and its options, ``collect`` (``python
--m nas collect``), or ``steps FILE`` (a few steps, the weights written to FILE). With ``--die`` the
-last worker is killed (with ``--stop`` stopped) at its N-th step or measurement, once: MARK is made.
+``worker.py [--die N MARK] COMMAND…`` with a command of ``train`` and its options, ``collect``
+(``python -m nas collect``), or ``steps FILE`` (a few steps, the weights written to FILE). With
+``--die`` the last worker is killed (with ``--stop`` stopped) at its N-th step or measurement, once:
+MARK is made then.
 """
 
 import os

@@ -6,11 +6,11 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from compofa.cli.common import Parser, run, sizes
+from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
@@ -19,6 +19,10 @@ from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
 from nas.tables import lines, read_subnets, require_members, write_subnets
+
+if TYPE_CHECKING:
+    from compofa.records import EvalRecord
+    from compofa.subnet import Subnet
 
 PROG = "python -m nas"
 DESCRIPTION = """\
@@ -127,6 +131,7 @@ def parser() -> Parser:
     sub.add_argument("--batch-size", type=int, default=256, help="images at once")
     sub.add_argument("--workers", type=int, default=0, help="data-loading processes")
     sub.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
+    add_workers(sub)
     sub.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     sub.add_argument(
         "--output", required=True, metavar="JSONL", help="file that records are appended to"
@@ -256,34 +261,46 @@ def _collect(args: argparse.Namespace) -> None:
     from nas.collect import collect, draw_subnets
     from nas.trained import Trained, search_resolutions
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    if args.samples < 1:
-        raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
-    path, checkpoint = open_checkpoint(args.net)
-    wanted = sorted({r for group in args.resolutions or [] for r in group})
-    trained = Trained(
-        pipeline.network_name(args.net),
-        checkpoint,
-        file_hash(path),
-        search_resolutions(checkpoint, wanted),
-    )
-    space = trained.space if args.space == "own" else trained.free_space or trained.space
-    data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
-    evaluator = Evaluator(
-        open_data(checkpoint, data),
-        args.part,
-        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
-        calibration_images=args.calibration_images,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        seed=args.seed,
-        device=device,
-    )
-    subnets = draw_subnets(space, args.samples, args.seed)
-    records = collect(
-        checkpoint, trained.digest, args.net, subnets, evaluator, args.output, bar=not args.quiet
-    )
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def opened() -> tuple[Trained, list[Subnet], Evaluator]:
+        check_device(args.device)
+        if args.samples < 1:
+            raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
+        path, checkpoint = open_checkpoint(args.net)
+        wanted = sorted({r for group in args.resolutions or [] for r in group})
+        trained = Trained(
+            pipeline.network_name(args.net),
+            checkpoint,
+            file_hash(path),
+            search_resolutions(checkpoint, wanted),
+        )
+        space = trained.space if args.space == "own" else trained.free_space or trained.space
+        data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
+        evaluator = Evaluator(
+            open_data(checkpoint, data),
+            args.part,
+            normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+            calibration_images=args.calibration_images,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            seed=args.seed,
+            device=workers.device(args.device),
+        )
+        return trained, draw_subnets(space, args.samples, args.seed), evaluator
+
+    def attempt(again: bool) -> list[EvalRecord]:
+        only_main_speaks(workers)
+        trained, subnets, evaluator = workers.in_turn(opened)
+        return collect(
+            trained.checkpoint, trained.digest, args.net, subnets, evaluator, args.output,
+            bar=not args.quiet, backend=workers,
+        )  # fmt: skip
+
+    with joined(args) as workers:
+        records = workers.lasting(attempt)
+        if not workers.is_main:
+            return
     top1 = [record.top1 for record in records]
     print(f"{len(records)} records, top-1 {min(top1):.2f} to {max(top1):.2f} %: {args.output}")
 

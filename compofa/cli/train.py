@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from compofa.training.recipes import TASKS
 if TYPE_CHECKING:
     from compofa.training.run import RunResult
 
+RESUME = {"always": True, "auto": None, "never": False}
 PROG = "train_ofa_net.py"
 DESCRIPTION = """\
 Train one network that holds many. Without further options a task trains on scikit-learn's
@@ -27,6 +29,8 @@ handwritten digits, in minutes on a CPU:
   train_ofa_net.py --task compound --fixed_kernel     the 243 networks of CompOFA, from it
   train_ofa_net.py --task progressive                 Once-for-All's networks, in six phases
   train_ofa_net.py --task supernet                    the same at once, by the sandwich rule
+  train_ofa_net.py --task finetune --init-path compofa-digits --subnet smallest
+                                                      one of the networks, by itself
 
 The phases of progressive are tasks too, each from the best checkpoint of the one before: teacher,
 kernel, depth --phase 1 and 2, expand --phase 1 and 2. --resume goes on within the chain; --epochs
@@ -123,6 +127,12 @@ def parser() -> Parser:
         "--init-path", metavar="FILE", help="checkpoint to start from; by default the predecessor's"
     )
     how.add_argument(
+        "--subnet",
+        metavar="JSON",
+        help="with --task finetune, which network of --init-path to train by itself: "
+        '{"ks", "e", "d", "r"} as JSON, a file with it, largest or smallest',
+    )
+    how.add_argument(
         "--kd-ratio", type=float, default=1.0, help="weight of the distillation loss; 0 for none"
     )
     how.add_argument("--kd-type", default="ce", help=f"distillation loss: {' or '.join(KD_TYPES)}")
@@ -142,7 +152,7 @@ def parser() -> Parser:
         nargs="?",
         const="always",
         default="never",
-        choices=("always", "auto", "never"),
+        choices=RESUME,
         metavar="auto",
         help="go on after the last saved step, exactly; with auto begin if nothing was saved",
     )
@@ -194,11 +204,13 @@ def _main(argv: Sequence[str] | None) -> None:
     from compofa.training.chain import plan, train_task
     from compofa.training.stopping import on_signals
 
+    if args.task == "finetune" and args.init_path:
+        _read_single(args)
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
     config = TrainConfig(**values)
-    output = args.output or Path("runs") / (args.name or f"{args.dataset}-{plan(config)[-1].net}")
+
     with logging_redirect_tqdm(), on_signals() as stop, joined(args) as workers:
         if args.overwrite and workers.goes_on:
             raise ConfigError(
@@ -208,11 +220,16 @@ def _main(argv: Sequence[str] | None) -> None:
 
         def attempt(again: bool) -> RunResult:
             only_main_speaks(workers)  # after a death another one may be the first
-            resume = {"always": True, "auto": None, "never": None if again else False}[args.resume]
+            usual = f"{args.dataset}-{workers.in_turn(lambda: plan(config))[-1].net or args.task}"
             return train_task(
-                config, output, resume=resume, overwrite=args.overwrite,
-                bar=not args.quiet, backend=workers, stop=stop,
-            )  # fmt: skip
+                config,
+                args.output or Path("runs") / (args.name or usual),
+                resume=None if again else RESUME[args.resume],
+                overwrite=args.overwrite,
+                bar=not args.quiet,
+                backend=workers,
+                stop=stop,
+            )
 
         result = workers.lasting(attempt)
         if workers.is_main:
@@ -227,6 +244,19 @@ def _report(result: RunResult) -> None:
     )
     print(f"spent {spent}; best checkpoint: {result.best}")
     print(f"next: python eval_sampled_config.py --net {result.best}")
+
+
+def _read_single(args: argparse.Namespace) -> None:
+    """Read ``--subnet``, and take the image size from it or from the checkpoint."""
+    from compofa.cli.evaluate import read_subnet
+    from compofa.model_zoo import open_checkpoint
+
+    checkpoint = open_checkpoint(args.init_path)[1]
+    network, size = checkpoint.network, checkpoint.image_size
+    if network.elastic and args.subnet not in (None, "largest", "smallest"):
+        subnet = read_subnet(args.subnet, network.space, size)
+        args.subnet, size = json.dumps(network.space.to_config(subnet)), subnet.resolution
+    args.image_size = args.image_size or (size,)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,7 +45,9 @@ class TrainConfig:
         dropout: Probability before the classifier.
         dynamic_batch_size: Subnets whose gradients a step sums.
         teacher_path: Checkpoint to learn from; by default the run's own teacher.
-        init_path: Checkpoint to start from; by default the predecessor's.
+        init_path: Checkpoint to start from; by default the predecessor's. For ``finetune`` also
+            a network of the zoo.
+        subnet: What ``finetune`` takes out of it: a subnet as JSON, ``largest`` or ``smallest``.
         kd_ratio: Weight of the distillation term.
         kd_type: ``ce`` or ``mse``.
         image_size: Resolutions that steps draw from, in pixels.
@@ -87,6 +89,7 @@ class TrainConfig:
     dynamic_batch_size: int | None = None
     teacher_path: str | None = None
     init_path: str | None = None
+    subnet: str | None = None
     kd_ratio: float = 1.0
     kd_type: str = "ce"
     image_size: tuple[int, ...] | None = None
@@ -123,6 +126,8 @@ class TrainConfig:
         """
         info, recipe, phase = self._lookup()
         usual = DEFAULT_NETWORKS.get(self.dataset, info.network)
+        if phase.single:
+            usual = None
         filled = {
             "net": recipe.free_network if phase.free else usual,
             "epochs": phase.epochs,
@@ -131,7 +136,7 @@ class TrainConfig:
             "label_smoothing": recipe.label_smoothing,
             "dropout": recipe.dropout,
             "dynamic_batch_size": phase.subnets,
-            "image_size": info.train_resolutions,
+            "image_size": (info.eval_resolution,) if phase.single else info.train_resolutions,
             "validate_every": recipe.validate_every,
         }
         unset = {name: value for name, value in filled.items() if getattr(self, name) is None}
@@ -198,6 +203,10 @@ class TrainConfig:
             faults.append(f"--kd-type: expected {' or '.join(KD_TYPES)}, got {self.kd_type!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
+        if self.recipe_phase.single:
+            return faults + self._single_faults()
+        if self.subnet is not None:
+            faults.append(f"--subnet: expected none with --task {self.task}")
         try:
             network = self.network(10)
             self.recipe_phase.within(network.space)
@@ -205,6 +214,18 @@ class TrainConfig:
                 network.check_resolution(size)
         except CompofaError as error:
             faults.append(str(error))
+        return faults
+
+    def _single_faults(self) -> list[str]:
+        """Return what is wrong with the settings of a phase whose network is a checkpoint's."""
+        faults = [
+            f"--{name.replace('_', '-')}: expected none with --task {self.task}, whose network is "
+            "that of --init-path"
+            for name in ("net", "fixed_kernel", "heuristic", "width_mult")
+            if getattr(self, name) is not None
+        ]
+        if not self.init_path:
+            faults.append(f"--init-path: expected the checkpoint whose subnet to {self.task}")
         return faults
 
     def network(self, classes: int) -> NetworkSpec:

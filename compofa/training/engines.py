@@ -89,8 +89,10 @@ class Horovod(Backend):
     name = "horovod"
 
     def __init__(self, timeout: float, cuda: bool) -> None:
-        for variable in ("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "HOROVOD_GLOO_TIMEOUT_SECONDS"):
-            os.environ.setdefault(variable, str(max(1, round(timeout))))
+        seconds = max(1, round(timeout))
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(seconds))
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(seconds))
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(min(60, seconds)))
         try:
             import horovod.torch as hvd
         except ImportError as error:

@@ -13,6 +13,8 @@ from compofa.checkpoint import load_checkpoint, read_safely, weights_in
 from compofa.errors import CheckpointError, ConfigError
 from compofa.extract import extract
 from compofa.files import require_writable
+from compofa.fixed import Network
+from compofa.model_zoo import open_checkpoint
 from compofa.network import NetworkSpec
 from compofa.nn.static import StaticNetwork
 from compofa.supernet import Supernet
@@ -20,7 +22,7 @@ from compofa.training.backends import Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import SUMMARY
 from compofa.training.recipes import Phase, recipe_for
-from compofa.training.saving import holds_run
+from compofa.training.saving import was_begun
 from compofa.weights import load_state
 
 log = logging.getLogger(__name__)
@@ -43,9 +45,11 @@ def find_predecessors(
     """Find the teacher and the weights to start from, training a quick teacher if need be."""
     phase = config.recipe_phase
     start = Path(config.init_path) if config.init_path else None
+    teacher = Path(config.teacher_path) if config.teacher_path else None
+    if phase.teacher == "given":
+        return Predecessors(teacher, start)
     if phase.teacher != "checkpoint":
         return Predecessors(None, start)
-    teacher = Path(config.teacher_path) if config.teacher_path else None
     if teacher is None:
         teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", train_first, backend)
     if start is None and phase.starts_from is not None:
@@ -72,7 +76,7 @@ def _predecessor(
     path = folder / "best.pt"
 
     def look() -> tuple[bool, bool]:
-        unfinished = holds_run(folder) and not (folder / SUMMARY).exists()
+        unfinished = was_begun(folder) and not (folder / SUMMARY).exists()
         ready = path.exists() and not unfinished
         if not ready and not (recipe.quick and phase.largest_only):
             raise ConfigError(
@@ -105,7 +109,7 @@ def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
     return shlex.join([*words, "--output", str(output)])
 
 
-def load_teacher(path: str | Path, student: NetworkSpec) -> StaticNetwork:
+def load_teacher(path: str | Path, student: Network) -> StaticNetwork:
     """Read a teacher: the largest subnet of a checkpoint, ours or of a published program.
 
     Args:
@@ -115,16 +119,22 @@ def load_teacher(path: str | Path, student: NetworkSpec) -> StaticNetwork:
     Raises:
         CheckpointError: It cannot be read or has another number of classes.
     """
+    net = _teacher(path, student)
+    if net.classifier.out_features != student.classes:
+        raise CheckpointError(
+            f"{path}: expected a teacher with {student.classes} classes, "
+            f"got {net.classifier.out_features}"
+        )
+    return (extract(net, net.spec.space.largest) if isinstance(net, Supernet) else net).eval()
+
+
+def _teacher(path: str | Path, student: Network) -> Supernet | StaticNetwork:
+    if not isinstance(student, NetworkSpec):
+        return open_checkpoint(str(path))[1].build()
     data = read_safely(path)
     if data.get("format"):
-        net = load_checkpoint(path).build()
-    else:
-        net = _foreign_teacher(path, data, student)
-    if net.spec.classes != student.classes:
-        raise CheckpointError(
-            f"{path}: expected a teacher with {student.classes} classes, got {net.spec.classes}"
-        )
-    return extract(net, net.spec.space.largest).eval()
+        return load_checkpoint(path).build()
+    return _foreign_teacher(path, data, student)
 
 
 def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpec) -> Supernet:

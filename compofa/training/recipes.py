@@ -18,6 +18,8 @@ expand       expand --phase 1``, ``--phase 2``                       V100 hours,
 progressive  ``train_ofa_net.py --task progressive``: the teacher    digits: six minutes, 98-99 %
              and the five phases of the row above
 supernet     ``train_ofa_net.py --task supernet``                    digits: ``--epochs 12`` 87 %
+finetune     ``train_ofa_net.py --task finetune --init-path FILE     ImageNet: 25 or 75 epochs
+             --subnet JSON``
 ===========  ======================================================  ============================
 """
 
@@ -55,7 +57,8 @@ class Phase:
             :data:`compofa.training.samplers.SAMPLERS`.
         teacher: What a step learns from beside the labels: ``checkpoint``, the largest network
             trained beforehand; ``self``, the step's first subnet, which its sampler makes the
-            largest; or ``none``.
+            largest; ``given``, a checkpoint where one is named; or ``none``.
+        single: Whether it trains one subnet of a trained supernet by itself, as a plain network.
     """
 
     task: str
@@ -73,11 +76,13 @@ class Phase:
     kernels: tuple[int, ...] | None = None
     sampler: str = "random"
     teacher: str = "checkpoint"
+    single: bool = False
 
     @property
     def folder(self) -> str:
         """Name of its folder within a run's."""
-        return self.task if self.largest_only else f"{self.task}-{self.number}"
+        alone = self.largest_only or self.single
+        return self.task if alone else f"{self.task}-{self.number}"
 
     def within(self, space: SearchSpace) -> SearchSpace:
         """Return the part of a network's space that this phase trains.
@@ -179,12 +184,18 @@ SUPERNET = Phase(
     "supernet", 1, subnets=4, epochs=180, base_lr=0.65, warmup_epochs=5,
     free=True, sampler="sandwich", teacher="self",
 )  # fmt: skip
+FINETUNE = Phase("finetune", 1, subnets=1, epochs=25, base_lr=0.08, teacher="given", single=True)
 
 IMAGENET = Recipe(
-    (TEACHER, COMPOUND_1, COMPOUND_2, KERNEL, DEPTH_1, DEPTH_2, EXPAND_1, EXPAND_2, SUPERNET)
-)
+    (
+        TEACHER, COMPOUND_1, COMPOUND_2, KERNEL, DEPTH_1, DEPTH_2, EXPAND_1, EXPAND_2, SUPERNET,
+        FINETUNE,
+    )
+)  # fmt: skip
 """REFERENCE: the published ImageNet runs of Once-for-All and CompOFA. The row ``supernet``, the
-single stage of BigNAS (Yu et al., ECCV 2020) with this library's optimiser, was chosen here."""
+single stage of BigNAS (Yu et al., ECCV 2020) with this library's optimiser, was chosen here, and so
+was the learning rate of ``finetune``: Once-for-All reports networks fine-tuned for 25 and for 75
+epochs, not how."""
 
 SMALL_IMAGES = Recipe(
     (
@@ -197,6 +208,7 @@ SMALL_IMAGES = Recipe(
         replace(EXPAND_1, epochs=10, base_lr=0.8),
         replace(EXPAND_2, epochs=40, base_lr=1.6, warmup_epochs=2),
         replace(SUPERNET, epochs=100, base_lr=1.6, warmup_epochs=3),
+        replace(FINETUNE, base_lr=0.4),
     ),
     batch_size=128,
     weight_decay=1e-4,
@@ -215,6 +227,7 @@ DIGITS = Recipe(
         replace(EXPAND_1, subnets=2, epochs=10, base_lr=0.8),
         replace(EXPAND_2, subnets=2, epochs=20, base_lr=1.6, warmup_epochs=1),
         replace(SUPERNET, epochs=40, base_lr=1.6, warmup_epochs=2),
+        replace(FINETUNE, epochs=15, base_lr=0.4),
     ),
     batch_size=64,
     weight_decay=1e-4,

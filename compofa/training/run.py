@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from compofa.checkpoint import Checkpoint, save_checkpoint
-from compofa.data import DataSplits, load_dataset
+from compofa.data import DataSplits, Normalisation, load_dataset
 from compofa.errors import ConfigError, StoppedError, TrainingError
 from compofa.files import write_text_atomic
-from compofa.network import NetworkSpec
+from compofa.fixed import Network
+from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads
 from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig, run_folder
+from compofa.training.finetune import open_single
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.predecessors import find_predecessors, load_start, load_teacher
 from compofa.training.recipes import recipe_for
@@ -127,7 +129,14 @@ def _run(
     )
     found = (len(splits.train), len(splits.validation), len(splits.classes))
     backend.require_same("numbers of training images, validation images and classes", found)
-    spec = config.network(len(splits.classes))
+    single = config.recipe_phase.single
+    if single:
+        begun = backend.from_main(lambda: open_single(config, splits)) if state is None else None
+        begun = begun or state["checkpoint"]
+        spec = begun.network
+        splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
+    else:
+        spec = config.network(len(splits.classes))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
         return train(first, output, resume=unfinished, bar=bar, backend=backend, stop=stop).best
@@ -139,11 +148,13 @@ def _run(
         predecessors = find_predecessors(config, output, train_first, backend)
         teacher_path = str(predecessors.teacher or "")
     teacher = None
-    if config.recipe_phase.teacher == "checkpoint":
+    if teacher_path:
         teacher = backend.from_main(lambda: load_teacher(teacher_path, spec)).to(device)
-    net = Supernet(spec, config.seed)
+    net = spec.build() if single else Supernet(spec, config.seed)
     if state is not None:
         load_state(net, state["weights"], str(state["path"]))
+    elif single:
+        load_state(net, begun.weights, config.init_path)
     elif predecessors.start is not None:
 
         def start() -> dict[str, Tensor]:
@@ -162,6 +173,8 @@ def _run(
     if state is not None:
         progress = Progress(**state["progress"])
         _say_changed_workers(state["workers"], backend.size)
+    elif single:
+        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
 
     def begin() -> None:
         if state is not None:
@@ -185,7 +198,7 @@ def _run(
         progress = replace(progress, seconds=time.perf_counter() - started)
         if backend.is_main:
             training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
-            checkpoint = _checkpoint(config, net, splits, progress)
+            checkpoint = _checkpoint(config, net, spec, splits, progress)
             save_checkpoint(last, replace(checkpoint, training=training), folder / PREVIOUS)
 
     saver = Saver(write, last, config.save_minutes, stop)
@@ -208,7 +221,7 @@ def _run(
                 progress = replace(progress, epoch=epoch + 1)
                 if journal is not None:
                     if improved:
-                        save_checkpoint(best, _checkpoint(config, net, splits, progress))
+                        save_checkpoint(best, _checkpoint(config, net, spec, splits, progress))
                     journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
                 saver.save()
                 _say(epoch, config, metrics)
@@ -232,11 +245,16 @@ def _run(
 
 
 def _checkpoint(
-    config: TrainConfig, net: Supernet, splits: DataSplits, progress: Progress
+    config: TrainConfig,
+    net: Supernet | StaticNetwork,
+    spec: Network,
+    splits: DataSplits,
+    progress: Progress,
 ) -> Checkpoint:
-    trained = config.recipe_phase.within(net.spec.space)  # only these subnets are worth drawing
+    if spec.elastic:  # only the subnets that this phase trained are worth drawing
+        spec = replace(spec, space=config.recipe_phase.within(spec.space))
     return Checkpoint(
-        network=replace(net.spec, space=trained),
+        network=spec,
         weights=net.state_dict(),
         classes=splits.classes,
         mean=splits.normalisation.mean,
@@ -283,15 +301,19 @@ def check_device(device: str) -> None:
 
 
 def describe_run(
-    config: TrainConfig, splits: DataSplits, spec: NetworkSpec, steps: int, folder: Path
+    config: TrainConfig, splits: DataSplits, spec: Network, steps: int, folder: Path
 ) -> None:
     """Log what is about to be trained."""
-    space = config.recipe_phase.within(spec.space)
+    if spec.elastic:
+        space = config.recipe_phase.within(spec.space)
+        what = f"space {space.name} of {space.size:.4g} subnets"
+    else:
+        what = str(spec.subnet)
     log.info(
         "%s: %s on %s (%d training, %d validation images, %d classes); "
-        "space %s of %.4g subnets; %d epochs of %d steps; results in %s",
-        config.recipe_phase.folder, config.net, config.dataset, len(splits.train),
-        len(splits.validation), len(splits.classes), space.name, space.size,
+        "%s; %d epochs of %d steps; results in %s",
+        config.recipe_phase.folder, config.net or config.init_path, config.dataset,
+        len(splits.train), len(splits.validation), len(splits.classes), what,
         config.epochs, steps, folder,
     )  # fmt: skip
 

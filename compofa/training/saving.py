@@ -76,6 +76,11 @@ def holds_run(folder: Path) -> bool:
     return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
+def was_begun(folder: Path) -> bool:
+    """Whether a phase was begun in its folder, where ``best.pt`` alone may be a copy."""
+    return holds_run(folder) or (folder / CONFIG).exists()
+
+
 def saved_state(
     config: TrainConfig, folder: Path, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:

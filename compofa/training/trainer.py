@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from compofa.data import BrokenImages, DataSplits, dataset_info, steps_per_epoch
 from compofa.data.loaders import Batch
 from compofa.errors import CheckpointError, TrainingError
 from compofa.evaluate import Evaluator
+from compofa.fixed import FixedNetwork
+from compofa.nn.static import StaticNetwork
 from compofa.seeds import derive_seed, rng
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
@@ -35,11 +38,11 @@ _GRACE_S = 0.5
 
 
 class Trainer:
-    """Trains a supernet for one phase.
+    """Trains a network for one phase.
 
     Args:
         config: Resolved settings.
-        net: The supernet, on its device.
+        net: A supernet, or the plain network that a phase fine-tunes, on its device.
         teacher: Network to learn from, in evaluation mode; ``None`` for none.
         splits: The data set.
         backend: Workers that train together, each on a part of every step's images.
@@ -48,7 +51,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        net: Supernet,
+        net: Supernet | StaticNetwork,
         teacher: nn.Module | None,
         splits: DataSplits,
         backend: Backend | None = None,
@@ -57,7 +60,18 @@ class Trainer:
         self.config = config
         self.net = net
         self.phase = config.recipe_phase
-        self.space = self.phase.within(net.spec.space)
+        if isinstance(net, Supernet):
+            space = self.phase.within(net.spec.space)
+            self.extremes = {"smallest": space.smallest, "largest": space.largest}
+            if space.smallest == space.largest:
+                del self.extremes["smallest"]
+            self.draw = partial(SAMPLERS[self.phase.sampler], space)
+            self.run = net
+        else:
+            subnet = FixedNetwork(net.specs).subnet
+            self.extremes = {"fine-tuned": subnet}
+            self.draw = lambda generator, count: [subnet] * count
+            self.run = lambda images, subnet: net(images)
         self.teacher = teacher
         self.splits = splits
         self.info = dataset_info(splits.name)
@@ -77,6 +91,7 @@ class Trainer:
         self.notes: list[float] = []
         self.evaluator = Evaluator(
             splits,
+            normalisation=splits.normalisation,
             calibration_images=config.calibration_images,
             batch_size=self.batch_size,
             workers=config.workers,
@@ -125,8 +140,7 @@ class Trainer:
         So all workers have the same ones without talking, and so it is with resolutions.
         """
         generator = rng(self.config.seed, "subnets", step)
-        sample = SAMPLERS[self.phase.sampler]
-        return sample(self.space, generator, self.config.dynamic_batch_size)
+        return self.draw(generator, self.config.dynamic_batch_size)
 
     def train_epoch(self, epoch: int, bar: bool = True, saver: Saver | None = None) -> EpochStats:
         """Run one epoch, or what is left of it in a run that was resumed.
@@ -153,6 +167,7 @@ class Trainer:
             rank=self.backend.rank,
             world_size=self.backend.size,
             first_step=self.tally.steps,
+            normalisation=self.splits.normalisation,
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -276,7 +291,7 @@ class Trainer:
             own = (self.backend.rank,) * (self.backend.rank > 0)  # other images, other masks
             dropout_seed = derive_seed(config.seed, "dropout", step, index, *own)
             with seeded(dropout_seed, self.device), self._precision():
-                logits = self.net(images, subnet).float()
+                logits = self.run(images, subnet).float()
             loss = distillation_loss(
                 logits, targets, soft, config.kd_ratio, config.kd_type, config.label_smoothing
             )
@@ -341,11 +356,8 @@ class Trainer:
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Measure the smallest and the largest subnet of the phase on the held-out images."""
-        extremes = {"smallest": self.space.smallest, "largest": self.space.largest}
-        if extremes["smallest"] == extremes["largest"]:
-            del extremes["smallest"]
         figures = {}
-        for name, subnet in extremes.items():
+        for name, subnet in self.extremes.items():
             found = self.evaluator.accuracy(self.net, subnet.at(self.config.eval_size))
             figures[name] = {"top1": found.top1, "top5": found.top5, "loss": found.loss}
         return figures
