@@ -1,7 +1,7 @@
-"""Runs that die, for tests/test_death.py: one warm process that forks a run for each line it reads.
+"""Runs that die, for tests/test_death.py: a warm process that forks a run for each line it reads.
 
-A line is JSON: ``argv`` of ``train_ofa_net.py``, ``log`` (a file for what it says) and maybe ``die``,
-which says where a signal comes: ``signal``, and ``after`` seconds from outside, or ``at`` a place
+A line is JSON: ``argv`` of ``train_ofa_net.py``, ``log`` (a file for what it says) and maybe
+``die``, which says where a ``signal`` comes: ``after`` seconds from outside, or ``at`` a place
 below, the ``count``-th time it is come by. The answer is the exit status and the seconds that it
 took, of which after the signal.
 """
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ from compofa.cli import train
 from compofa.evaluate import Evaluator
 from compofa.training.journal import Journal
 from compofa.training.trainer import Trainer
+
+
+def warm_up() -> None:
+    """Import what a run would import later, a second's worth: the first optimiser does, too."""
+    import torch.utils.tensorboard
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 
 
 def few_digits() -> None:
@@ -146,6 +154,7 @@ def child(order: dict[str, Any]) -> int:
 
 def serve() -> None:
     few_digits()
+    warm_up()
     for line in sys.stdin:
         order, started = json.loads(line), time.time()
         mark = Path(order["log"] + ".mark")
@@ -155,6 +164,8 @@ def serve() -> None:
             status = 70
             try:
                 status = child(order)
+            except BaseException:  # noqa: BLE001, a forked process must end here
+                traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(status)

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 KILL = signal.SIGKILL
 TEACHER = [
     "--task", "teacher", "--epochs", "2", "--image-size", "8", "--batch-size", "20", "--lr", "0.05",
-    "--width-mult", "0.1", "--heuristic", "2:3", "--calibration-images", "12", "--warmup-epochs", "1",
-    "--device", "cpu", "--save-minutes", "0", "--quiet",
+    "--width-mult", "0.1", "--heuristic", "2:3", "--calibration-images", "12",
+    "--warmup-epochs", "1", "--device", "cpu", "--save-minutes", "0", "--quiet",
 ]  # fmt: skip
 """60 images, two epochs of three steps, each of them saved."""
 LONG_S = 30
@@ -71,8 +71,10 @@ def assert_same(folder: Path, other: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == phases
     for phase in phases:
         for name in ("last.pt", "best.pt"):
-            mine, theirs = (vars(load_checkpoint(f / phase / name)) for f in (folder, other))
-            assert_equal(mine, theirs, f"{phase}/{name}")
+            mine, theirs = (load_checkpoint(f / phase / name) for f in (folder, other))
+            for checkpoint in (mine, theirs):  # which may differ
+                (checkpoint.training or {"config": {}})["config"].pop("save_minutes", None)
+            assert_equal(vars(mine), vars(theirs), f"{phase}/{name}")
         lines = []
         for place in (folder, other):
             text = (place / phase / "metrics.jsonl").read_text()
@@ -132,7 +134,7 @@ def test_killed_again_and_again_whenever(run, whole, tmp_path):
     ("number", "at", "count"),
     [
         (signal.SIGTERM, "step", 2),
-        (signal.SIGTERM, "half a checkpoint", 2),
+        (signal.SIGTERM, "half a checkpoint", 1),
         (signal.SIGTERM, "validation", 1),
         (signal.SIGINT, "step", 5),
     ],

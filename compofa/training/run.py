@@ -115,6 +115,8 @@ def _run(
     stop: Stopping,
     discard: Sequence[Path],
 ) -> RunResult:
+    if any(backend.gather(stop.requested)):  # while the phase before this one came to its end
+        raise stop.error(": go on with --resume")
     folder = run_folder(config, output)
     last, best = folder / LAST, folder / BEST
     state = backend.from_main(lambda: saved_state(config, folder, resume, overwrite))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from compofa.errors import StoppedError
 
+LOST = (RuntimeError, EOFError, OSError)
+"""What comes of data-loading processes that the same signal ended."""
+GRACE_S = 0.5
+"""Seconds that the signal may take longer to come here than to them."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What a preempted machine and Ctrl-C send."""
 
@@ -52,11 +58,8 @@ class Stopping:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Finish the block first: whoever runs it looks at :attr:`requested`."""
-        before, self._deferring = self._deferring, True
-        try:
+        with self._mode(True):
             yield
-        finally:
-            self._deferring = before
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -65,24 +68,42 @@ class Stopping:
         Raises:
             StoppedError: The end is, or was already, asked for.
         """
-        before, self._deferring = self._deferring, False
-        try:
-            if self.requested:
-                raise self.error("")
+        if self.requested:
+            raise self.error("")
+        with self._mode(False):
             yield
+
+    @contextmanager
+    def _mode(self, deferring: bool) -> Iterator[None]:
+        before, self._deferring = self._deferring, deferring
+        try:
+            yield
+        except LOST:
+            time.sleep(GRACE_S)
+            if self.requested:
+                raise self.error(": go on with --resume") from None
+            raise
         finally:
             self._deferring = before
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: SIG_DFL would not do where the signal has come and its handler not yet run."""
 
 
 @contextmanager
 def on_signals() -> Iterator[Stopping]:
     """Turn SIGTERM and Ctrl-C into requests for a while; call it in the main thread."""
     stopping = Stopping()
+    before: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # A signal to all processes ends data-loading ones, too. Torch raises an error for those,
+        # wherever this process may be, such as in saving.
+        before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, _ignore))
         stopping.request(number)
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before |= {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield stopping
     finally:

@@ -30,11 +30,10 @@ from compofa.training.losses import distillation_loss
 from compofa.training.optim import learning_rate, make_optimizer
 from compofa.training.samplers import SAMPLERS
 from compofa.training.saving import Saver
+from compofa.training.stopping import GRACE_S, LOST
 from compofa.training.tally import EpochStats, Tally
 
 log = logging.getLogger(__name__)
-
-_GRACE_S = 0.5
 
 
 class Trainer:
@@ -204,8 +203,8 @@ class Trainer:
         """Return the next batch; None where its makers were ended together with the run."""
         try:
             return next(batches)
-        except RuntimeError:
-            time.sleep(_GRACE_S)  # the signal that ended them may be about to come here
+        except LOST:
+            time.sleep(GRACE_S)
             if self.saver is None or not self.saver.stopping:
                 raise
             return None
