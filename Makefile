@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench horovod clean
 
 PYTHON ?=
 ARGS ?=
@@ -30,6 +30,9 @@ format: $(INSTALLED)  ## put the sources into the style that lint checks
 
 bench: $(INSTALLED)  ## measure speed
 	$(PY) -m benchmarks $(ARGS)
+
+horovod: $(INSTALLED)  ## build Horovod and install it into .venv (minutes; needs g++ and cmake)
+	tools/install_horovod $(PY)
 
 clean:  ## remove the environment, builds and caches (what is in runs/ stays)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -81,7 +81,8 @@ setup(
             "ruff>=0.9",
             *EXPORT,
         ],
-        # Source only: its build needs g++ and cmake, and C++17 for a current PyTorch.
+        # Source only: its build needs g++ and cmake, and C++17 for a current PyTorch, which
+        # tools/install_horovod (make horovod) asks for.
         "horovod": ["horovod>=0.28.1"],
         "export": EXPORT,
     },

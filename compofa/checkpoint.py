@@ -75,14 +75,17 @@ class Checkpoint:
         weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
         return replace(self, weights=weights, training=None)
 
-    def build(self) -> Supernet | StaticNetwork:
+    def build(self, source: str = "checkpoint") -> Supernet | StaticNetwork:
         """Build the network with these weights, in evaluation mode.
+
+        Args:
+            source: What to call the weights in errors.
 
         Raises:
             CheckpointError: The weights do not fit the definition.
         """
         net = self.network.build()
-        load_state(net, self.weights, "checkpoint")
+        load_state(net, self.weights, source)
         return net.eval()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compofa.errors import SpaceError
+from compofa.form import columns
 from compofa.space import SearchSpace, StageSpace, expected
 from compofa.subnet import Block, Number, Subnet, numbers
 
@@ -19,6 +20,7 @@ def read_choice(
     e: Choice | None = None,
     d: Choice | None = None,
     r: int | None = None,
+    w: Choice | None = None,
 ) -> Subnet:
     """Build a subnet of ``space`` from choices; what is left out comes from ``base``.
 
@@ -27,9 +29,11 @@ def read_choice(
         base: Gives what is left out. Blocks that it lacks repeat the last one of their stage.
         ks: Kernel size: a number, one a stage or one a block slot.
         e: Expand ratio, likewise. In a compound stage it follows from the depth when left out.
-        d: Depth: a number or one a stage. In a compound stage it follows from a single ``e``
-            when left out. A last stage that always is one block needs none.
+        d: Depth: a number or one a stage, as the field's form counts it. In a compound stage it
+            follows from a single ``e`` when left out. A last stage that always is one block
+            needs none.
         r: Resolution in pixels; any positive one.
+        w: Index of the width multiplier, where widths are elastic: a number or one a width.
 
     Raises:
         SpaceError: A value is outside the space or a list has a wrong length; all faults of the
@@ -40,19 +44,24 @@ def read_choice(
     chosen, faults = [], []
     for index, (stage, blocks) in enumerate(zip(space.stages, base.stages, strict=True)):
         first = index * space.slots
-        depth = depths[index] if depths else len(blocks)
+        blocks = blocks or ((stage.kernels[0], stage.expands[0]),)
+        form = space.forms[index]
+        number = depths[index] if depths else form.number(len(base.stages[index]))
+        depth = form.blocks(number)
         coupling = dict(stage.coupling or ())
         if not depths and expands and coupling:
             inverse = {expand: depth for depth, expand in coupling.items()}
             depth = inverse.get(expands[first], depth)
+            number = form.number(depth)
         kept = depth if depth in stage.depths else 0
-        if not kept:
-            faults.append(expected(f"stage {index + 1} depth", stage.depths, depth))
+        if depth not in stage.depths:
+            known = [form.number(blocks) for blocks in stage.depths]
+            faults.append(expected(f"stage {index + 1} depth", known, number))
         row = []
         for slot in range(space.slots):
             kernel, expand = blocks[min(slot, len(blocks) - 1)]
-            kernel = kernels[first + slot] if kernels else kernel
-            if expands:
+            kernel = kernels[first + slot] if kernels and form.slots else kernel
+            if expands and form.slots:
                 expand = expands[first + slot]
             elif coupling:
                 expand = coupling.get(depth, expand)
@@ -63,9 +72,23 @@ def read_choice(
             faults += _past_depth(stage, row[slot], f"stage {index + 1} block {slot + 1}")
     if r is not None and (type(r) is not int or r < 1):
         faults.append(f"resolution: expected a positive integer, got {r!r}")
+    widths = _widths(w, space, base)
+    faults += space.why_not_widths(widths)
     if faults:
         raise space.error(faults)
-    return Subnet(base.resolution if r is None else r, tuple(chosen))
+    return Subnet(base.resolution if r is None else r, tuple(chosen), widths)
+
+
+def _widths(value: Choice | None, space: SearchSpace, base: Subnet) -> tuple[Number, ...]:
+    if value is None:
+        return base.widths
+    values, count = numbers("w", value), len(space.widths)
+    if len(values) == 1 and count:
+        values = values * count
+    if len(values) != count:
+        wanted = f"1 or {count}" if count else "no"
+        raise SpaceError(f"w: expected {wanted} numbers, got {len(values)}")
+    return tuple(values)
 
 
 def _past_depth(stage: StageSpace, block: Block, where: str) -> list[str]:
@@ -85,15 +108,22 @@ def _spread(key: str, value: Choice | None, space: SearchSpace) -> list[Number]:
     """Return a value a block slot; an empty list for ``None``."""
     if value is None:
         return []
-    values, stages, slots = numbers(key, value), len(space.stages), space.slots
-    field = stages * slots - space.tail * (slots - 1)
+    values, forms, slots = numbers(key, value), space.forms, space.slots
+    places = columns(forms, slots).tolist()
+    written = [index for index, form in enumerate(forms) if form.slots]
     if len(values) == 1:
-        return values * (stages * slots)
-    if len(values) == stages:
-        return [item for item in values for _ in range(slots)]
-    if len(values) in (field, stages * slots):
-        return values + [0] * (stages * slots - len(values))
-    raise SpaceError(f"{key}: expected 1, {stages} or {field} numbers, got {len(values)}")
+        return values * (len(forms) * slots)
+    if len(values) == len(written):
+        spread = dict(zip(written, values, strict=True))
+        return [spread.get(index, 0) for index in range(len(forms)) for _ in range(slots)]
+    if len(values) == len(forms) * slots and not space.widths:
+        return values
+    if len(values) != len(places):
+        raise SpaceError(
+            f"{key}: expected 1, {len(written)} or {len(places)} numbers, got {len(values)}"
+        )
+    spread = dict(zip(places, values, strict=True))
+    return [spread.get(place, 0) for place in range(len(forms) * slots)]
 
 
 def _depths(value: Choice | None, space: SearchSpace) -> list[Number]:

@@ -4,6 +4,8 @@ Once-for-All and CompOFA name blocks ``blocks.i.mobile_inverted_conv`` (newer fi
 ``blocks.i.conv``), nest elastic layers once more (``conv.conv.weight``) and call a block's parts
 ``inverted_bottleneck``, ``depth_conv`` and ``point_linear``. MMRazor names blocks ``layer{n}.{j}``
 under ``architecture.backbone`` and the parts ``expand_conv``, ``depthwise_conv``, ``linear_conv``.
+Once-for-All's ResNet50D has ``input_stem`` and ``blocks.i.conv1``, ``conv2``, ``conv3`` and
+``downsample``; MMRazor has none.
 
 Only names change: values pass through as they are, so any may stand in for tensors.
 """
@@ -13,6 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
+
+from compofa.errors import CheckpointError
+from compofa.form import WIDE
 
 Value = TypeVar("Value")
 Table = tuple[tuple[str, str], ...]
@@ -54,13 +59,28 @@ _RAZOR_PARTS = (
 _RAZOR_BLOCK = re.compile(rf"{re.escape(_BODY)}layer(\d+)\.(\d+)\.(.+)")
 _RAZOR_MATRIX = re.compile(r"conv\.trans_matrix_\d+to(\d+)$")
 
+_RESNET_MARK = "stem_out."
+_RESNET_PREFIXES = (
+    ("input_stem.0.", "stem."),
+    ("input_stem.1.conv.", "stages.0.0."),
+    ("input_stem.2.", "stem_out."),
+    ("classifier.linear.", "classifier."),
+)
+_RESNET_BLOCK = re.compile(r"blocks\.(\d+)\.((?:conv[123]|downsample)\..+)")
+_RESNET_PLACES = [
+    f"stages.{stage}.{position}."
+    for stage, form in enumerate(WIDE)
+    for position in range(form.slots)
+]
+_SINGLE = re.compile(r"\b(conv|bn|linear)\.(?=[^.]+$)")
+
 _BLOCK = re.compile(r"(?:first|stages\.(\d+)\.(\d+))\.(.+)")
 _MATRIX = re.compile(r"matrices\.(\d+)$")
 
 
 def recognise(names: Iterable[str]) -> str | None:
-    """Return which of :data:`FORMATS` the names of a MobileNetV3 state dict are in, if any."""
-    marks = {"first_conv.": "ofa", _BODY: "mmrazor", "stem.": "compofa"}
+    """Return which of :data:`FORMATS` the names of a state dict are in, if any."""
+    marks = {"first_conv.": "ofa", "input_stem.": "ofa", _BODY: "mmrazor", "stem.": "compofa"}
     plain = [name.removeprefix("module.") for name in names]
     found = (f for mark, f in marks.items() if any(name.startswith(mark) for name in plain))
     return next(found, None)
@@ -121,9 +141,16 @@ def from_ours(state: Mapping[str, Value], slots: int, to: str) -> dict[str, Valu
 
     Once-for-All's names are written as its supernets have them: ``mobile_inverted_conv``, elastic
     layers nested.
+
+    Raises:
+        CheckpointError: MMRazor is asked for a ResNet50D, which it does not have.
     """
     if to == "compofa":
         return dict(state)
+    if any(name.startswith(_RESNET_MARK) for name in state):
+        if to == "mmrazor":
+            raise CheckpointError("MMRazor has no ResNet50D: expected ofa or compofa, got mmrazor")
+        return {_resnet_to_ofa(name): value for name, value in state.items()}
     rename = {"ofa": _to_ofa, "mmrazor": _to_mmrazor}[to]
     return {rename(name, slots): value for name, value in state.items()}
 
@@ -138,12 +165,32 @@ def from_ofa(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
     Returns:
         The same values by this library's names. A name that is not known stays as it is.
     """
+    if any(name.removeprefix("module.").startswith("input_stem.") for name in state):
+        return {_resnet_from_ofa(name): value for name, value in state.items()}
     return {_from_ofa(name, slots): value for name, value in state.items()}
 
 
 def from_mmrazor(state: Mapping[str, Value], slots: int = 0) -> dict[str, Value]:
     """Rename an MMRazor state dict, as :func:`from_ofa` does; ``slots`` is not needed here."""
     return {_from_mmrazor(name): value for name, value in state.items()}
+
+
+def _resnet_from_ofa(name: str) -> str:
+    name = _replace_prefix(name.removeprefix("module."), _RESNET_PREFIXES[:3])
+    name = _replace_prefix(_DOUBLED.sub(r"\1.", name), _RESNET_PREFIXES[3:])
+    block = _RESNET_BLOCK.fullmatch(name)
+    if block is None or int(block[1]) >= len(_RESNET_PLACES):
+        return name
+    return _RESNET_PLACES[int(block[1])] + block[2]
+
+
+def _resnet_to_ofa(name: str) -> str:
+    name = _replace_prefix(name, _reversed(_RESNET_PREFIXES))
+    name = _SINGLE.sub(r"\1.\1.", name)
+    for index, place in enumerate(_RESNET_PLACES):
+        if name.startswith(place):
+            return f"blocks.{index}.{name[len(place) :]}"
+    return name
 
 
 def _from_ofa(name: str, slots: int) -> str:

@@ -11,7 +11,8 @@ from compofa.subnet import Number, as_number
 Coupling = tuple[tuple[int, Number], ...]
 
 COUPLINGS: dict[str, Coupling | None] = {"simple": ((2, 3), (3, 4), (4, 6)), "none": None}
-"""Named couplings of depth and expand ratio; ``simple`` is CompOFA's heuristic (section 3.2)."""
+"""Named couplings of depth and expand ratio; ``simple`` is CompOFA's heuristic (section 3.2) for
+MobileNetV3. What it means for another backbone stands in that backbone's table."""
 
 
 def parse_coupling(text: str) -> Coupling | None:
@@ -34,8 +35,8 @@ def parse_coupling(text: str) -> Coupling | None:
             "depth:expand pairs such as 2:3,3:4,4:6"
         ) from None
     depths = [depth for depth, _ in coupling]
-    if len(set(depths)) < len(depths) or min(depths) < 1 or max(depths) > 16:
-        raise SpaceError(f"heuristic {text!r}: expected distinct depths between 1 and 16")
+    if len(set(depths)) < len(depths) or min(depths) < 0 or max(depths) > 16:
+        raise SpaceError(f"heuristic {text!r}: expected distinct depths between 0 and 16")
     if any(not 0 < expand <= 16 for _, expand in coupling):
         raise SpaceError(f"heuristic {text!r}: expected expand ratios above 0 and at most 16")
     return coupling

@@ -19,7 +19,7 @@ from compofa.data import (
 )
 from compofa.data.loaders import Batch
 from compofa.errors import DataError
-from compofa.layout import layout, macs, params
+from compofa.layout import at_resolution, macs, params
 from compofa.nn.static import StaticNetwork
 from compofa.records import EvalRecord
 from compofa.subnet import Subnet
@@ -96,7 +96,8 @@ class Evaluator:
         part: ``validation`` or ``test``.
         normalisation: What the network's inputs are normalised with; the data set's own when
             left out.
-        calibration_images: Training images to measure BN statistics on.
+        calibration_images: Training images to measure BN statistics on; 0 for networks that
+            keep their own.
         batch_size: Images a batch.
         workers: Data-loading processes.
         seed: Picks the calibration images.
@@ -189,19 +190,26 @@ class Evaluator:
             return measure_accuracy(network, self.evaluation_batches(resolution), self.backend)
 
     def measure(
-        self, supernet: Supernet, subnet: Subnet, net: str = "", checkpoint: str = ""
+        self,
+        network: Supernet | StaticNetwork,
+        subnet: Subnet,
+        net: str = "",
+        checkpoint: str = "",
     ) -> EvalRecord:
         """Measure ``subnet`` and return the record.
 
         Args:
-            supernet: Its weights.
+            network: Its weights: a supernet's, or its own.
             subnet: The network, at the resolution to evaluate.
             net: Name or path for the record.
             checkpoint: Hash for the record.
         """
-        supernet.spec.check_resolution(subnet.resolution)
-        accuracy = self.accuracy(supernet, subnet)
-        layers = layout(supernet.spec.backbone, subnet, supernet.spec.classes)
+        if isinstance(network, Supernet):
+            network.spec.check_resolution(subnet.resolution)
+            layers = network.spec.layers_of(subnet)
+        else:
+            layers = at_resolution(network.specs, subnet.resolution)
+        accuracy = self.accuracy(network, subnet)
         return EvalRecord(
             subnet=subnet,
             top1=accuracy.top1,

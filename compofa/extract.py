@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compofa.layout import LayerSpec, layout
 from compofa.network import NetworkSpec
-from compofa.nn.elastic import ElasticMBConv
+from compofa.nn.elastic import Elastic
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import Subnet
 
@@ -49,12 +49,8 @@ def active_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights that ``supernet`` uses for the layers ``specs``, by static name."""
     for spec in specs:
-        if spec.kind == "pool":
-            continue
         module = supernet.get_submodule(spec.name)
-        if isinstance(module, ElasticMBConv):
-            named = module.weights(spec)
-        else:
-            named = module.state_dict().items()
+        elastic = isinstance(module, Elastic)
+        named = module.weights(spec) if elastic else module.state_dict().items()
         for name, tensor in named:
             yield f"{spec.name}.{name}", tensor.detach()

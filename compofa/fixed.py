@@ -23,7 +23,9 @@ ACTS = ("relu", "relu6", "hswish", "none")
 KINDS = {
     "stem": ("conv",),
     "first": ("mbconv",),
-    "stages": ("mbconv",),
+    "stem_out": ("conv",),
+    "stem_pool": ("maxpool",),
+    "stages": ("mbconv", "bottleneck", "conv"),
     "final_expand": ("conv",),
     "mix": ("conv", "mix"),
     "pool": ("pool",),
@@ -145,7 +147,8 @@ class FixedNetwork:
         stages: dict[str, list[tuple[int, int | float]]] = {}
         for layer in self.layers:
             if layer.name.startswith("stages."):
-                ratio = as_number(round(layer.mid_channels / layer.in_channels, 4))
+                base = layer.out_channels if layer.kind == "bottleneck" else layer.in_channels
+                ratio = as_number(round((layer.mid_channels or base) / base, 4))
                 stages.setdefault(layer.name.split(".")[1], []).append((layer.kernel, ratio))
         return Subnet(self.resolution, tuple(map(tuple, stages.values())))
 
@@ -213,6 +216,8 @@ def network_from_json(data: Any) -> Network:
 
 
 def _read_layer(data: Any) -> LayerSpec:
+    if isinstance(data, dict):
+        data = {"downsample": False, **data}  # files from before bottlenecks lack it
     values = {
         f.name: field(data, f.name, _TYPES[f.type])
         for f in fields(LayerSpec)
@@ -233,8 +238,10 @@ def _check_layer(layer: LayerSpec) -> None:
         known = " or ".join(kinds) if kinds else f"a name of {', '.join(KINDS)}"
         raise SpaceError(f"{where}: expected {known}, got {layer.kind[:40]!r}")
     channels = (layer.in_channels, layer.out_channels)
-    block, whole = layer.kind == "mbconv", layer.kind in ("conv", "mbconv")
+    block = layer.kind in ("mbconv", "bottleneck")
+    whole = block or layer.kind in ("conv", "maxpool")
     inner = (layer.mid_channels, layer.se_channels)
+    same = layer.stride == 1 and channels[0] == channels[1]
     faults = {
         f"1 to {MAX_CHANNELS} channels": all(1 <= c <= MAX_CHANNELS for c in channels),
         "an odd kernel up to 15": layer.kernel in (range(1, 16, 2) if whole else (1,)),
@@ -243,13 +250,17 @@ def _check_layer(layer: LayerSpec) -> None:
         "middle channels in blocks alone": block == (0 < inner[0] <= MAX_CHANNELS)
         and (block or inner == (0, 0)),
         "fewer channels in SE": 0 <= inner[1] <= max(inner[0], 8),
-        "middle channels as what comes in, without expansion": not block
+        "middle channels as what comes in, without expansion": layer.kind != "mbconv"
         or layer.expand
         or layer.mid_channels == layer.in_channels,
-        "expansion in blocks alone": block or not layer.expand,
+        "expansion and SE in inverted blocks alone": layer.kind == "mbconv"
+        or not (layer.expand or layer.se_channels),
+        "a residual in every bottleneck": layer.residual or layer.kind != "bottleneck",
         "a residual of the same shape": not layer.residual
-        or (block and layer.stride == 1 and channels[0] == channels[1]),
-        "as many channels out as in": layer.kind != "pool" or channels[0] == channels[1],
+        or layer.downsample
+        or (same and (block or layer.kind == "conv")),
+        "downsampling in bottlenecks alone": layer.kind == "bottleneck" or not layer.downsample,
+        "as many channels out as in": "pool" not in layer.kind or channels[0] == channels[1],
     }
     fault = next((wanted for wanted, right in faults.items() if not right), None)
     if fault:
@@ -263,19 +274,18 @@ def _check_order(layers: tuple[LayerSpec, ...]) -> None:
         SpaceError: They do not.
     """
     names = [layer.name for layer in layers]
-    stages = [name for name in names if name.startswith("stages.")]
-    wanted, number, position = [], -1, 0
-    for name in stages:
-        if name == f"stages.{number + 1}.0":
-            number, position = number + 1, 0
-        wanted.append(f"stages.{number}.{position}")
-        position += 1
-    parts = [name.split(".")[0] for name in names]
-    tops = list(dict.fromkeys(parts))
-    spine = [top for top in tops if top in ("stages", "pool", "classifier")]
-    together = parts == sorted(parts, key=tops.index) and len(set(names)) == len(names)
+    tops = [name.split(".")[0] for name in names]
+    spine = [top for top in dict.fromkeys(tops) if top in ("stages", "pool", "classifier")]
     whole = spine == ["stages", "pool", "classifier"] and tops[-1] == "classifier"
-    if stages != wanted or not together or not whole:
+    ended = -1
+    for before, name in zip(["", *names], names, strict=False):
+        if not name.startswith("stages."):
+            continue
+        stage, position = map(int, name.split(".")[1:])
+        follows = position > 0 and before == f"stages.{stage}.{position - 1}"
+        whole = whole and (follows or (position == 0 and stage > ended))
+        ended = stage
+    if not whole or len(set(names)) < len(names):
         raise SpaceError(
             "expected blocks stages.0.0, stages.0.1, …, then one pool, the classifier last, "
             f"got {', '.join(names)[:200]}"

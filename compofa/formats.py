@@ -24,20 +24,21 @@ from compofa.checkpoint import (
 from compofa.convert import from_ours, recognise, to_ours
 from compofa.errors import CheckpointError
 from compofa.model_zoo import network_of
+from compofa.specialised_files import (
+    EXTRA,
+    find_specialised,
+    read_specialised,
+    write_specialised,
+)
 from compofa.subnet import SLOTS
-from compofa.supernet import Supernet
 from compofa.tensorfile import read_safely, write_tensors
-from compofa.weights import load_state
-
-EXTRA = "compofa"
-"""Key of what this library adds to another program's file."""
 
 
 def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint]:
     """Read a checkpoint of any format, its weights exactly as the file has them.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a specialised network.
         arch: The network that another program's weights belong to; recognised when left out.
 
     Returns:
@@ -47,6 +48,9 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
         CheckpointError: The file cannot be read, its format is not known, or its weights belong to
             no network or to another one than ``arch``.
     """
+    specialised = find_specialised(path)
+    if specialised is not None:
+        return "ofa", read_specialised(specialised)
     data = read_safely(path)
     if "format" in data:
         checkpoint = load_checkpoint(path)
@@ -57,25 +61,28 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
     if kind is None:
         example = f"names such as {next(iter(state))}" if state else "an empty one"
         raise CheckpointError(
-            f"{path}: expected MobileNetV3 weights of Once-for-All, CompOFA, MMRazor or this "
+            f"{path}: expected weights of Once-for-All, CompOFA, MMRazor or this "
             f"library, got {example[:80]}"
         )
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping) and arch is None:
         checkpoint = from_data(path, {**extra, "weights": state, "training": None})
+        if not checkpoint.network.elastic:
+            raise CheckpointError(f"{path}: expected net.config beside a specialised network")
         slots = checkpoint.network.space.slots
         checkpoint = replace(checkpoint, weights=to_ours(state, slots))
     else:
         weights = to_ours(state, SLOTS)
         checkpoint = Checkpoint(network_of(path, weights, arch), weights, dataset="imagenet")
-    load_state(Supernet(checkpoint.network), checkpoint.weights, str(path))
+    checkpoint.build(str(path))
     return kind, checkpoint
 
 
 def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:
     """Write ``checkpoint`` in a format of :data:`compofa.convert.FORMATS`.
 
-    A state to resume training from goes only into this library's own.
+    A state to resume training from goes only into this library's own. A specialised network for
+    Once-for-All is a folder.
 
     Raises:
         CheckpointError: It has weights whose names would not come back.
@@ -84,10 +91,13 @@ def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:
     if to == "compofa":
         save_checkpoint(path, checkpoint)
         return
+    if not checkpoint.network.elastic and to == "ofa":
+        write_specialised(path, checkpoint)
+        return
     slots = checkpoint.network.space.slots
     state: dict[str, Tensor] = from_ours(checkpoint.weights, slots, to)
     if list(to_ours(state, slots)) != list(checkpoint.weights):
-        raise CheckpointError(f"{path}: expected MobileNetV3's weights, got names that {to} lacks")
+        raise CheckpointError(f"{path}: expected a supernet's weights, got names that {to} lacks")
     extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_tensors(path, {"state_dict": state, EXTRA: extra})

@@ -2,8 +2,8 @@
 
 Each gene picks one of a few choices. A free stage has a gene for its depth and one for each
 block's expand ratio and kernel size. A compound stage (CompOFA, Sahni et al., ICLR 2021) has one
-gene for depth and expand ratio together. A choice of which only one is left has no gene. The last
-gene picks the resolution.
+gene for depth and expand ratio together. A choice of which only one is left has no gene. Genes of
+elastic widths follow those of the stages; the last gene picks the resolution.
 
 :class:`GeneCode` holds this as tables, so that many subnets are translated by a few gathers.
 This module needs NumPy alone.
@@ -22,7 +22,7 @@ from compofa.errors import SpaceError
 from compofa.subnet import Number, SubnetArrays
 
 if TYPE_CHECKING:
-    from compofa.space import StageSpace
+    from compofa.stages import StageSpace
 
 Row = tuple[int, Sequence[Number]]
 
@@ -32,9 +32,10 @@ class Gene:
     """One choice of a space: where it applies and the values it picks from.
 
     Attributes:
-        stage: Index of the stage it shapes; -1 for the resolution.
+        stage: Index of the stage it shapes; -1 for a width and for the resolution.
         slot: Index of the block within the stage; ``None`` when it is the stage's as a whole.
-        choices: Each a mapping from ``d``, ``e``, ``ks`` or ``r`` to a value.
+        choices: Each a mapping from ``d``, ``e``, ``ks``, ``r`` or a width (``w0``, ``w1``, …)
+            to a value.
     """
 
     stage: int
@@ -50,10 +51,11 @@ class Lookup:
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        width = max(len(values) for _, values in rows)
-        self.columns = np.array([column for column, _ in rows])
+        width = max((len(values) for _, values in rows), default=0)
+        self.columns = np.array([column for column, _ in rows], dtype=np.int64)
         # A row that is too short repeats its first value.
-        self.table = np.array([[*v, *v[:1] * (width - len(v))] for _, v in rows])
+        table = [[*v, *v[:1] * (width - len(v))] for _, v in rows]
+        self.table = np.array(table, dtype=None if table else np.int64)
         self._offsets = np.arange(len(rows)) * width
 
     def __call__(self, genes: np.ndarray) -> np.ndarray:
@@ -77,11 +79,12 @@ class GeneCode:
     """The genes of a space and what they stand for.
 
     Attributes:
-        genes: The genes, stage by stage, the resolution last.
+        genes: The genes, stage by stage, then the widths, the resolution last.
         depths: The depth of each stage.
         kernels: The kernel size of each block slot, kept or not.
         expands: The expand ratio of each block slot, kept or not.
         resolution: The resolution.
+        widths: The index of each elastic width.
         active: Whether each block slot is kept.
         used: Whether each gene matters: those of blocks past the depth do not.
     """
@@ -91,20 +94,28 @@ class GeneCode:
     kernels: Lookup
     expands: Lookup
     resolution: Lookup
+    widths: Lookup
     active: Lookup
     used: Lookup
 
     @classmethod
-    def of(cls, stages: Sequence[StageSpace], slots: int, resolutions: Sequence[int]) -> GeneCode:
+    def of(
+        cls,
+        stages: Sequence[StageSpace],
+        slots: int,
+        resolutions: Sequence[int],
+        widths: Sequence[Sequence[int]] = (),
+    ) -> GeneCode:
         """Lay out the genes of a space.
 
         Args:
             stages: The choices of each stage.
             slots: Blocks reserved for each stage, at least the largest depth.
             resolutions: Allowed input resolutions in pixels.
+            widths: Allowed indices of each elastic width.
         """
         genes: list[Gene] = []
-        rows: dict[str, list[Row]] = {key: [] for key in ("d", "ks", "e", "active", "used")}
+        rows: dict[str, list[Row]] = {key: [] for key in ("d", "ks", "e", "active", "used", "w")}
         for index, stage in enumerate(stages):
             first = len(genes)
             pairs = tuple({"d": d} if e is None else {"d": d, "e": e} for d, e in stage.pairs)
@@ -126,7 +137,15 @@ class GeneCode:
                 (first, [True] * len(pairs)) if gene.slot is None else kept[gene.slot]
                 for gene in genes[first:]
             ]
-        last = len(genes)
+        elastic = [index for index, indices in enumerate(widths) if len(indices) > 1]
+        last = len(genes) + len(elastic)
+        for index, indices in enumerate(widths):
+            if index not in elastic:
+                rows["w"].append((last, [*indices] * len(resolutions)))
+                continue
+            rows["w"].append((len(genes), indices))
+            rows["used"].append((len(genes), [True] * len(indices)))
+            genes.append(Gene(-1, None, tuple({f"w{index}": choice} for choice in indices)))
         genes.append(Gene(-1, None, tuple({"r": r} for r in resolutions)))
         rows["used"].append((last, [True] * len(resolutions)))
         return cls(
@@ -135,6 +154,7 @@ class GeneCode:
             kernels=Lookup(rows["ks"]),
             expands=Lookup(rows["e"]),
             resolution=Lookup([(last, resolutions)]),
+            widths=Lookup(rows["w"]),
             active=Lookup(rows["active"]),
             used=Lookup(rows["used"]),
         )
@@ -163,7 +183,9 @@ class GeneCode:
         kernels, expands = self.kernels(genes), self.expands(genes)
         kernels *= active
         expands *= active
-        return SubnetArrays(kernels, expands, self.depths(genes), self.resolution(genes)[:, 0])
+        depths = self.depths(genes)
+        widths = self.widths(genes) if len(self.widths.columns) else None
+        return SubnetArrays(kernels, expands, depths, self.resolution(genes)[:, 0], widths)
 
     def genes_of(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
         """Encode arrays; entries past a stage's depth are ignored.
@@ -182,12 +204,17 @@ class GeneCode:
                 f"expected {stages} depths and {blocks} blocks a subnet, got shapes "
                 f"{arrays.d.shape} of d, {arrays.ks.shape} of ks, {arrays.e.shape} of e"
             )
+        if arrays.w.shape[1:] != self.widths.columns.shape:
+            raise SpaceError(
+                f"expected {len(self.widths.columns)} widths a subnet, got {arrays.w.shape} of w"
+            )
         genes = np.zeros((len(arrays.r), len(self.genes)), dtype=np.int64)
         # The depth's gene comes last: where it also gives kernels or expand ratios, it decides.
         for lookup, values in (
             (self.kernels, arrays.ks),
             (self.expands, arrays.e),
             (self.depths, arrays.d),
+            (self.widths, arrays.w),
             (self.resolution, arrays.r[:, None]),
         ):
             genes[:, lookup.columns] = lookup.positions(values)
@@ -195,6 +222,7 @@ class GeneCode:
         again = self.arrays(genes)
         past = again.ks == 0
         inside = (again.d == arrays.d).all(axis=1) & (again.r == arrays.r)
+        inside &= (again.w == arrays.w).all(axis=1)
         inside &= ((again.ks == arrays.ks) | past).all(axis=1)
         inside &= ((again.e == arrays.e) | past).all(axis=1)
         return genes, inside

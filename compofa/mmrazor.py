@@ -24,7 +24,11 @@ def to_choices(subnet: Subnet, backbone: Backbone = MOBILENET_V3) -> dict[str, A
     """Return ``subnet`` as the content of an MMRazor file.
 
     Blocks past a stage's depth get the smallest choices, as in the files that MMRazor publishes.
+
+    Raises:
+        ConfigError: MMRazor has no such network.
     """
+    _require_family(backbone)
     config = subnet.to_config(SLOTS)
     width = backbone.width(backbone.stem_width)
     first = {"0.expand_ratio": 1, "0.kernel_size": 3, "depth": 1, "out_channels": width}
@@ -66,6 +70,7 @@ def from_choices(
         ConfigError: Keys are missing (all are listed), or widths are those of another network.
         SpaceError: A value is not a number, or outside the network's choices.
     """
+    _require_family(backbone)
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected keys with chosen values, got {type(data).__name__}")
     stages = range(2, len(backbone.stages) + 2)
@@ -125,6 +130,11 @@ def _widths(backbone: Backbone) -> dict[str, int]:
         "backbone.last_channels": backbone.fixed_widths["mix"],
         **widths,
     }
+
+
+def _require_family(backbone: Backbone) -> None:
+    if backbone.widths:
+        raise ConfigError(f"MMRazor has no {backbone.name}: expected a network of one width")
 
 
 def _require(data: Mapping[str, Any], keys: list[str], source: str | Path) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.backbones import backbone
-from compofa.convert import to_ours
-from compofa.coupling import COUPLINGS, Coupling
+from compofa.coupling import Coupling
 from compofa.errors import CheckpointError, SpaceError
 from compofa.network import NetworkSpec
-from compofa.subnet import SLOTS
+from compofa.specialised import specialised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from compofa.checkpoint import Checkpoint
+    from compofa.nn.static import StaticNetwork
+    from compofa.specialised_files import SpecialisedFiles
     from compofa.supernet import Supernet
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -79,6 +80,20 @@ NETWORKS: dict[str, Entry] = {
         "proxyless_small_images", 0.25, "none", True,
         "ProxylessNAS for images of 8 to 64 pixels, a quarter of the width",
     ),
+    "ofa_resnet50": Entry(
+        "resnet50d", 1.0, "none", False, "Once-for-All ResNet50D, elastic widths, 2.5e12 subnets"
+    ),
+    "compofa-resnet50": Entry(
+        "resnet50d", 1.0, "simple", False,
+        "ResNet50D with depth and expand ratio coupled, widths free: 118,098 subnets",
+    ),
+    "ofa-resnet50-small": Entry(
+        "resnet50d_small_images", 0.25, "none", False,
+        "ResNet50D for images of 8 to 64 pixels, a quarter of the width",
+    ),
+    "compofa-resnet50-small": Entry(
+        "resnet50d_small_images", 0.25, "simple", False, "the same with its coupling"
+    ),
     "compofa-digits": Entry(
         "mobilenet_v3_small_images", 0.25, "simple", False,
         "compofa-small trained on scikit-learn's digits; weights ship with the project",
@@ -86,6 +101,16 @@ NETWORKS: dict[str, Entry] = {
     ),
 }  # fmt: skip
 """The networks by their ids. Ids of Once-for-All are those of its published table."""
+
+PUBLISHED = frozenset(
+    (
+        "ofa_mbv3_d234_e346_k357_w1.0",
+        "ofa_mbv3_d234_e346_k357_w1.2",
+        "ofa_proxyless_d234_e346_k357_w1.3",
+        "ofa_resnet50",
+    )
+)
+"""Those whose weights Once-for-All published: they are downloaded."""
 
 
 def entry(net_id: str) -> Entry:
@@ -114,8 +139,8 @@ def network_spec(
     Args:
         net_id: A key of :data:`NETWORKS`.
         classes: Outputs of the classifier.
-        coupling: Pairs (depth, expand ratio), or ``None`` for a free space; the network's own
-            when left out.
+        coupling: Pairs (depth, expand ratio) or the name of a coupling, or ``None`` for a free
+            space; the network's own when left out.
         elastic_kernel: Whether kernels vary; the network's own choice when left out.
         width_mult: Width multiplier; the network's own when left out.
         resolutions: Resolutions of its space, in pixels.
@@ -126,8 +151,10 @@ def network_spec(
     """
     row = entry(net_id)
     table = backbone(row.backbone, row.width_mult if width_mult is None else width_mult)
-    pairs = COUPLINGS[row.coupling] if isinstance(coupling, str) else coupling
     elastic = row.elastic_kernel if elastic_kernel is None else elastic_kernel
+    if elastic and len(table.kernels) == 1:
+        raise SpaceError(f"{net_id} has kernels of size {table.kernels[0]} alone: none is elastic")
+    pairs = coupling or row.coupling if isinstance(coupling, str) else coupling
     space = table.compound_space(pairs, elastic, resolutions)
     return NetworkSpec(table, space, classes, kernel_transform=elastic, dropout=dropout)
 
@@ -137,7 +164,8 @@ def ofa_net(net_id: str, pretrained: bool = False, classes: int = 1000) -> Super
 
     Args:
         net_id: A key of :data:`NETWORKS`, such as ``compofa``.
-        pretrained: Load the weights that ship with this library.
+        pretrained: Load its weights: those that ship with this library, or those that
+            Once-for-All published, which are downloaded once.
         classes: Outputs of the classifier of a network without weights.
 
     Returns:
@@ -145,24 +173,96 @@ def ofa_net(net_id: str, pretrained: bool = False, classes: int = 1000) -> Super
 
     Raises:
         SpaceError: Unknown network.
-        CheckpointError: No weights ship for it.
+        CheckpointError: It has no weights, or they cannot be downloaded.
     """
     from compofa.supernet import Supernet
 
-    row = entry(net_id)
+    entry(net_id)
     if not pretrained:
         return Supernet(network_spec(net_id, classes))
-    from compofa.checkpoint import load_checkpoint
+    net = open_checkpoint(net_id)[1].build()
+    assert isinstance(net, Supernet)
+    return net
 
-    return load_checkpoint(shipped_weights(net_id, row)).build()
 
+def ofa_specialized(net_id: str, pretrained: bool = False) -> tuple[StaticNetwork, int]:
+    """Build one of Once-for-All's specialised networks, as there.
 
-def shipped_weights(net_id: str, row: Entry) -> Path:
-    """Return the path of the weights that ship for a network.
+    Args:
+        net_id: An id of its table, such as ``note10_lat@8ms_top1@71.4_finetune@25``; ``-`` may
+            stand for ``@``. ``python -m compofa zoo`` lists them.
+        pretrained: Load the published weights, which are downloaded once. Images are normalised
+            with ImageNet's usual mean and deviation.
+
+    Returns:
+        The network, in evaluation mode when pretrained, and the side of its images in pixels.
 
     Raises:
-        CheckpointError: None do, or this installation lacks them.
+        SpaceError: Unknown network; the message has the nearest ids.
+        CheckpointError: A file cannot be downloaded; the message says where to put it.
     """
+    if pretrained:
+        checkpoint = open_specialised(net_id)[1]
+        return checkpoint.build(), checkpoint.image_size
+    row = specialised(net_id)
+    network = row.network or specialised_files(net_id, weights=False).network()
+    return network.build(), network.resolution
+
+
+def specialised_files(net_id: str, weights: bool = True) -> SpecialisedFiles:
+    """Return the files of a specialised network of Once-for-All, downloading those that are needed.
+
+    Args:
+        net_id: Its id.
+        weights: Whether the weights are needed.
+
+    Raises:
+        SpaceError: Unknown network.
+        CheckpointError: A file cannot be downloaded.
+    """
+    from compofa.download import published_file, published_path
+    from compofa.specialised_files import CONFIG, INIT, RUN, SpecialisedFiles
+
+    row = specialised(net_id)
+    needed = {CONFIG: row.network is None, RUN: row.network is None, INIT: weights}
+    names = {name: f"ofa_specialized/{row.folder}/{name}" for name in needed}
+    config, run, init = (
+        published_file(names[name]) if need else published_path(names[name])
+        for name, need in needed.items()
+    )
+    return SpecialisedFiles(config, init, run)
+
+
+def open_specialised(net_id: str) -> tuple[Path, Checkpoint]:
+    """Read a specialised network of Once-for-All, downloading its files where need be.
+
+    Returns:
+        The file of its weights, and the network.
+
+    Raises:
+        SpaceError: Unknown network.
+        CheckpointError: A file cannot be downloaded or is not the network's.
+    """
+    from compofa.specialised_files import read_specialised
+
+    row = specialised(net_id)
+    files = specialised_files(net_id)
+    checkpoint = read_specialised(files, row.network)
+    return files.weights, replace(checkpoint, figures={"published": {"top1": row.top1}})
+
+
+def weights_path(net_id: str) -> Path:
+    """Return the file of a named supernet's weights: shipped, or published and downloaded.
+
+    Raises:
+        SpaceError: Unknown network.
+        CheckpointError: It has none, they cannot be downloaded, or this installation lacks them.
+    """
+    row = entry(net_id)
+    if net_id in PUBLISHED:
+        from compofa.download import published_file
+
+        return published_file(f"ofa_nets/{net_id}")
     if not row.shipped:
         raise CheckpointError(
             f"no weights ship for {net_id}: build it without pretrained and load a file with "
@@ -175,39 +275,46 @@ def shipped_weights(net_id: str, row: Entry) -> Path:
 
 
 def open_checkpoint(net: str, arch: str | None = None) -> tuple[Path, Checkpoint]:
+    """Find and read a trained network: the file of its weights, and what it holds.
+
+    See :func:`open_any` for arguments and errors.
+    """
+    path, _, checkpoint = open_any(net, arch)
+    return path, checkpoint
+
+
+def open_any(net: str, arch: str | None = None) -> tuple[Path, str, Checkpoint]:
     """Find and read a trained network.
 
     Args:
-        net: A key of :data:`NETWORKS` whose weights ship, or the path of a checkpoint: this
-            library's, or one of Once-for-All, CompOFA or MMRazor.
+        net: A key of :data:`NETWORKS` whose weights ship or were published, the id of a
+            specialised network, or a path: a checkpoint of this library, of Once-for-All, CompOFA
+            or MMRazor, or the folder of a specialised network.
         arch: The network that another program's weights belong to; by default as
             :func:`network_of` recognises it.
 
     Returns:
-        The file and what it holds.
+        The file of the weights, its format (of :data:`compofa.convert.FORMATS`) and what it holds.
 
     Raises:
         SpaceError: ``net`` is neither a known network nor a file, or ``arch`` is unknown.
         CheckpointError: The file cannot be used.
     """
-    from compofa.checkpoint import Checkpoint, load_checkpoint, read_safely, weights_in
-    from compofa.supernet import Supernet
-    from compofa.weights import load_state
+    from compofa.formats import read_any
+    from compofa.specialised_files import find_specialised
 
     if net in NETWORKS:
-        path = shipped_weights(net, NETWORKS[net])
-    else:
-        path = Path(net)
-        if not path.exists() and path.suffix == "":
+        path = weights_path(net)
+        return path, *read_any(path, net if net in PUBLISHED else arch)
+    path = Path(net)
+    if not path.exists():
+        if "/" not in net and ("@" in net or "_top1" in net):
+            path, checkpoint = open_specialised(net)
+            return path, "ofa", checkpoint
+        if not path.suffix:
             entry(net)
-    data = read_safely(path)
-    if "format" in data:
-        return path, load_checkpoint(path)
-    state = weights_in(path, data)
-    spec = network_of(path, to_ours(state, SLOTS), arch)
-    supernet = Supernet(spec)
-    load_state(supernet, state, str(path))
-    return path, Checkpoint(spec, supernet.state_dict(), dataset="imagenet")
+    files = find_specialised(path)
+    return files.weights if files else path, *read_any(path, arch)
 
 
 def network_of(path: str | Path, state: Mapping[str, Tensor], arch: str | None) -> NetworkSpec:

@@ -48,6 +48,14 @@ class NetworkSpec:
                 f"backbone {self.backbone.name} has {len(self.backbone.stages)} stages, "
                 f"space {self.space.name} has {len(self.space.stages)}"
             )
+        known = range(len(self.backbone.widths))
+        if len(self.space.widths) != self.backbone.choices or any(
+            index not in known for indices in self.space.widths for index in indices
+        ):
+            raise SpaceError(
+                f"backbone {self.backbone.name} has {self.backbone.choices} elastic widths of "
+                f"{len(known)} choices, space {self.space.name} has {self.space.widths}"
+            )
         if not 1 <= self.classes <= 1_000_000:
             raise SpaceError(f"expected 1 to 1000000 classes, got {self.classes}")
         if not 0 <= self.dropout < 1:
@@ -86,12 +94,18 @@ class NetworkSpec:
             StageSpace((max(s.depths),), (max(s.kernels),), (max(s.expands),))
             for s in self.space.stages
         )
-        space = replace(self.space, name=f"{self.space.name}-largest", stages=stages)
+        space = replace(
+            self.space,
+            name=f"{self.space.name}-largest",
+            stages=stages,
+            widths=tuple((max(indices),) for indices in self.space.widths),
+        )
         return replace(self, space=space, kernel_transform=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the definition as JSON data."""
         space = self.space
+        widths = {"widths": [list(indices) for indices in space.widths]} if space.widths else {}
         return {
             "backbone": self.backbone.name,
             "width_mult": self.backbone.width_mult,
@@ -111,6 +125,7 @@ class NetworkSpec:
                     }
                     for stage in space.stages
                 ],
+                **widths,
             },
         }
 
@@ -123,7 +138,12 @@ class NetworkSpec:
         """
         try:
             space = field(data, "space", dict)
-            stages = tuple(_stage(stage) for stage in field(space, "stages", list))
+            widths = tuple(
+                _integers({"widths": indices}, "widths", 15, least=0)
+                for indices in (field(space, "widths", list) if "widths" in space else ())
+            )
+            least = 0 if widths else 1
+            stages = tuple(_stage(stage, least) for stage in field(space, "stages", list))
             if not 1 <= len(stages) <= 16:
                 raise SpaceError(f"expected 1 to 16 stages, got {len(stages)}")
             slots = field(space, "slots", int)
@@ -132,7 +152,7 @@ class NetworkSpec:
             resolutions = _integers(space, "resolutions", 4096)
             return cls(
                 backbone(field(data, "backbone", str), field(data, "width_mult", float, int)),
-                SearchSpace(field(space, "name", str)[:80], stages, slots, resolutions),
+                SearchSpace(field(space, "name", str)[:80], stages, slots, resolutions, widths),
                 field(data, "classes", int),
                 field(data, "kernel_transform", bool),
                 field(data, "dropout", float, int),
@@ -158,8 +178,8 @@ def field(data: Any, key: str, *kinds: type) -> Any:
     return data[key]
 
 
-def _stage(data: Any) -> StageSpace:
-    depths = _integers(data, "depths", 16)
+def _stage(data: Any, least: int) -> StageSpace:
+    depths = _integers(data, "depths", 16, least)
     expands = tuple(numbers("expands", field(data, "expands", list)))
     if not expands or any(not 0 < expand <= 16 for expand in expands):
         raise SpaceError(f"expected expand ratios above 0 and at most 16, got {expands}")
@@ -176,9 +196,9 @@ def _stage(data: Any) -> StageSpace:
     return StageSpace(depths, kernels, expands, coupling)
 
 
-def _integers(data: Mapping[str, Any], key: str, limit: int) -> tuple[int, ...]:
+def _integers(data: Mapping[str, Any], key: str, limit: int, least: int = 1) -> tuple[int, ...]:
     values = tuple(numbers(key, field(data, key, list)))
-    fit = all(type(value) is int and 1 <= value <= limit for value in values)
+    fit = all(type(value) is int and least <= value <= limit for value in values)
     if not values or len(values) > 256 or not fit:
-        raise SpaceError(f"{key}: expected integers from 1 to {limit}, got {values}")
+        raise SpaceError(f"{key}: expected integers from {least} to {limit}, got {values}")
     return values

@@ -129,14 +129,14 @@ def trim_records(path: str | Path, records: Iterable[EvalRecord]) -> None:
 
 
 def write_csv(path: str | Path, records: Iterable[EvalRecord]) -> None:
-    """Write records as a table, ``ks``, ``e`` and ``d`` space-separated, replacing ``path``."""
+    """Write records as a table, lists such as ``e`` space-separated, replacing ``path``."""
     text = io.StringIO()
-    columns = ["ks", "e", "d", "r", *_FIELDS]
+    rows = [record.to_json() for record in records]
+    wide = any("w" in row for row in rows)
+    columns = [*(("d", "e", "w") if wide else ("ks", "e", "d")), "r", *_FIELDS]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    for record in records:
-        row = record.to_json()
-        for key in ("ks", "e", "d"):
-            row[key] = " ".join(map(str, row[key]))
-        writer.writerow(row[column] for column in columns)
+    for row in rows:
+        lists = {key: " ".join(map(str, v)) for key, v in row.items() if isinstance(v, list)}
+        writer.writerow({**row, **lists}[column] for column in columns)
     write_text_atomic(path, text.getvalue())

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from compofa.layout import mid_channels, se_channels
-from compofa.nn.elastic import ElasticMBConv, ElasticSqueezeExcite
+from compofa.nn.elastic import (
+    ElasticBottleneck,
+    ElasticDepthwise,
+    ElasticMBConv,
+    ElasticPointwise,
+    ElasticSqueezeExcite,
+)
 from compofa.subnet import Number
 from compofa.supernet import Supernet
 
@@ -20,6 +26,8 @@ def sort_channels(net: Supernet, groups: Sequence[Number] = ()) -> None:
     Importance is the L1 norm of the project convolution's weights (of the gate's, for the
     hidden channels of SE), as in Once-for-All. Networks of the full width compute what they did
     before; narrower ones change, unless their width is trained already: name it in ``groups``.
+    Both inner widths of a bottleneck are sorted, each by the convolution behind it. Output widths
+    are not, as in Once-for-All: the sums of a stage and the stage behind it share them.
 
     Args:
         net: The supernet.
@@ -27,7 +35,11 @@ def sort_channels(net: Supernet, groups: Sequence[Number] = ()) -> None:
             widths, so the networks of these ratios compute what they did before.
     """
     with torch.no_grad():
-        for block in net.modules():
+        for name, block in net.named_modules():
+            if isinstance(block, ElasticBottleneck):
+                outs = _outputs(net, int(name.split(".")[1]))
+                widths = [mid_channels(out, expand) for out in outs for expand in groups]
+                _reorder_bottleneck(block, widths)
             if not isinstance(block, ElasticMBConv):
                 continue
             widths = [mid_channels(block.in_channels, expand) for expand in groups]
@@ -49,16 +61,29 @@ def _order(weight: Tensor, widths: Sequence[int]) -> Tensor:
     )
 
 
+def _outputs(net: Supernet, stage: int) -> list[int]:
+    """Return the output widths that a stage's blocks can have."""
+    table, row = net.spec.backbone, net.spec.backbone.stages[stage]
+    indices = net.spec.space.widths[row.choice]
+    return [table.width(row.width * table.widths[index]) for index in indices]
+
+
+def _reorder_bottleneck(block: ElasticBottleneck, widths: Sequence[int]) -> None:
+    for part, behind in ((block.conv2, block.conv3), (block.conv1, block.conv2)):
+        order = _order(behind.conv.weight, widths)
+        _reorder_outputs(part, order)
+        _permute(behind.conv.weight, order, 1)
+
+
+def _reorder_outputs(part: ElasticPointwise | ElasticDepthwise, order: Tensor) -> None:
+    _permute(part.conv.weight, order)
+    for tensor in (part.bn.weight, part.bn.bias, part.bn.running_mean, part.bn.running_var):
+        _permute(tensor, order)
+
+
 def _reorder_block(block: ElasticMBConv, order: Tensor) -> None:
     for part in (block.expand, block.depthwise):
-        _permute(part.conv.weight, order)
-        for tensor in (
-            part.bn.weight,
-            part.bn.bias,
-            part.bn.running_mean,
-            part.bn.running_var,
-        ):
-            _permute(tensor, order)
+        _reorder_outputs(part, order)
     if block.se is not None:
         _permute(block.se.reduce.weight, order, 1)
         _permute(block.se.expand.weight, order)

@@ -20,71 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compofa.coupling import Coupling
 from compofa.errors import SpaceError
+from compofa.form import WIDE, WIDTHS, StageForm, plain
 from compofa.genes import Gene, GeneCode
-from compofa.subnet import SLOTS, Block, Number, Subnet, SubnetArrays, as_number
+from compofa.stages import StageSpace, expected, keep
+from compofa.subnet import SLOTS, Number, Subnet, SubnetArrays, arrays_of, as_number
 
 ENUMERATION_LIMIT = 5_000_000
-
-
-@dataclass(frozen=True)
-class StageSpace:
-    """The choices of one stage.
-
-    Attributes:
-        depths: Allowed numbers of blocks.
-        kernels: Allowed kernel sizes of every block.
-        expands: Allowed expand ratios of every block.
-        coupling: Pairs (depth, expand ratio) when the two are one choice; ``None`` when free.
-    """
-
-    depths: tuple[int, ...]
-    kernels: tuple[int, ...]
-    expands: tuple[Number, ...]
-    coupling: Coupling | None = None
-
-    @property
-    def single(self) -> bool:
-        """Whether it always is one block, as the last stage of ProxylessNAS is."""
-        return self.depths == (1,)
-
-    @property
-    def pairs(self) -> tuple[tuple[int, Number | None], ...]:
-        """The depths, each with the expand ratio coupled with it or ``None``."""
-        return self.coupling if self.coupling is not None else tuple((d, None) for d in self.depths)
-
-    def variants(self, depth: int) -> int:
-        """Return the number of distinct stages of ``depth`` blocks."""
-        free = 1 if self.coupling is not None else len(self.expands)
-        return (len(self.kernels) * free) ** depth
-
-    @property
-    def size(self) -> int:
-        """Number of distinct stages."""
-        return sum(self.variants(depth) for depth, _ in self.pairs)
-
-    def why_not(self, blocks: Sequence[Block], number: int) -> list[str]:
-        """Say what keeps ``blocks`` from being a stage of these: one clause a fault.
-
-        Args:
-            blocks: The active blocks of the candidate.
-            number: How the clauses call the stage.
-        """
-        if len(blocks) not in self.depths:
-            return [expected(f"stage {number} depth", self.depths, len(blocks))]
-        coupled = dict(self.coupling or ()).get(len(blocks))
-        faults = []
-        for position, (kernel, expand) in enumerate(blocks, 1):
-            where = f"stage {number} block {position}"
-            if kernel not in self.kernels:
-                faults.append(expected(f"{where} kernel size", self.kernels, kernel))
-            if expand not in self.expands:
-                faults.append(expected(f"{where} expand ratio", self.expands, expand))
-            elif coupled is not None and expand != coupled:
-                what = f"{where} expand ratio (coupled with depth {len(blocks)})"
-                faults.append(expected(what, (coupled,), expand))
-        return faults
 
 
 @dataclass(frozen=True)
@@ -97,16 +39,25 @@ class SearchSpace:
         slots: Blocks reserved for each stage in arrays and genes, at least the largest depth.
         resolutions: Allowed input resolutions in pixels. ``size`` counts them, so a space of
             one resolution counts architectures, as the papers do.
+        widths: Allowed indices of width multipliers for each elastic width; empty where none is.
+            A space with widths has the stages of :data:`compofa.form.WIDE`. Two indices whose
+            channels round to the same number count as two, as in the published space.
     """
 
     name: str
     stages: tuple[StageSpace, ...]
     slots: int = SLOTS
     resolutions: tuple[int, ...] = (224,)
+    widths: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpaceError(f"space {self.name}: no stage left to choose from")
+        if self.widths and (len(self.widths), len(self.stages)) != (WIDTHS, len(WIDE)):
+            raise SpaceError(
+                f"space {self.name}: expected {WIDTHS} widths with {len(WIDE)} stages, "
+                f"got {len(self.widths)} with {len(self.stages)}"
+            )
         for label, values in self._choices():
             if not values:
                 raise SpaceError(f"space {self.name}: no {label} left to choose from")
@@ -117,6 +68,14 @@ class SearchSpace:
             raise SpaceError(
                 f"space {self.name}: expected depths up to its {self.slots} slots, got {deepest}"
             )
+        for index, (stage, form) in enumerate(zip(self.stages, self.forms, strict=True), 1):
+            known = [blocks for _, blocks in form.depths]
+            wrong = [depth for depth, _ in stage.pairs if depth not in known]
+            if wrong:
+                fault = expected(f"depth in stage {index}", known, wrong[0])
+                raise SpaceError(f"space {self.name}: {fault}")
+        if self.widths and min(map(min, self.widths)) < 0:
+            raise SpaceError(f"space {self.name}: expected widths from 0, got {self.widths}")
 
     def _choices(self) -> Iterator[tuple[str, tuple[Number, ...]]]:
         yield "resolution", self.resolutions
@@ -124,11 +83,19 @@ class SearchSpace:
             yield f"depth in stage {index}", tuple(depth for depth, _ in stage.pairs)
             yield f"kernel size in stage {index}", stage.kernels
             yield f"expand ratio in stage {index}", stage.expands
+        for index, indices in enumerate(self.widths, 1):
+            yield f"width {index}", indices
 
     @property
     def size(self) -> int:
         """Exact number of distinct subnets."""
-        return prod(stage.size for stage in self.stages) * len(self.resolutions)
+        free = prod(map(len, self.widths)) * len(self.resolutions)
+        return prod(stage.size for stage in self.stages) * free
+
+    @property
+    def forms(self) -> tuple[StageForm, ...]:
+        """How the field writes each stage."""
+        return WIDE if self.widths else plain(len(self.stages), self.slots, self.tail)
 
     @property
     def tail(self) -> int:
@@ -138,11 +105,11 @@ class SearchSpace:
     @cached_property
     def code(self) -> GeneCode:
         """What the genes of this space stand for."""
-        return GeneCode.of(self.stages, self.slots, self.resolutions)
+        return GeneCode.of(self.stages, self.slots, self.resolutions, self.widths)
 
     @property
     def genes(self) -> tuple[Gene, ...]:
-        """The genes, stage by stage, the resolution last."""
+        """The genes, stage by stage, then the widths, the resolution last."""
         return self.code.genes
 
     @property
@@ -228,20 +195,13 @@ class SearchSpace:
 
     def arrays_of(self, subnets: Sequence[Subnet]) -> SubnetArrays:
         """Write subnets (of any space with this one's stages) as arrays."""
-        configs = [subnet.to_config(self.slots) for subnet in subnets]
-        return SubnetArrays(
-            *(np.array([config[key] for config in configs]) for key in ("ks", "e", "d", "r"))
-        )
+        return arrays_of(subnets, self.slots)
 
     def subnets_of(self, arrays: SubnetArrays) -> Iterator[Subnet]:
         """Read arrays back as subnets, one a row."""
         starts = range(0, arrays.ks.shape[1], self.slots)
-        for kernels, expands, depths, resolution in zip(
-            arrays.ks.tolist(),
-            arrays.e.tolist(),
-            arrays.d.tolist(),
-            arrays.r.tolist(),
-            strict=True,
+        for kernels, expands, depths, resolution, widths in zip(
+            *(values.tolist() for values in arrays), strict=True
         ):
             stages = tuple(
                 tuple(
@@ -250,7 +210,7 @@ class SearchSpace:
                 )
                 for start, depth in zip(starts, depths, strict=True)
             )
-            yield Subnet(resolution, stages)
+            yield Subnet(resolution, stages, tuple(widths))
 
     def enumerate_genes(self) -> np.ndarray:
         """Return the canonical genes of every subnet, shape [size, genes], in a fixed order.
@@ -288,9 +248,19 @@ class SearchSpace:
             faults.append(expected("resolution", self.resolutions, subnet.resolution))
         if len(subnet.stages) != len(self.stages):
             return [*faults, expected("stages", [len(self.stages)], len(subnet.stages))]
+        if len(subnet.widths) != len(self.widths):
+            return [*faults, expected("widths", [len(self.widths)], len(subnet.widths))]
         for index, (stage, blocks) in enumerate(zip(self.stages, subnet.stages, strict=True), 1):
             faults += stage.why_not(blocks, index)
-        return faults
+        return faults + self.why_not_widths(subnet.widths)
+
+    def why_not_widths(self, widths: Sequence[int]) -> list[str]:
+        """Say what keeps ``widths`` from being those of a subnet: one clause a fault."""
+        return [
+            expected(f"width {place}", known, index)
+            for place, (known, index) in enumerate(zip(self.widths, widths, strict=True), 1)
+            if index not in known
+        ]
 
     def contains(self, subnet: Subnet) -> bool:
         """Whether ``subnet`` is in this space, its resolution included."""
@@ -333,7 +303,7 @@ class SearchSpace:
         for stage in self.stages:
             depth, expand = pick(stage.coupling or ((pick(stage.depths), pick(stage.expands)),))
             stages.append(((pick(stage.kernels), expand),) * depth)
-        return Subnet(pick(self.resolutions), tuple(stages))
+        return Subnet(pick(self.resolutions), tuple(stages), tuple(map(pick, self.widths)))
 
     def restrict(
         self,
@@ -342,31 +312,35 @@ class SearchSpace:
         kernels: Sequence[int] | None = None,
         expands: Sequence[Number] | None = None,
         resolutions: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
         name: str | None = None,
     ) -> SearchSpace:
         """Return the part of this space with the given choices; the genes' layout may shrink.
 
-        Resolutions are set, not intersected: a network runs at any resolution. A stage that
-        always is one block keeps it whatever the depths.
+        Depths are those that the field writes in ``d``: with elastic widths, blocks beyond the
+        least of a stage. Resolutions are set, not intersected: a network runs at any resolution.
+        A stage that always is one block keeps it whatever the depths.
 
         Raises:
             SpaceError: Nothing would be left to choose from.
         """
         stages = []
-        for stage in self.stages:
-            pairs = stage.coupling
-            kept = None if stage.single else depths
+        for stage, form in zip(self.stages, self.forms, strict=True):
+            pairs, ratios = stage.coupling, expands if form.slots else None
+            kept = None
+            if depths is not None and not stage.single:
+                kept = [form.blocks(depth) for depth in depths]
             if pairs is not None:
                 pairs = tuple(
                     (d, e)
                     for d, e in pairs
-                    if (depths is None or d in depths) and (expands is None or e in expands)
+                    if (kept is None or d in kept) and (ratios is None or e in ratios)
                 )
             stages.append(
                 StageSpace(
-                    _keep(stage.depths, kept if pairs is None else [d for d, _ in pairs]),
-                    _keep(stage.kernels, kernels),
-                    _keep(stage.expands, expands if pairs is None else [e for _, e in pairs]),
+                    keep(stage.depths, kept if pairs is None else [d for d, _ in pairs]),
+                    keep(stage.kernels, kernels),
+                    keep(stage.expands, ratios if pairs is None else [e for _, e in pairs]),
                     pairs,
                 )
             )
@@ -375,18 +349,10 @@ class SearchSpace:
             name=name or self.name,
             stages=tuple(stages),
             resolutions=tuple(resolutions) if resolutions is not None else self.resolutions,
+            widths=tuple(keep(indices, widths) for indices in self.widths),
         )
 
     def free(self, name: str | None = None) -> SearchSpace:
         """Return the same choices without their coupling."""
         stages = tuple(replace(stage, coupling=None) for stage in self.stages)
         return replace(self, name=name or f"{self.name}-free", stages=stages)
-
-
-def _keep(values: tuple[Any, ...], wanted: Sequence[Any] | None) -> tuple[Any, ...]:
-    return tuple(value for value in values if wanted is None or value in wanted)
-
-
-def expected(what: str, choices: Sequence[Any], got: Any) -> str:
-    """Return the clause of an error for a value that is none of ``choices``."""
-    return f"{what}: expected {' or '.join(str(choice) for choice in choices)}, got {got}"

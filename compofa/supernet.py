@@ -12,8 +12,8 @@ from compofa.choice import read_choice
 from compofa.extract import build_static, extract
 from compofa.layout import layout
 from compofa.network import NetworkSpec
-from compofa.nn.elastic import ElasticMBConv
-from compofa.nn.static import LayeredNetwork, StaticNetwork, build_layer
+from compofa.nn.elastic import ELASTIC, Elastic, ElasticBottleneck, build_elastic
+from compofa.nn.static import Bottleneck, LayeredNetwork, StaticNetwork, build_layer
 from compofa.seeds import derive_seed
 from compofa.subnet import Number, Subnet
 
@@ -37,14 +37,15 @@ class Supernet(LayeredNetwork):
         built: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
             for layer in layout(table, capacity.largest, spec.classes):
-                if layer.name.startswith("stages."):
-                    kernels = spec.space.stages[int(layer.name.split(".")[1])].kernels
-                    built[layer.name] = ElasticMBConv(
+                stage = layer.name.split(".")[1:]
+                if stage or (table.widths and layer.kind in ELASTIC):
+                    kernels = spec.space.stages[int(stage[0])].kernels if stage else ()
+                    built[layer.name] = build_elastic(
                         layer, kernels, spec.kernel_transform, table.bn_eps, table.bn_momentum
                     )
                 else:
                     built[layer.name] = build_layer(layer, table.bn_eps, table.bn_momentum)
-        super().__init__(built, nn.ModuleList, spec.dropout)
+        super().__init__(built, len(table.stages), nn.ModuleList, spec.dropout)
         self.spec = spec
         self.active = spec.space.largest
         self._capacity = capacity
@@ -57,8 +58,8 @@ class Supernet(LayeredNetwork):
         Args:
             images: Normalised images [n, 3, r, r], n at least 1. Their side is what counts;
                 the subnet's own resolution is not looked at.
-            subnet: The network to run: any depth, kernel and expand ratio that the weights
-                hold, coupled or not. Without it the active one.
+            subnet: The network to run: any depth, kernel, expand ratio and width that the
+                weights hold, coupled or not. Without it the active one.
 
         Returns:
             Logits [n, classes].
@@ -71,14 +72,12 @@ class Supernet(LayeredNetwork):
         else:
             self._capacity.require(subnet, resolution=False)
         x = images
-        for layer in self.before_stages():
-            x = layer(x)
-        for stage, blocks in zip(self.stages, subnet.stages, strict=True):
-            for position, (kernel, expand) in enumerate(blocks):
-                x = stage[position](x, kernel, expand)
-        for layer in self.before_pool():
-            x = layer(x)
-        return self.classify(x)
+        for layer in layout(self.spec.backbone, subnet.at(images.shape[-1]), self.spec.classes):
+            module = self.get_submodule(layer.name)
+            if layer.kind == "linear":
+                x = self.dropout(x.flatten(1))
+            x = module(x, layer) if isinstance(module, Elastic) else module(x)
+        return x
 
     def set_active_subnet(
         self,
@@ -86,6 +85,7 @@ class Supernet(LayeredNetwork):
         e: Choice | None = None,
         d: Choice | None = None,
         r: int | None = None,
+        w: Choice | None = None,
     ) -> Subnet:
         """Choose what ``forward`` runs, as in Once-for-All.
 
@@ -94,6 +94,7 @@ class Supernet(LayeredNetwork):
             e: Expand ratio, likewise. In a compound space it follows from ``d`` when left out.
             d: Depth: a number or one a stage.
             r: Resolution to note in the subnet, in pixels.
+            w: Index of the width multiplier: a number or one for each elastic width.
 
         Returns:
             The subnet chosen. What is left out stays as it was.
@@ -101,7 +102,7 @@ class Supernet(LayeredNetwork):
         Raises:
             SpaceError: A value is outside the space; every fault is listed.
         """
-        self.active = read_choice(self.spec.space, self.active, ks=ks, e=e, d=d, r=r)
+        self.active = read_choice(self.spec.space, self.active, ks=ks, e=e, d=d, r=r, w=w)
         return self.active
 
     def sample_active_subnet(self, rng: np.random.Generator | int | None = None) -> Subnet:
@@ -129,7 +130,9 @@ class Supernet(LayeredNetwork):
 def initialise(network: nn.Module, seed: int) -> None:
     """Set weights as the published runs do: He normal by fan-out, BN to 1 and 0.
 
-    Linear layers are uniform in +-1/sqrt(fan-in) with zero bias. All draws come from ``seed``.
+    Linear layers are uniform in +-1/sqrt(fan-in) with zero bias. The last BN of a bottleneck whose
+    shortcut is its input begins at 0, so that the block begins as that input (Goyal et al., 2017).
+    All draws come from ``seed``.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     for module in network.modules():
@@ -142,3 +145,5 @@ def initialise(network: nn.Module, seed: int) -> None:
             bound = module.in_features**-0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, Bottleneck | ElasticBottleneck) and module.downsample is None:
+            nn.init.zeros_(module.conv3.bn.weight)

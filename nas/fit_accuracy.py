@@ -216,7 +216,7 @@ def _load_source(folder: Path, table: str) -> Measurements:
 def _measurements(
     arrays: SubnetArrays, top1: np.ndarray, blocks: np.ndarray | None, net: int
 ) -> Measurements:
-    arrays = SubnetArrays(*(np.asarray(array) for array in arrays))
+    arrays = SubnetArrays(*(np.asarray(array) for array in arrays)).folded()
     top1 = np.asarray(top1, dtype=np.float64)
     count = len(top1)
     blocks = np.full(count, WHOLE) if blocks is None else np.asarray(blocks)

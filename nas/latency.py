@@ -30,12 +30,12 @@ _FILE = re.compile(r"(\d{1,4})_lookup_table\.ya?ml")
 _KEY = re.compile(r"[A-Za-z]\w*-[A-Za-z0-9_:-]+:", re.ASCII)
 _FIELD = re.compile(r"  ([a-z0-9_]+): ([+-]?[0-9.]+(?:[eE][+-][0-9]+)?)")
 _NAMES = {"stem": "Conv", "final_expand": "Conv_1", "pool": "AvgPool2D", "mix": "Conv_2",
-          "classifier": "Logits"}  # fmt: skip
+          "classifier": "Logits", "stem_out": "Conv_stem", "stem_pool": "MaxPool2D"}  # fmt: skip
 _EXPECTED = "expected a latency table: a mapping of layer keys, each with its mean in ms"
 
 
 def layer_key(layer: LayerSpec) -> str:
-    """Return the key that the published tables give a layer."""
+    """Return the key that the published tables give a layer; ResNet50D's are this library's."""
     shape_in = f"{layer.in_size}x{layer.in_size}x{layer.in_channels}"
     shape_out = f"{layer.out_size}x{layer.out_size}x{layer.out_channels}"
     if layer.kind == "mbconv":
@@ -44,6 +44,13 @@ def layer_key(layer: LayerSpec) -> str:
             f"-kernel:{layer.kernel}-stride:{layer.stride}-idskip:{int(layer.residual)}"
             f"-se:{int(layer.se_channels > 0)}-hs:{int(layer.act == 'hswish')}"
         )
+    if layer.kind == "bottleneck":
+        return (
+            f"bottleneck-input:{shape_in}-output:{shape_out}-mid:{layer.mid_channels}"
+            f"-stride:{layer.stride}-downsample:{int(layer.downsample)}"
+        )
+    if layer.residual:
+        return f"Conv_residual-input:{shape_in}-output:{shape_out}"
     if layer.kind == "linear":
         return f"Logits-input:{shape_in}-output:{layer.out_channels}"
     return f"{_NAMES[layer.name]}-input:{shape_in}-output:{shape_out}"
@@ -216,10 +223,11 @@ def table_width(
     ``None`` when that leaves less than half of them.
     """
     stages = tuple(((3, 3),) * min(stage.depths) for stage in backbone.stages)
+    widths = (len(backbone.widths) - 1,) * backbone.choices
     best, share = None, 0.5
     for width in sorted({*WIDTHS, backbone.width_mult}):
         try:
-            layers = layout(backbone.scaled(width), Subnet(resolution, stages), classes)
+            layers = layout(backbone.scaled(width), Subnet(resolution, stages, widths), classes)
         except SpaceError:
             continue
         fixed = [layer_key(layer) for layer in layers if not layer.name.startswith("stages.")]

@@ -21,7 +21,8 @@ from compofa.files import write_atomic, write_text_atomic
 from compofa.layout import LayerSpec
 from compofa.plain import parse_json, read_text
 from compofa.subnet import SubnetArrays
-from nas.cost import BlockTable, LayerSumCost
+from nas.block_table import BlockTable
+from nas.cost import LayerSumCost
 from nas.npz import read_npz
 
 MODELS = Path(__file__).parent / "models"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,35 @@ def space_layers(
 ) -> dict[int, tuple[LayerSpec, ...]]:
     """Return every distinct layer of a space, by resolution."""
     found: dict[int, dict[str, LayerSpec]] = {}
-    for r in space.resolutions:
+    kernels = sorted({k for stage in space.stages for k in stage.kernels})
+    expands = sorted({e for stage in space.stages for e in stage.expands})
+    for r, kernel, expand, widths in product(
+        space.resolutions, kernels, expands, _width_pairs(space)
+    ):
         layers = found.setdefault(r, {})
-        for kernel in sorted({k for stage in space.stages for k in stage.kernels}):
-            for expand in sorted({e for stage in space.stages for e in stage.expands}):
-                blocks = ((kernel, expand),) * 2
-                subnet = Subnet(r, tuple(blocks[: max(s.depths)] for s in space.stages))
-                for layer in layout(backbone, subnet, classes):
-                    if layer.name.startswith("stages."):
-                        stage = space.stages[int(layer.name.split(".")[1])]
-                        if kernel not in stage.kernels or expand not in stage.expands:
-                            continue
-                    layers.setdefault(layer_key(layer), layer)
+        blocks = ((kernel, expand),) * 2
+        subnet = Subnet(r, tuple(blocks[: max(s.depths)] for s in space.stages), widths)
+        for layer in layout(backbone, subnet, classes):
+            if layer.name.startswith("stages."):
+                stage = space.stages[int(layer.name.split(".")[1])]
+                if kernel not in stage.kernels or expand not in stage.expands:
+                    continue
+            layers.setdefault(layer_key(layer), layer)
     return {r: tuple(layers.values()) for r, layers in found.items()}
+
+
+def _width_pairs(space: SearchSpace) -> list[tuple[int, ...]]:
+    """Return widths in which every two neighbours take every pair of their choices."""
+    even, odd = space.widths[::2], space.widths[1::2]
+    firsts = sorted({index for indices in even for index in indices})
+    seconds = sorted({index for indices in odd for index in indices})
+    return [
+        tuple(
+            wanted if wanted in indices else indices[0]
+            for wanted, indices in zip(cycle(pair), space.widths, strict=False)
+        )
+        for pair in (product(firsts, seconds) if space.widths else [(0, 0)])
+    ]
 
 
 class MachineCost(LayerSumCost):

@@ -104,6 +104,7 @@ class FittedPredictor:
         Raises:
             SpaceError: A choice, shape or resolution outside what the model was fitted on.
         """
+        arrays = arrays.folded()
         rows, (low, share) = self._codes.rows(arrays), self._place(arrays.r)
         a = self.arrays
         width, anchors = a["hidden_weight"].shape[0], len(self.resolutions)
@@ -141,6 +142,7 @@ class FittedPredictor:
 
     def model_std(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the standard deviation (points) of a subnet's true accuracy, without noise."""
+        arrays = arrays.folded()
         rows, (low, share) = self._codes.rows(arrays), self._place(arrays.r)
         if self._spread_tables is None:
             self._spread_tables = self._codes.tables(self.arrays["spread_weight"])

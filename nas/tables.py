@@ -1,7 +1,8 @@
 """Tables of subnets: CSV with the columns ks, e, d and r, and whatever stands beside them.
 
 ``ks`` and ``e`` hold a number a block slot, 0 past a stage's depth, separated by spaces; ``d`` a
-depth a stage. Files ending in ``.gz`` are gzipped.
+depth a stage. Subnets with elastic widths have ``w`` in place of ``ks``, all in the form of
+:data:`compofa.form.WIDE`. Files ending in ``.gz`` are gzipped.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import numpy as np
 
 from compofa.errors import SpaceError, TableError
 from compofa.files import write_atomic
+from compofa.form import KERNEL, WIDE, WIDTHS
+from compofa.form import columns as form_columns
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 
 KEYS = ("ks", "e", "d", "r")
 MAX_FILE_BYTES = 256 << 20
+WIDE_KEYS = ("d", "e", "w", "r")
 _NAMED = 5
 _LARGEST = 1e9
 """The largest number of a subnet, so that whole ones stay exact."""
@@ -44,10 +48,13 @@ def read_subnets(
             message names the line.
     """
     path = Path(path)
-    values: dict[str, list[list[float]]] = {key: [] for key in (*KEYS, *columns)}
+    keys, values = KEYS, {}
     try:
         with io.StringIO(_text(path), newline="") as file:
             reader = csv.DictReader(file)
+            if "w" in (reader.fieldnames or ()) and "ks" not in reader.fieldnames:
+                keys = WIDE_KEYS
+            values: dict[str, list[list[float]]] = {key: [] for key in (*keys, *columns)}
             missing = [key for key in values if key not in (reader.fieldnames or [])]
             if missing:
                 raise TableError(
@@ -71,7 +78,11 @@ def read_subnets(
         key: table.astype(np.int64) if (table == np.rint(table)).all() else table
         for key, table in whole.items()
     }
-    arrays = SubnetArrays(*(integers[key] for key in KEYS[:3]), integers["r"][:, 0])
+    r = integers.pop("r")[:, 0]
+    if keys == KEYS:
+        arrays = SubnetArrays(*(integers[key] for key in KEYS[:3]), r)
+    else:
+        arrays = _wide(integers, r, path)
     return arrays, {name: whole[name][:, 0] for name in columns}
 
 
@@ -84,12 +95,40 @@ def _text(path: Path) -> str:
     return data.decode("utf-8-sig")
 
 
+def _wide(values: Mapping[str, np.ndarray], r: np.ndarray, path: Path) -> SubnetArrays:
+    """Return the subnets that ``d``, ``e`` and ``w`` of :data:`compofa.form.WIDE` stand for."""
+    slots = max(form.slots for form in WIDE)
+    places = form_columns(WIDE, slots)
+    shapes = {"d": len(WIDE), "e": len(places), "w": WIDTHS}
+    got = {key: values[key].shape[1] for key in shapes}
+    if got != shapes:
+        raise TableError(f"{path}: expected {shapes} numbers in each row, got {got}")
+    d = np.stack(
+        [
+            [form.blocks(number) for number in column]
+            for form, column in zip(WIDE, values["d"].T.tolist(), strict=True)
+        ],
+        axis=1,
+    )
+    if d.min() < 0:
+        row = int((d < 0).any(axis=1).argmax())
+        numbers = " ".join(map(str, values["d"][row].tolist()))
+        raise TableError(f"{path}, {lines([row])}: d: expected numbers from 0 to 2, got {numbers}")
+    e = np.zeros((len(r), len(WIDE) * slots))
+    e[:, places] = values["e"]
+    e[:, 0] = 1
+    kept = np.arange(slots) < d[:, :, None]
+    kept = kept.reshape(len(r), -1)
+    return SubnetArrays(kept * KERNEL, e * kept, d, r, values["w"])
+
+
 def _row(key: str, text: str | None, before: list[list[float]]) -> list[float]:
     numbers = [float(item) for item in (text or "").split()]
-    wanted = len(before[0]) if before else 1 if key not in KEYS[:3] else max(1, len(numbers))
+    many = key in ("ks", "e", "d", "w")
+    wanted = len(before[0]) if before else max(1, len(numbers)) if many else 1
     if len(numbers) != wanted or not np.isfinite(numbers).all():
         raise ValueError(f"{key}: expected {wanted} finite number(s), got {text!r}")
-    if key in KEYS and max(map(abs, numbers), default=0) > _LARGEST:
+    if (many or key == "r") and max(map(abs, numbers), default=0) > _LARGEST:
         raise ValueError(f"{key}: expected numbers up to {_LARGEST:g}, got {text!r}")
     return numbers
 
@@ -110,6 +149,10 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
             first.
     """
     arrays = _with_tail(arrays, space)
+    if arrays.w.shape[1] != len(space.widths):
+        raise TableError(
+            f"{path}: expected {len(space.widths)} numbers in w, got {arrays.w.shape[1]}"
+        )
     if (
         arrays.d.shape[1] != len(space.stages)
         or arrays.ks.shape[1] != arrays.e.shape[1]
@@ -181,9 +224,13 @@ def write_subnets(
     before = dict(first or {})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*before, *KEYS, *columns])
-    for row, (ks, e, d, r) in enumerate(zip(*(a.tolist() for a in arrays), strict=True)):
-        lists = [" ".join(map(str, values)) for values in (ks, e, d)]
+    wide = arrays.w.shape[1] > 0
+    written = arrays.in_form(arrays.ks.shape[1] // arrays.d.shape[1])
+    keys = WIDE_KEYS if wide else KEYS
+    writer.writerow([*before, *keys, *columns])
+    for row, numbers in enumerate(zip(*(written[key].tolist() for key in keys), strict=True)):
+        *lists, r = numbers
+        lists = [" ".join(map(str, values)) for values in lists]
         ahead = [_plain(values[row]) for values in before.values()]
         behind = [_plain(values[row]) for values in columns.values()]
         writer.writerow([*ahead, *lists, r, *behind])

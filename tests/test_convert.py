@@ -212,7 +212,7 @@ def unnamed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make_file", "message"),
     [
-        (resnet, "expected MobileNetV3 weights of .*, got names such as input_stem"),
+        (resnet, r"\d+ missing: stem\.bn"),
         (proxyless, r"expected weights of one of .*, got 16 channels after .* and 768 after it"),
         (depthless, r"\d+ missing: stages\.4\.3\."),
         (other, "got names such as weight"),
@@ -292,7 +292,9 @@ def inactive(choices: dict[str, Any]) -> set[str]:
     return past
 
 
-@pytest.mark.parametrize("net_id", [name for name, row in NETWORKS.items() if not row.shipped])
+@pytest.mark.parametrize(
+    "net_id", [name for name, row in NETWORKS.items() if not row.shipped and "resnet" not in name]
+)
 def test_subnets_come_back(net_id: str) -> None:
     spec = network_spec(net_id)
     generator = rng(0)

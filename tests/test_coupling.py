@@ -15,7 +15,7 @@ def test_couplings_are_read_from_names_and_pairs() -> None:
     "text",
     [
         *("", "complex", "2", "2:3:4", "2:3,", "2.5:3", "2:3,2:4", "a:b", "2:3;3:4"),
-        *("0:3", "17:3", "2:0", "2:-1", "2:nan", "2:inf", "2:17"),
+        *("-1:3", "17:3", "2:0", "2:-1", "2:nan", "2:inf", "2:17"),
     ],
 )
 def test_bad_couplings_are_refused_in_one_line(text: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from compofa.calibrate import calibrate
 from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.cli import evaluate
 from compofa.cli.train import main
 from compofa.data import Normalisation, load_dataset
 from compofa.errors import CompofaError, ConfigError
@@ -71,7 +72,7 @@ def test_it_begins_with_the_calibrated_subnet(supernet):
         torch.testing.assert_close(begun.weights[name], value, msg=name)
 
 
-def test_one_network_comes_out(supernet, tmp_path):
+def test_one_network_comes_out(supernet, tmp_path, capsys):
     result = go(config_of(supernet, epochs=3, lr=0.05), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["finetune"]
     assert result.figures.keys() == {"fine-tuned"}
@@ -80,6 +81,11 @@ def test_one_network_comes_out(supernet, tmp_path):
     assert (best.mean, best.classes) == ((0.4,) * 3, CLASSES)
     net, begun = best.build(), open_single(config_of(supernet).resolved(), load_dataset("digits"))
     assert any(not torch.equal(v, begun.weights[k]) for k, v in net.state_dict().items())
+
+    out = str(tmp_path / "results.csv")
+    words = ["--net", str(result.best), "--part", "validation", "--output", out, "--device", "cpu"]
+    assert evaluate.main([*words, "--quiet"]) == 0
+    assert f"top-1 {result.figures['fine-tuned']['top1']:.2f}" in capsys.readouterr().out
 
 
 def test_it_learns(tmp_path):

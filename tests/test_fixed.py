@@ -94,7 +94,7 @@ def broken(change: dict, layer: int | None = None) -> dict:
         (broken({"in_channels": 4}, 0), "stem: expected 3 input channels"),
         (broken({"residual": True}, -4), "a residual of the same shape"),
         (broken({"se_channels": 10**6}, 2), "fewer channels in SE"),
-        (broken({"kind": "conv"}, 2), "expected mbconv, got 'conv'"),
+        (broken({"kind": "conv"}, 2), "expected middle channels in blocks alone"),
         (broken({"name": "forward"}, 0), "expected a name of stem, first"),
         (broken({"name": "stages.1.0"}, 2), "expected blocks stages.0.0"),
         (broken({"name": "first"}, 0), "expected mbconv, got 'conv'"),

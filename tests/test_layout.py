@@ -12,6 +12,8 @@ from compofa.backbones import (
     MOBILENET_V3,
     MOBILENET_V3_SMALL_IMAGES,
     PROXYLESS,
+    RESNET50D,
+    RESNET50D_SMALL_IMAGES,
     Backbone,
     backbone,
     divisible8,
@@ -27,6 +29,8 @@ TABLES = [
     MOBILENET_V3.scaled(1.2),
     MOBILENET_V3_SMALL_IMAGES.scaled(0.25),
     PROXYLESS.scaled(0.3),
+    RESNET50D.scaled(0.1),
+    RESNET50D_SMALL_IMAGES.scaled(0.25),
 ]
 each_table = pytest.mark.parametrize(
     "table", TABLES, ids=lambda table: f"{table.name} {table.width_mult}"

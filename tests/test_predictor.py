@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compofa.backbones import MOBILENET_V3, RESNET50D
 from compofa.errors import DataError, SpaceError, TableError
 from compofa.subnet import SubnetArrays
 from nas.blocks import find_blocks
@@ -285,10 +286,28 @@ def test_published_predictor_ranks_measured_subnets():
 
 
 @needs_reference
-def test_other_published_predictor_is_refused():
-    path = Path(REFERENCE) / "predictors" / "ofa_resnet50_acc_predictor.pth"
-    with pytest.raises(TableError, match="linear 128-400-400-400-1"):
-        load_accuracy_model(path)
+def test_published_resnet_predictor_rises_with_its_choices():
+    model = load_accuracy_model(Path(REFERENCE) / "predictors" / "ofa_resnet50_acc_predictor.pth")
+    space = RESNET50D.free_space(tuple(model.resolutions[:-2]))
+    arrays = space.arrays(space.sample_genes(np.random.default_rng(0), 20_000))
+    top1 = model.predict_percent(arrays)
+    for values in (arrays.r, *arrays.d.T, *arrays.w.T):
+        means = [top1[values == value].mean() for value in np.unique(values)]
+        assert len(means) > 1 and (np.diff(means) > 0).all()
+    some = SubnetArrays(*(array[:9] for array in arrays))
+    at = {r: model.predict(some._replace(r=np.full(9, r))) for r in (192, 200, 224, 256)}
+    np.testing.assert_allclose(at[200], 0.75 * at[192] + 0.25 * at[224], atol=1e-6)
+    assert list(space.subnets_of(some)) == list(space.subnets_of(space.arrays_of(
+        [space.decode(row) for row in space.genes_of(some)]
+    )))  # fmt: skip
+    with pytest.raises(SpaceError, match="expected resolutions from 128 to 256, got 112"):
+        model.predict(some._replace(r=np.full(9, 112)))
+    with pytest.raises(SpaceError, match="the subnets of ofa_resnet50"):
+        model.predict(MOBILENET_V3.free_space().arrays(np.zeros((1, 46), int)))
+    with pytest.raises(SpaceError, match=r"expand ratios among 0\.2, 0\.25, 0\.35, got 0\.5"):
+        model.predict(some._replace(e=np.full_like(some.e, 0.5)))
+    with pytest.raises(SpaceError, match="expected ks and e of shape"):
+        load_accuracy_model("compofa").predict(some)
 
 
 @needs_reference

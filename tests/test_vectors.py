@@ -25,6 +25,7 @@ NETS = {
     "ofa_mbv3_w1.0": "ofa_mbv3_d234_e346_k357_w1.0",
     "ofa_mbv3_w1.2": "ofa_mbv3_d234_e346_k357_w1.2",
     "ofa_proxyless_w1.3": "ofa_proxyless_d234_e346_k357_w1.3",
+    "ofa_resnet50": "ofa_resnet50",
 }
 CASES = range(3)
 
@@ -106,7 +107,7 @@ def test_the_seeds_calls_give_the_same_logits(
     net: Supernet, entry: tuple[str, dict[str, Any]]
 ) -> None:
     case = entry[1]["cases"][0]
-    net.set_active_subnet(ks=case["ks"], e=case["e"], d=case["d"])
+    net.set_active_subnet(**{key: case[key] for key in ("ks", "e", "d", "w") if key in case})
     x, expected = images(2, case["r"]), torch.tensor(case["logits"])
     with torch.no_grad():
         for network in (net, net.get_active_subnet(preserve_weight=True)):

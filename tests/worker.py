@@ -1,16 +1,21 @@
 """What the tests of several workers start in each of them: a command on a few digits.
 
-``worker.py [--die N MARK] COMMAND…`` with a command of ``train`` and its options, ``collect``
-(``python -m nas collect``), or ``steps FILE`` (a few steps, the weights written to FILE). With
-``--die`` the last worker is killed (with ``--stop`` stopped) at its N-th step or measurement, once:
-MARK is made then.
+``worker.py [--die N[,N…] MARK] COMMAND…`` with a command of ``train`` and its options, ``collect``
+(``python -m nas collect``), or ``steps FILE BATCH_SIZE NET…`` (a few steps; what they lead to is
+written to FILE). With ``--die`` the last worker is killed (with ``--stop`` stopped) at its N-th
+step or measurement, and the one that takes its place at the next N: MARK counts them. Training
+leaves a digest of each worker's weights.
 """
 
+from __future__ import annotations
+
+import hashlib
 import os
 import signal
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sklearn.datasets
 import torch
@@ -21,9 +26,12 @@ from compofa.data import load_dataset
 from compofa.evaluate import Evaluator
 from compofa.extract import extract
 from compofa.supernet import Supernet
-from compofa.training.backends import workers
+from compofa.training.backends import Backend, launcher, workers
 from compofa.training.config import TrainConfig
 from compofa.training.trainer import Trainer
+
+RANK = {"horovod": "HOROVOD_RANK", "torch": "RANK", "none": "NONE"}
+SIZE = {"horovod": "HOROVOD_SIZE", "torch": "WORLD_SIZE", "none": "NONE"}
 
 
 def few_digits() -> None:
@@ -33,19 +41,24 @@ def few_digits() -> None:
     sklearn.datasets.load_digits = lambda: few
 
 
-def fatal(how: int, when: int, mark: Path) -> None:
+def rank_and_size() -> tuple[int, int]:
+    engine = launcher(os.environ)
+    return int(os.environ.get(RANK[engine], 0)), int(os.environ.get(SIZE[engine], 1))
+
+
+def fatal(how: int, when: list[int], mark: Path) -> None:
     """Let the last worker get a signal at a step or measurement, counted from 1."""
     calls = []
+    deaths = len(mark.read_text()) if mark.exists() else 0
 
-    def deadly(real):
-        def call(self, *args, **keywords):
+    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keywords: Any) -> Any:
             calls.append(None)
-            rank, size = (int(os.environ.get(f"HOROVOD_{n}") or os.environ.get(t, 0))
-                          for n, t in (("RANK", "RANK"), ("SIZE", "WORLD_SIZE")))  # fmt: skip
-            if len(calls) == when and rank == size - 1 and not mark.exists():
-                mark.write_text(str(time.time()))
+            rank, size = rank_and_size()
+            if deaths < len(when) and len(calls) == when[deaths] and rank == size - 1:
+                mark.write_text("x" * (deaths + 1))
                 os.kill(os.getpid(), how)
-            return real(self, *args, **keywords)
+            return real(*args, **keywords)
 
         return call
 
@@ -53,23 +66,35 @@ def fatal(how: int, when: int, mark: Path) -> None:
     Evaluator.measure = deadly(Evaluator.measure)
 
 
-def steps(path: Path, net: str, batch_size: int, **settings: object) -> None:
-    """Train one epoch with frozen BN statistics; every worker writes its weights."""
-    with workers() as backend:
-        config = TrainConfig(
-            net=net, batch_size=batch_size, image_size=(8, 12), dropout=0.0, epochs=1,
-            calibration_images=30, width_mult=0.25, scale_lr=False, lr=0.05, **settings,
-        ).resolved()  # fmt: skip
-        splits = load_dataset("digits")
-        spec = config.network(len(splits.classes))
-        teacher = extract(Supernet(spec, seed=99).eval(), spec.space.largest)
-        net = Supernet(spec, config.seed)
-        trainer = Trainer(config, net, teacher, splits, backend)
-        net.train = lambda mode=True: Supernet.train(net, False)  # half a batch has other moments
-        stats = trainer.train_epoch(0, bar=False)
-        figures = trainer.validate()
-        found = {"weights": net.state_dict(), "stats": vars(stats), "figures": figures}
-        torch.save(found, path.with_name(f"{path.name}{backend.rank}"))
+def leave_digests() -> None:
+    """Let every worker write what weights it ends with."""
+    real = Trainer.validate
+
+    def validate(self: Trainer) -> Any:
+        tensors = self.net.state_dict().values()
+        digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors))
+        Path(f"digest-{self.backend.rank}").write_text(digest.hexdigest())
+        return real(self)
+
+    Trainer.validate = validate
+
+
+def steps(backend: Backend, net: str, batch_size: int, **settings: Any) -> dict[str, Any]:
+    """Train one epoch with frozen BN statistics, and validate."""
+    config = TrainConfig(
+        net=net, batch_size=batch_size, image_size=(8, 12), dropout=0.0, epochs=1, lr=0.05,
+        calibration_images=30, width_mult=0.1, scale_lr=False, **settings,
+    ).resolved()  # fmt: skip
+    splits = load_dataset("digits")
+    spec = config.network(len(splits.classes))
+    teacher = extract(Supernet(spec, seed=99).eval(), spec.space.largest)
+    net = Supernet(spec, config.seed)
+    begun = {name: value.clone() for name, value in net.state_dict().items()}
+    trainer = Trainer(config, net, teacher, splits, backend)
+    net.train = lambda mode=True: Supernet.train(net, False)  # half a batch has other moments
+    stats = trainer.train_epoch(0, bar=False)
+    weights = net.state_dict()
+    return {"begun": begun, "weights": weights, "stats": vars(stats), "figures": trainer.validate()}
 
 
 def main() -> int:
@@ -78,16 +103,18 @@ def main() -> int:
     words = sys.argv[1:]
     if words[0] in ("--die", "--stop"):
         how = signal.SIGKILL if words[0] == "--die" else signal.SIGSTOP
-        fatal(how, int(words[1]), Path(words[2]))
+        fatal(how, [int(n) for n in words[1].split(",")], Path(words[2]))
         words = words[3:]
     command, *words = words
     if command == "train":
+        leave_digests()
         return train.main(words)
     if command == "collect":
         return nas.main(["collect", *words])
-    path, net, batch_size, *rest = words
-    settings = dict(word.split("=") for word in rest)
-    steps(Path(path), net, int(batch_size), **{k: v == "True" for k, v in settings.items()})
+    with workers() as backend:
+        found = {net: steps(backend, net, int(words[1])) for net in words[2:]}
+        found["half"] = steps(backend, words[2], int(words[1]), fp16_allreduce=True)
+        torch.save(found, f"{words[0]}{backend.rank}")
     return 0
 
 

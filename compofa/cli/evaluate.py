@@ -1,4 +1,4 @@
-"""``eval_sampled_config.py``: evaluate subnets of a trained supernet."""
+"""``eval_sampled_config.py``: evaluate subnets of a trained supernet, or a specialised network."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from compofa.subnet import Subnet
 
 if TYPE_CHECKING:
     from compofa.checkpoint import Checkpoint
-    from compofa.data import DataSplits
+    from compofa.data import DataSplits, Normalisation
     from compofa.records import EvalRecord
 
 PROG = "eval_sampled_config.py"
 DESCRIPTION = """\
 Measure the accuracy of subnets: each is extracted, its BN statistics are measured on training
 images, and it is evaluated. Without options: random compound subnets of the digits network that
-ships with the project.
+ships with the project. A specialised network is evaluated as it is.
 
   eval_sampled_config.py
   eval_sampled_config.py --net runs/digits-compofa-small/compound-1/best.pt --all
   eval_sampled_config.py --net compofa.pt --imagenet_path DIR --samples 5
+  eval_sampled_config.py --net note10_lat@8ms_top1@71.4_finetune@25 --imagenet_path DIR
   eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
 """
 
@@ -41,7 +42,8 @@ def parser() -> Parser:
         "--net",
         default="compofa-digits",
         metavar="FILE|ID",
-        help="a checkpoint, or a network whose weights ship",
+        help="a checkpoint, the folder (net.config) or .pth (with .json) of a specialised network, "
+        "or an id that python -m compofa zoo lists",
     )
     p.add_argument(
         "--arch",
@@ -49,14 +51,17 @@ def parser() -> Parser:
         help=f"network that another program's weights belong to: {', '.join(NETWORKS)}",
     )
     which = p.add_argument_group(
-        "which subnets (at most one of these)"
+        "which subnets of a supernet (at most one of these)"
     ).add_mutually_exclusive_group()
     which.add_argument(
         "--samples", type=int, metavar="N", help="N distinct random ones (default: 10)"
     )
     which.add_argument("--all", action="store_true", help="every one, in a small space")
     which.add_argument(
-        "--subnet", metavar="JSON", help='one: {"ks", "e", "d", "r"} as JSON, or a file with it'
+        "--subnet",
+        metavar="JSON",
+        help='one: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, '
+        "or a file with it",
     )
     p.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     data = p.add_argument_group("data (by default what the checkpoint names)")
@@ -68,8 +73,21 @@ def parser() -> Parser:
     )
     data.add_argument("--image-size", type=int, metavar="R", help="resolution in pixels")
     data.add_argument(
-        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+        "--calibration-images",
+        type=int,
+        metavar="N",
+        help="training images for BN (default: 2000; of a specialised network none, it keeps its "
+        "own statistics)",
     )
+    for name, text in (("mean", "mean"), ("std", "standard deviation")):
+        data.add_argument(
+            f"--{name}",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help=f"{text} that images are normalised with, one number or one a channel (default: "
+            "what the checkpoint says)",
+        )
     how = p.add_argument_group("how")
     how.add_argument("--batch-size", type=int, default=256, help="images at once")
     how.add_argument("--workers", type=int, default=0, help="data-loading processes")
@@ -96,6 +114,32 @@ def choose_subnets(
     while len(chosen) < samples:
         chosen[space.sample(generator)] = None
     return list(chosen)
+
+
+def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list[Subnet]:
+    """Return the subnets that the options choose, at the resolution to evaluate.
+
+    Raises:
+        ConfigError: There is nothing to choose from, or the options are not what they should be.
+        SpaceError: A subnet is not in the space, or the network cannot take such images.
+    """
+    network = checkpoint.network
+    resolution = checkpoint.image_size if args.image_size is None else args.image_size
+    network.check_resolution(resolution)
+    if not network.elastic:
+        options = {"--samples": args.samples, "--all": args.all or None, "--subnet": args.subnet}
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]}: {args.net} is one network, with no subnets to choose")
+        return [network.at(resolution).subnet]
+    space = network.space.restrict(resolutions=(resolution,))
+    if args.subnet is None:
+        samples = 10 if args.samples is None else args.samples
+        return choose_subnets(space, samples, args.seed, args.all)
+    subnet = read_subnet(args.subnet, space, resolution)
+    subnet = subnet if args.image_size is None else subnet.at(resolution)
+    network.check_resolution(subnet.resolution)
+    return [subnet]
 
 
 def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "--subnet") -> Subnet:
@@ -128,6 +172,7 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
         DataError: It cannot be found or has other classes than the network.
     """
     from compofa.data import load_dataset
+    from compofa.data.imagenet import by_wnid, is_imagenet
 
     name, path = args.dataset or checkpoint.dataset, args.data_path
     if args.imagenet_path:
@@ -142,6 +187,8 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
         validation_images=checkpoint.validation_images if own else None,
         evaluation_only=not own,
     )
+    if is_imagenet(checkpoint.classes, checkpoint.network.classes):
+        splits = by_wnid(splits)
     classes = checkpoint.classes or (None,) * checkpoint.network.classes
     if len(splits.classes) != len(classes):
         raise DataError(
@@ -151,6 +198,21 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
         odd = next(pair for pair in zip(classes, splits.classes, strict=True) if len(set(pair)) > 1)
         raise DataError(f"expected the network's classes, such as {odd[0]!r}, got {odd[1]!r}")
     return splits
+
+
+def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:
+    """Return what images are normalised with: what the options say, or the checkpoint.
+
+    Raises:
+        DataError: Not one or three numbers, or a deviation that is not positive.
+    """
+    from compofa.data import Normalisation
+
+    found = []
+    for given, own in ((args.mean, checkpoint.mean), (args.std, checkpoint.std)):
+        values = tuple(own if given is None else given)
+        found.append(values * 3 if len(values) == 1 else values)
+    return Normalisation(*found)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -192,8 +254,8 @@ def _main(argv: Sequence[str] | None) -> None:
     import torch
     from tqdm import tqdm
 
+    from compofa.calibrate import calibrate
     from compofa.checkpoint import file_hash
-    from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
     from compofa.files import require_writable
     from compofa.records import write_csv
@@ -202,37 +264,35 @@ def _main(argv: Sequence[str] | None) -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     path, checkpoint = open_checkpoint(args.net, args.arch)
-    resolution = checkpoint.image_size if args.image_size is None else args.image_size
-    checkpoint.network.check_resolution(resolution)
-    space = checkpoint.network.space.restrict(resolutions=(resolution,))
-    if args.subnet is not None:
-        subnet = read_subnet(args.subnet, space, resolution)
-        subnets = [subnet if args.image_size is None else subnet.at(resolution)]
-        checkpoint.network.check_resolution(subnets[0].resolution)
-    else:
-        samples = 10 if args.samples is None else args.samples
-        subnets = choose_subnets(space, samples, args.seed, args.all)
+    subnets = subnets_to_measure(checkpoint, args)
+    elastic = checkpoint.network.elastic
     splits = open_data(checkpoint, args)
-    supernet = checkpoint.build().to(device)
+    network = checkpoint.build().to(device)
+    calibration = (
+        (2000 if elastic else 0) if args.calibration_images is None else args.calibration_images
+    )
     evaluator = Evaluator(
         splits,
         args.part,
-        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
-        calibration_images=args.calibration_images,
+        normalisation=normalisation(checkpoint, args),
+        calibration_images=calibration,
         batch_size=args.batch_size,
         workers=args.workers,
         seed=args.seed,
         device=device,
     )
+    if calibration and not elastic:
+        network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
     require_writable(Path(args.output).parent)
     digest, records = file_hash(path), []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
-        records.append(evaluator.measure(supernet, subnet, args.net, digest))
+        records.append(evaluator.measure(network, subnet, args.net, digest))
         write_csv(args.output, records)
     print_table(records)
     top1 = [record.top1 for record in records]
+    what = f"{len(records)} subnet(s) of {checkpoint.network.space.name}" if elastic else args.net
     print(
-        f"{len(records)} subnet(s) of {space.name} on {records[0].images} {args.part} images of "
+        f"{what} on {records[0].images} {args.part} images of "
         f"{splits.name}: top-1 {min(top1):.2f} to {max(top1):.2f} %; written to {args.output}"
     )
     if evaluator.broken.paths:

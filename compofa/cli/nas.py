@@ -14,7 +14,7 @@ from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, ru
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
-from compofa.subnet import SubnetArrays
+from compofa.subnet import SubnetArrays, arrays_of
 from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
@@ -329,8 +329,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
                 f"{', '.join(nets.values())}"
             )
         slots = max(max(record.subnet.depths) for record in records)  # the largest is among them
-        configs = [record.subnet.to_config(slots) for record in records]
-        arrays = SubnetArrays(*(np.array([c[k] for c in configs]) for k in ("ks", "e", "d", "r")))
+        arrays = arrays_of([record.subnet for record in records], slots)
         top1 = np.array([record.top1 for record in records])
     model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
     model.save(args.output)

@@ -91,7 +91,7 @@ def parser() -> Parser:
     p.add_argument(
         "--accuracy-predictor",
         metavar="FILE",
-        help="predictor's file: .npz of fit-accuracy, or the published .pth",
+        help="predictor's file: .npz of fit-accuracy, or a published .pth (ofa_resnet50 has one)",
     )
     p.add_argument(
         "--output", metavar="DIR", help="folder of the results; by default runs/search-NET-DEVICE"

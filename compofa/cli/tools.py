@@ -1,4 +1,4 @@
-"""``python -m compofa``: export and convert."""
+"""``python -m compofa``: export, convert and list networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compofa.cli.evaluate import open_data, read_subnet
 from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
-from compofa.model_zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
 from compofa.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ eval_sampled_config.py and run_NAS.py.
   python -m compofa export compofa-digits largest --to onnx --fold-bn
   python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
   python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
+  python -m compofa zoo --like note10
 """
 EXPORTS = ("onnx", "torchscript", "pt2", "safetensors")
 
@@ -50,11 +51,15 @@ def parser() -> Parser:
         "and the file is run beside torch after writing; its card goes to OUTPUT.json",
         _export,
     )
-    sub.add_argument("net", metavar="NET", help="a checkpoint, or a network whose weights ship")
+    sub.add_argument(
+        "net", metavar="NET", help="a checkpoint, a specialised network, or an id of zoo"
+    )
     sub.add_argument(
         "subnet",
+        nargs="?",
         metavar="SUBNET",
-        help='{"ks", "e", "d", "r"} as JSON, a file with it, largest or smallest',
+        help='of a supernet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, a '
+        "file with it, largest or smallest",
     )
     sub.add_argument(
         "--to", required=True, choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS)
@@ -80,16 +85,33 @@ def parser() -> Parser:
     sub = add(
         "convert",
         "rename weights, or rewrite a subnet, for another program; the format of IN is recognised: "
-        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, or a subnet as YAML "
-        "(MMRazor's) or JSON",
+        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, a specialised network "
+        "(a folder with net.config, or a .json beside a .pth), or a subnet as YAML (MMRazor's) or "
+        "JSON",
         _convert,
     )
-    sub.add_argument("input", metavar="IN", help="a checkpoint, or a subnet (.yaml, .yml or .json)")
-    sub.add_argument("output", metavar="OUT", help="file to write")
+    sub.add_argument(
+        "input",
+        metavar="IN",
+        help="a checkpoint, a specialised network, a subnet (.yaml, .yml, .json) or an id of zoo",
+    )
+    sub.add_argument(
+        "output",
+        metavar="OUT",
+        help="file to write; of a specialised network for ofa, a folder",
+    )
     sub.add_argument(
         "--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS)
     )
     _add_arch(sub)
+
+    sub = add(
+        "zoo",
+        "list the networks that are known by name, with the published top-1 and latency of "
+        "specialised networks, and whether their weights are on this machine",
+        _zoo,
+    )
+    sub.add_argument("--like", default="", metavar="TEXT", help="those with TEXT in their line")
     return p
 
 
@@ -116,7 +138,9 @@ def _export(args: argparse.Namespace) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     path, checkpoint = open_checkpoint(args.net, args.arch)
     subnet = _subnet(args, checkpoint)
-    output = Path(args.output or Path(args.net).stem + SUFFIXES[args.to])
+    source = Path(args.net)
+    stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
+    output = Path(args.output or stem + SUFFIXES[args.to])
     require_writable(output.parent, create=False)
     network, calibration = _network(args, checkpoint, subnet)
     card = {
@@ -139,7 +163,13 @@ def _export(args: argparse.Namespace) -> None:
 def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
     size = checkpoint.image_size if args.image_size is None else args.image_size
     checkpoint.network.check_resolution(size)
+    if not checkpoint.network.elastic:
+        if args.subnet is not None:
+            raise ConfigError(f"SUBNET: {args.net} is one network, with no subnets to choose")
+        return checkpoint.network.at(size).subnet
     space = checkpoint.network.space.restrict(resolutions=(size,))
+    if args.subnet is None:
+        raise ConfigError(f"SUBNET: expected a subnet of {args.net}, largest or smallest")
     if args.subnet in ("largest", "smallest"):
         return getattr(space, args.subnet)
     subnet = read_subnet(args.subnet, space, size, "SUBNET")
@@ -151,14 +181,17 @@ def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
 def _network(
     args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet
 ) -> tuple[StaticNetwork, dict[str, Any] | None]:
-    """Return the subnet's network and how it was calibrated."""
+    """Return the subnet's network and how it was calibrated; one network keeps its statistics."""
     from compofa.calibrate import calibrate
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
     from compofa.extract import extract
+    from compofa.supernet import Supernet
     from compofa.threads import cpu_threads, usual_threads
 
     supernet = checkpoint.build()
+    if not isinstance(supernet, Supernet):
+        return supernet, None
     if args.no_calibrate:
         return extract(supernet, subnet), None
     evaluator = Evaluator(
@@ -175,12 +208,13 @@ def _network(
 
 def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
     """Return what the checkpoint says was measured of ``subnet``, by the part of the data set."""
+    if not checkpoint.network.elastic:
+        return dict(checkpoint.figures)
     space = checkpoint.network.space
     ours = [
         name
         for name in ("largest", "smallest")
-        if getattr(space, name).stages == subnet.stages
-        and subnet.resolution == checkpoint.image_size
+        if getattr(space, name).at(checkpoint.image_size) == subnet
     ]
     return {
         part: measured[name]
@@ -192,12 +226,14 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if Path(args.input).suffix.lower() in (".yaml", ".yml", ".json"):
+    from compofa.formats import save_as
+    from compofa.specialised_files import find_specialised
+
+    subnets = (".yaml", ".yml", ".json")
+    if Path(args.input).suffix.lower() in subnets and find_specialised(args.input) is None:
         _convert_subnet(args)
         return
-    from compofa.formats import read_any, save_as
-
-    kind, checkpoint = read_any(args.input, args.arch)
+    _, kind, checkpoint = open_any(args.input, args.arch)
     save_as(args.output, checkpoint, args.to)
     print(f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}")
 
@@ -214,6 +250,12 @@ def _convert_subnet(args: argparse.Namespace) -> None:
     ours = json.dumps(subnet.to_config()) + "\n"
     write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
     print(f"{args.output}: {subnet}")
+
+
+def _zoo(args: argparse.Namespace) -> None:
+    from compofa.cli.zoo import print_zoo
+
+    print_zoo(args.like)
 
 
 def _main(argv: Sequence[str] | None) -> None:

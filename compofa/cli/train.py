@@ -68,7 +68,8 @@ def parser() -> Parser:
     what.add_argument(
         "--heuristic",
         metavar="COUPLING",
-        help="coupling of depth and width: simple, none, or pairs such as 2:3,3:4,4:6",
+        help="coupling of depth and width: simple (the network's own), none, or pairs such as "
+        "2:3,3:4,4:6 (ResNet50D: 0:0.2,1:0.25,2:0.35)",
     )
     what.add_argument(
         "--width-mult",
@@ -220,7 +221,8 @@ def _main(argv: Sequence[str] | None) -> None:
 
         def attempt(again: bool) -> RunResult:
             only_main_speaks(workers)  # after a death another one may be the first
-            usual = f"{args.dataset}-{workers.in_turn(lambda: plan(config))[-1].net or args.task}"
+            last = workers.in_turn(lambda: plan(config))[-1]
+            usual = f"{args.dataset}-{last.net or args.task}"
             return train_task(
                 config,
                 args.output or Path("runs") / (args.name or usual),

@@ -1,11 +1,12 @@
-"""Elastic operators: layers whose width and kernel size are arguments of ``forward``.
+"""Elastic operators: layers whose widths and kernel size are arguments of ``forward``.
 
 A narrower layer uses the first channels of the wide one. A smaller depthwise kernel is the centre
 of the larger, multiplied by a learned matrix where the network has kernel transforms (Cai et al.,
 ICLR 2020, section 3.3); one pair of matrices a block, shared by its channels.
 
-Each block's ``weights(spec)`` returns the tensors that it computes with, under the names of the
-static block that ``spec`` describes: extraction and ``forward`` use the same slices.
+An :class:`Elastic` layer runs as the static layer that a :class:`~compofa.layout.LayerSpec`
+describes. Its ``weights(spec)`` returns the tensors that it computes with, under the names of that
+static layer: extraction and ``forward`` use the same slices.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compofa.layout import LayerSpec, mid_channels, se_channels
-from compofa.nn.static import activation
-from compofa.subnet import Number
+from compofa.layout import LayerSpec, se_channels
+from compofa.nn.static import activation, shortcut_pool
 
 Named = Iterator[tuple[str, Tensor]]
 
@@ -68,18 +68,27 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
 
 
 class ElasticPointwise(nn.Module):
-    """1x1 convolution, BN and activation with elastic input and output widths."""
+    """Convolution (1x1 by default), BN and activation with elastic input and output widths."""
 
-    def __init__(self, in_channels: int, out_channels: int, act: str, eps: float, momentum: float):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        act: str,
+        eps: float,
+        momentum: float,
+        kernel: int = 1,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
         self.bn = ElasticBatchNorm2d(out_channels, eps=eps, momentum=momentum)
         self.act = activation(act)
 
     def forward(self, x: Tensor, out_channels: int) -> Tensor:
-        """Map [n, in, h, w] to [n, out_channels, h, w]."""
+        """Map [n, in, h, w] to [n, out_channels, h / stride, w / stride]."""
         weight = self.conv.weight[:out_channels, : x.shape[1]]
-        return self.act(self.bn(F.conv2d(x, weight)))
+        return self.act(self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding)))
 
     def weights(self, prefix: str, in_channels: int, out_channels: int) -> Named:
         """Yield what a static layer of these widths holds."""
@@ -170,7 +179,94 @@ class ElasticSqueezeExcite(nn.Module):
         yield f"{prefix}.expand.bias", self.expand.bias[:channels]
 
 
-class ElasticMBConv(nn.Module):
+class Elastic(nn.Module):
+    """A layer that runs as any static layer that its weights hold."""
+
+    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """Map the input of the layer that ``spec`` describes to its output."""
+        raise NotImplementedError
+
+    def weights(self, spec: LayerSpec) -> Named:
+        """Yield what the static layer that ``spec`` describes holds."""
+        raise NotImplementedError
+
+
+class ElasticConv(Elastic, ElasticPointwise):
+    """A convolution layer of its own, with elastic widths."""
+
+    def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
+        ElasticPointwise.__init__(
+            self, spec.in_channels, spec.out_channels, spec.act, eps, momentum, spec.kernel,
+            spec.stride,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
+        y = ElasticPointwise.forward(self, x, spec.out_channels)
+        return x + y if spec.residual else y
+
+    def weights(self, spec: LayerSpec) -> Named:
+        """Yield what the static convolution that ``spec`` describes holds."""
+        yield "conv.weight", self.conv.weight[: spec.out_channels, : spec.in_channels]
+        yield from self.bn.weights("bn", spec.out_channels)
+
+
+class ElasticLinear(Elastic, nn.Linear):
+    """The classifier, with as many inputs as it is given."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        nn.Linear.__init__(self, spec.in_channels, spec.out_channels)
+
+    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """Map [n, in] to [n, out]."""
+        return F.linear(x, self.weight[:, : x.shape[1]], self.bias)
+
+    def weights(self, spec: LayerSpec) -> Named:
+        """Yield what the static classifier that ``spec`` describes holds."""
+        yield "weight", self.weight[:, : spec.in_channels]
+        yield "bias", self.bias
+
+
+class ElasticBottleneck(Elastic):
+    """Residual block of ResNet50D with elastic input, middle and output widths.
+
+    Args:
+        spec: The largest form of the block.
+        eps: Epsilon of its batch normalisations.
+        momentum: Momentum of its batch normalisations.
+    """
+
+    def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
+        super().__init__()
+        ins, mid, outs = spec.in_channels, spec.mid_channels, spec.out_channels
+        self.conv1 = ElasticPointwise(ins, mid, spec.act, eps, momentum)
+        self.conv2 = ElasticPointwise(mid, mid, spec.act, eps, momentum, spec.kernel, spec.stride)
+        self.conv3 = ElasticPointwise(mid, outs, "none", eps, momentum)
+        self.pool = shortcut_pool(spec)
+        self.downsample = None
+        if spec.downsample:
+            self.downsample = ElasticPointwise(ins, outs, "none", eps, momentum)
+        self.act = activation(spec.act)
+
+    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
+        y = self.conv2(self.conv1(x, spec.mid_channels), spec.mid_channels)
+        y = self.conv3(y, spec.out_channels)
+        if self.downsample is not None:
+            x = self.downsample(self.pool(x), spec.out_channels)
+        return self.act(x + y)
+
+    def weights(self, spec: LayerSpec) -> Named:
+        """Yield what the static block that ``spec`` describes holds."""
+        ins, mid, outs = spec.in_channels, spec.mid_channels, spec.out_channels
+        yield from self.conv1.weights("conv1", ins, mid)
+        yield from self.conv2.weights("conv2", mid, mid)
+        yield from self.conv3.weights("conv3", mid, outs)
+        if self.downsample is not None:
+            yield from self.downsample.weights("downsample", ins, outs)
+
+
+class ElasticMBConv(Elastic):
     """Inverted residual block with elastic expand ratio and kernel size.
 
     Args:
@@ -195,10 +291,10 @@ class ElasticMBConv(nn.Module):
         self.se = ElasticSqueezeExcite(mid) if spec.se_channels else None
         self.project = ElasticPointwise(mid, spec.out_channels, "none", eps, momentum)
 
-    def forward(self, x: Tensor, kernel: int, expand: Number) -> Tensor:
-        """Map [n, in, h, w] to [n, out, h / stride, w / stride] at a kernel and expand ratio."""
-        y = self.expand(x, mid_channels(self.in_channels, expand))
-        y = self.depthwise(y, kernel)
+    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
+        y = self.expand(x, spec.mid_channels)
+        y = self.depthwise(y, spec.kernel)
         if self.se is not None:
             y = self.se(y)
         y = self.project(y, self.project.conv.out_channels)
@@ -212,3 +308,26 @@ class ElasticMBConv(nn.Module):
         if self.se is not None:
             yield from self.se.weights("se", mid)
         yield from self.project.weights("project", mid, spec.out_channels)
+
+
+def build_elastic(
+    spec: LayerSpec, kernels: Sequence[int], transform: bool, eps: float, momentum: float
+) -> Elastic:
+    """Build the elastic layer whose largest form ``spec`` describes.
+
+    Args:
+        spec: Its kind, one of :data:`ELASTIC`, and its largest shapes.
+        kernels: Kernel sizes that an inverted residual block can take.
+        transform: Whether smaller kernels go through learned matrices.
+        eps: Epsilon of its batch normalisations.
+        momentum: Momentum of its batch normalisations.
+    """
+    if spec.kind == "mbconv":
+        return ElasticMBConv(spec, kernels, transform, eps, momentum)
+    if spec.kind == "linear":
+        return ElasticLinear(spec)
+    return {"conv": ElasticConv, "bottleneck": ElasticBottleneck}[spec.kind](spec, eps, momentum)
+
+
+ELASTIC = ("mbconv", "bottleneck", "conv", "linear")
+"""Kinds of layers that have an elastic form."""

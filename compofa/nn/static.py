@@ -26,7 +26,7 @@ def activation(name: str) -> nn.Module:
 
 
 class ConvBN(nn.Sequential):
-    """Same-padded convolution, batch normalisation, activation."""
+    """Same-padded convolution, batch normalisation, activation; added to its input if residual."""
 
     def __init__(
         self,
@@ -38,12 +38,19 @@ class ConvBN(nn.Sequential):
         eps: float,
         momentum: float,
         groups: int = 1,
+        residual: bool = False,
     ) -> None:
         conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
         )
         norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         super().__init__(OrderedDict(conv=conv, bn=norm, act=activation(act)))
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
+        y = self.act(self.bn(self.conv(x)))
+        return x + y if self.residual else y
 
 
 class SqueezeExcite(nn.Module):
@@ -82,6 +89,37 @@ class MBConv(nn.Module):
         return x + y if self.residual else y
 
 
+class Bottleneck(nn.Module):
+    """Residual block of ResNet50D: 1x1 reduce, k x k with the stride, 1x1 expand, ReLU after it.
+
+    Where the shape changes, the shortcut is an average pool, a 1x1 convolution and BN (He et al.,
+    CVPR 2019).
+    """
+
+    def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
+        super().__init__()
+        ins, mid, outs = spec.in_channels, spec.mid_channels, spec.out_channels
+        norm = {"eps": eps, "momentum": momentum}
+        self.conv1 = ConvBN(ins, mid, 1, 1, spec.act, **norm)
+        self.conv2 = ConvBN(mid, mid, spec.kernel, spec.stride, spec.act, **norm)
+        self.conv3 = ConvBN(mid, outs, 1, 1, "none", **norm)
+        self.pool = shortcut_pool(spec)
+        self.downsample = ConvBN(ins, outs, 1, 1, "none", **norm) if spec.downsample else None
+        self.act = activation(spec.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
+        y = self.conv3(self.conv2(self.conv1(x)))
+        if self.downsample is not None:
+            x = self.downsample(self.pool(x))
+        return self.act(x + y)
+
+
+def shortcut_pool(spec: LayerSpec) -> nn.Module:
+    """Return the average pool of a bottleneck's shortcut; without a stride there is none."""
+    return nn.AvgPool2d(spec.stride, ceil_mode=True) if spec.stride > 1 else nn.Identity()
+
+
 class GlobalPool(nn.Module):
     """Mean over the feature map, kept as [n, channels, 1, 1]."""
 
@@ -100,10 +138,15 @@ def build_layer(spec: LayerSpec, eps: float = 1e-5, momentum: float = 0.1) -> nn
     """
     if spec.kind == "conv":
         return ConvBN(
-            spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.act, eps, momentum
-        )
+            spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.act, eps, momentum,
+            residual=spec.residual,
+        )  # fmt: skip
     if spec.kind == "mbconv":
         return MBConv(spec, eps, momentum)
+    if spec.kind == "bottleneck":
+        return Bottleneck(spec, eps, momentum)
+    if spec.kind == "maxpool":
+        return nn.MaxPool2d(spec.kernel, spec.stride, spec.kernel // 2)
     if spec.kind == "pool":
         return GlobalPool()
     if spec.kind == "mix":
@@ -117,6 +160,7 @@ class LayeredNetwork(nn.Module):
 
     Args:
         layers: The layers by their paths; those of stage i are ``stages.i.0``, ``stages.i.1``, …
+        stages: Number of stages; one may have no layer.
         stage: Makes the module that holds the blocks of a stage.
         dropout: Probability before the classifier, in training.
     """
@@ -124,38 +168,21 @@ class LayeredNetwork(nn.Module):
     def __init__(
         self,
         layers: Mapping[str, nn.Module],
+        stages: int,
         stage: Callable[[list[nn.Module]], nn.Module],
         dropout: float,
     ) -> None:
         super().__init__()
-        names = list(dict.fromkeys(path.split(".")[0] for path in layers))
-        first, pool = names.index("stages"), names.index("pool")
-        self._stem, self._head, self._tail = names[:first], names[first + 1 : pool], names[pool:-1]
-        stages: dict[str, list[nn.Module]] = {}
+        blocks: list[list[nn.Module]] = [[] for _ in range(stages)]
         for path, layer in layers.items():
             if path.startswith("stages."):
-                stages.setdefault(path.split(".")[1], []).append(layer)
-        for name in names[:-1]:
+                blocks[int(path.split(".")[1])].append(layer)
+        names = dict.fromkeys(path.split(".")[0] for path in layers if path != "classifier")
+        for name in names:
             whole = name == "stages"
-            self.add_module(
-                name, nn.ModuleList(map(stage, stages.values())) if whole else layers[name]
-            )
+            self.add_module(name, nn.ModuleList(map(stage, blocks)) if whole else layers[name])
         self.dropout = nn.Dropout(dropout)
         self.classifier = layers["classifier"]
-
-    def before_stages(self) -> list[nn.Module]:
-        """Return the layers in front of the stages, in the order they run."""
-        return [getattr(self, name) for name in self._stem]
-
-    def before_pool(self) -> list[nn.Module]:
-        """Return the layers between the stages and the pool."""
-        return [getattr(self, name) for name in self._head]
-
-    def classify(self, x: Tensor) -> Tensor:
-        """Map feature maps [n, c, h, w] to logits [n, classes]: the pool and all behind it."""
-        for name in self._tail:
-            x = getattr(self, name)(x)
-        return self.classifier(self.dropout(x.flatten(1)))
 
 
 class StaticNetwork(LayeredNetwork):
@@ -175,8 +202,10 @@ class StaticNetwork(LayeredNetwork):
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             built = {spec.name: build_layer(spec, eps, momentum) for spec in specs}
-        super().__init__(built, lambda blocks: nn.Sequential(*blocks), dropout)
+        numbers = [int(name.split(".")[1]) for name in built if name.startswith("stages.")]
+        super().__init__(built, max(numbers) + 1, lambda blocks: nn.Sequential(*blocks), dropout)
         self.specs = specs
+        self._pool = [spec.name for spec in specs].index("pool")
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -185,12 +214,13 @@ class StaticNetwork(LayeredNetwork):
 
     def units(self) -> list[nn.Module]:
         """Return the modules up to the pool in the order they run, each taking one tensor."""
-        blocks = [block for stage in self.stages for block in stage]
-        return [*self.before_stages(), *blocks, *self.before_pool()]
+        return [self.get_submodule(spec.name) for spec in self.specs[: self._pool]]
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images [n, 3, r, r], normalised; returns logits [n, classes]."""
         x = images
         for unit in self.units():
             x = unit(x)
-        return self.classify(x)
+        for spec in self.specs[self._pool : -1]:
+            x = self.get_submodule(spec.name)(x)
+        return self.classifier(self.dropout(x.flatten(1)))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compofa.coupling import parse_coupling
+from compofa.coupling import COUPLINGS, parse_coupling
 from compofa.data import dataset_info
 from compofa.errors import CompofaError, ConfigError
 from compofa.model_zoo import entry, network_spec
@@ -230,11 +230,11 @@ class TrainConfig:
 
     def network(self, classes: int) -> NetworkSpec:
         """Return the definition of the supernet that this configuration describes."""
-        heuristic = self.heuristic
+        heuristic = self.heuristic or entry(self.net).coupling
         spec = network_spec(
             self.net,
             classes,
-            coupling="" if heuristic is None else parse_coupling(heuristic),
+            coupling=heuristic if heuristic in COUPLINGS else parse_coupling(heuristic),
             elastic_kernel=None if self.fixed_kernel is None else not self.fixed_kernel,
             width_mult=self.width_mult,
             resolutions=(self.eval_size,),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compofa.checkpoint import load_checkpoint, read_safely, weights_in
+from compofa.convert import to_ours
 from compofa.errors import CheckpointError, ConfigError
 from compofa.extract import extract
 from compofa.files import require_writable
@@ -17,6 +18,7 @@ from compofa.fixed import Network
 from compofa.model_zoo import open_checkpoint
 from compofa.network import NetworkSpec
 from compofa.nn.static import StaticNetwork
+from compofa.subnet import SLOTS
 from compofa.supernet import Supernet
 from compofa.training.backends import Backend
 from compofa.training.config import TrainConfig, run_folder
@@ -140,7 +142,7 @@ def _teacher(path: str | Path, student: Network) -> Supernet | StaticNetwork:
 def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpec) -> Supernet:
     """Build a teacher from another program's weights, its classes and kernels read off them."""
     weights = weights_in(path, data)
-    bias = next((v for k, v in weights.items() if k.endswith("classifier.linear.bias")), None)
+    bias = to_ours(weights, SLOTS).get("classifier.bias")
     largest = max(student.backbone.kernels)
     spec = replace(
         student,

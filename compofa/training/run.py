@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,11 @@ def _run(
     backend.require_same("numbers of training images, validation images and classes", found)
     single = config.recipe_phase.single
     if single:
-        begun = backend.from_main(lambda: open_single(config, splits)) if state is None else None
-        begun = begun or state["checkpoint"]
+        begun = (
+            state["checkpoint"]
+            if state
+            else backend.from_main(partial(open_single, config, splits))
+        )
         spec = begun.network
         splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
     else:

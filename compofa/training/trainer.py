@@ -163,10 +163,10 @@ class Trainer:
             resolutions=config.image_size,
             seed=config.seed,
             epoch=epoch,
+            normalisation=self.splits.normalisation,
             rank=self.backend.rank,
             world_size=self.backend.size,
             first_step=self.tally.steps,
-            normalisation=self.splits.normalisation,
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )

@@ -1,0 +1,48 @@
+"""``torchrun --nproc-per-node 2 -m benchmarks.allreduce``: time what workers do together each step.
+
+Started by ``torchrun`` or ``horovodrun`` it averages the gradients of the ImageNet supernet as a
+training step does: flattening, the all-reduce, and putting the means back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from compofa.model_zoo import ofa_net
+from compofa.training.backends import workers
+from compofa.training.optim import make_optimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.allreduce", description=__doc__)
+    parser.add_argument("--net", default="compofa-elastic", help="id of the network")
+    parser.add_argument("--rounds", type=int, default=10, help="times to average; median is shown")
+    args = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    with workers(cuda=cuda) as backend:
+        net = ofa_net(args.net).to(backend.device("cuda" if cuda else "cpu"))
+        make_optimizer(net, 0.0, 0.0)  # gives every weight its gradient
+        size = sum(parameter.numel() for parameter in net.parameters())
+        for half in (False, True):
+            times = []
+            for _ in range(args.rounds):
+                backend.gather(None)  # all begin together
+                started = time.perf_counter()
+                backend.average_gradients(net.parameters(), 1.0, half)
+                if cuda:
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - started)
+            if backend.is_main:
+                sent = size * (2 if half else 4)
+                print(
+                    f"{backend.name}, {backend.size} workers: {sent:,} bytes in "
+                    f"{1000 * statistics.median(times):.1f} ms (least {1000 * min(times):.1f} ms)"
+                )
+
+
+if __name__ == "__main__":
+    main()

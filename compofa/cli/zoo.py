@@ -1,0 +1,105 @@
+"""``python -m compofa zoo``: the networks that are known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from compofa.errors import ConfigError
+from compofa.fixed import FixedNetwork
+from compofa.layout import LayerSpec, macs, params
+from compofa.model_zoo import CHECKPOINT_FOLDERS, NETWORKS, PUBLISHED, network_spec
+from compofa.specialised import SPECIALISED, Specialised
+
+
+class Row(NamedTuple):
+    """What the list says of a network."""
+
+    net_id: str
+    top1: str
+    target: str
+    macs: str
+    params: str
+    size: str
+    weights: str
+
+
+HEADER = Row("id", "top-1", "searched for", "MACs", "params", "px", "weights")
+
+
+def print_zoo(like: str = "") -> None:
+    """Print the networks whose ids, targets or descriptions contain ``like``.
+
+    Raises:
+        ConfigError: None does.
+    """
+    known = {name: row.description for name, row in NETWORKS.items()}
+    supernets = [supernet(name) for name, text in known.items() if _has(like, name, text)]
+    networks = [
+        special(row)
+        for row in SPECIALISED.values()
+        if _has(like, row.net_id, row.folder, row.target)
+    ]
+    if not supernets and not networks:
+        raise ConfigError(
+            f"--like: expected a part of the id of one of {len(NETWORKS)} supernets and "
+            f"{len(SPECIALISED)} specialised networks, got {like!r}"
+        )
+    for title, rows in (
+        ("Supernets, for ofa_net; MACs and parameters of the largest network", supernets),
+        ("Specialised networks, for ofa_specialized; top-1 and target as published", networks),
+    ):
+        if rows:
+            print(f"{title}:\n")
+            print("\n".join(_table([HEADER, *rows])) + "\n")
+
+
+def supernet(net_id: str) -> Row:
+    """Return the row of a supernet."""
+    spec = network_spec(net_id, 10 if "digits" in net_id else 1000)
+    size = 16 if spec.min_resolution < 32 else 224
+    layers = spec.layers_of(spec.space.largest.at(size))
+    row = NETWORKS[net_id]
+    if row.shipped:
+        here = any((folder / row.shipped).is_file() for folder in CHECKPOINT_FOLDERS)
+        weights = "ship with the project" if here else "not in this installation"
+    else:
+        weights = _published(f"ofa_nets/{net_id}") if net_id in PUBLISHED else "train them"
+    return Row(net_id, "", "", *_counts(layers), str(size), weights)
+
+
+def special(row: Specialised) -> Row:
+    """Return the row of a specialised network."""
+    network = row.network
+    counts = _counts(network.layers) if isinstance(network, FixedNetwork) else ("", "")
+    size = str(network.resolution) if network else ""
+    weights = _published(f"ofa_specialized/{row.folder}/init")
+    return Row(row.net_id, f"{row.top1:.1f}", row.target, *counts, size, weights)
+
+
+def _counts(layers: tuple[LayerSpec, ...]) -> tuple[str, str]:
+    return f"{macs(layers) / 1e6:.1f}M", f"{params(layers) / 1e6:.2f}M"
+
+
+def _published(name: str) -> str:
+    from compofa.download import published_path
+
+    path: Path = published_path(name)
+    return "here" if path.is_file() else "download"
+
+
+def _has(like: str, *texts: str) -> bool:
+    return any(like.lower() in text.lower() for text in texts)
+
+
+def _table(rows: list[Row]) -> Iterator[str]:
+    kept = [i for i in range(len(HEADER)) if any(row[i] for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in kept]
+    right = {HEADER.index(name) for name in ("top-1", "MACs", "params", "px")}
+    for row in rows:
+        cells = (
+            row[i].rjust(width) if i in right else row[i].ljust(width)
+            for i, width in zip(kept, widths, strict=True)
+        )
+        yield "  ".join(cells).rstrip()

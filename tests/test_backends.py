@@ -1,0 +1,405 @@
+"""Workers, as threads where the engine does not matter: what all of them do together."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from worker import steps
+
+from compofa.calibrate import calibrate
+from compofa.cli.train import main
+from compofa.data import Batch, DataSplits, calibration_loader, dataset_info, load_dataset
+from compofa.errors import CompofaError, ConfigError, DataError, OtherWorkerError
+from compofa.evaluate import Evaluator
+from compofa.model_zoo import network_spec
+from compofa.seeds import rng
+from compofa.supernet import Supernet
+from compofa.training import trainer
+from compofa.training.backends import Alone, Backend, launcher, workers
+from compofa.training.config import TrainConfig
+from compofa.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+HOROVODRUN = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1", "HOROVOD_LOCAL_RANK": "0"}
+
+
+class Thread(Backend):
+    """A worker that is a thread of this process."""
+
+    name = "threads"
+
+    def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.local_rank, self.size = rank, rank, len(board)
+        self.board, self.barrier = board, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self.board[self.rank] = value
+        self.barrier.wait(20)
+        found = list(self.board)
+        self.barrier.wait(20)
+        return found
+
+    def broadcast(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+    def sum_(self, values: Tensor) -> None:
+        values.copy_(torch.stack(self.gather(values.clone())).sum(0))
+
+    def close(self) -> None:
+        pass
+
+
+def together(size: int, call: Callable[[Backend], Any]) -> list[Any]:
+    """Return what ``call`` returns, or the error it raises, in each of several workers."""
+    board, barrier = [None] * size, threading.Barrier(size)
+    found: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            found[rank] = call(Thread(rank, board, barrier))
+        except CompofaError as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a worker waits for ever"
+    return found
+
+
+# --- who reads, and who says what went wrong ---
+
+
+def test_worker_0_decides_for_all():
+    assert together(3, lambda b: b.from_main(lambda: b.rank + 5)) == [5, 5, 5]
+
+
+def fail(backend: Backend, *ranks: int) -> int:
+    if backend.rank in ranks:
+        raise DataError(f"of {backend.rank}")
+    return backend.rank
+
+
+def test_a_failure_is_said_once_and_ends_all():
+    found = together(3, lambda b: b.from_main(lambda: fail(b, 0)))
+    assert [type(error) for error in found] == [DataError, OtherWorkerError, OtherWorkerError]
+    found = together(3, lambda b: b.in_turn(lambda: fail(b, 1, 2)))
+    assert [type(error) for error in found] == [OtherWorkerError, DataError, OtherWorkerError]
+    assert together(3, lambda b: b.in_turn(lambda: fail(b))) == [0, 1, 2]
+    with pytest.raises(DataError):
+        Alone().from_main(lambda: fail(Alone(), 0))
+
+
+def test_a_machines_first_worker_goes_first():
+    order: list[int] = []
+    together(3, lambda b: b.in_turn(lambda: order.append(b.rank)))
+    assert order[0] == 0 and sorted(order) == [0, 1, 2]
+
+
+def test_workers_that_see_other_data_are_refused():
+    found = together(2, lambda b: b.require_same("images", (90, 30)))
+    assert found == [None, None]
+    found = together(2, lambda b: b.require_same("images", (90, 30 + b.rank)))
+    assert isinstance(found[0], ConfigError) and isinstance(found[1], OtherWorkerError)
+    assert "expected the same images on all workers, got [(90, 30), (90, 31)]" in str(found[0])
+
+
+# --- gradients ---
+
+
+def layers(seed: int) -> tuple[nn.Module, Tensor]:
+    """A convolution whose gradients lie channels last, and a layer that no subnet used."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 5)).to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for parameter in net[0].parameters():
+        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
+    return net, net[0].weight.grad.clone()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_gradients_are_averaged_by_images(half):
+    shares = [1.0, 0.5, 0.0]
+
+    def call(backend: Backend) -> tuple[float, nn.Module]:
+        net, _ = layers(backend.rank)
+        return backend.average_gradients(net.parameters(), shares[backend.rank], half), net
+
+    found = together(3, call)
+    own = [layers(rank)[1] for rank in range(3)]
+    expected = (1.0 * own[0] + 0.5 * own[1]) / 1.5
+    for total, net in found:
+        assert total == pytest.approx(1.5)
+        torch.testing.assert_close(
+            net[0].weight.grad, expected, rtol=2e-3 if half else 1e-6, atol=1e-3 if half else 1e-7
+        )
+        assert torch.equal(net[0].weight.grad, found[0][1][0].weight.grad)
+        assert net[0].weight.grad.is_contiguous(memory_format=torch.channels_last)
+        assert not net[1].weight.grad.any()
+
+
+def test_without_images_there_is_no_step():
+    net, before = layers(1)
+    assert together(2, lambda b: b.average_gradients(net.parameters(), 0.0)) == [0, 0]
+    assert torch.equal(net[0].weight.grad, before)
+
+
+def test_running_statistics_are_averaged():
+    def call(backend: Backend) -> nn.Module:
+        norm = nn.BatchNorm2d(2)
+        norm.running_mean.fill_(backend.rank)
+        backend.average_buffers(norm)
+        return norm
+
+    for norm in together(3, call):
+        assert norm.running_mean.tolist() == [1, 1] and norm.running_var.tolist() == [1, 1]
+        assert norm.num_batches_tracked == 0
+
+
+# --- a step, an epoch ---
+
+
+def make_trainer(backend: Backend | None = None, **settings: Any) -> Trainer:
+    config = TrainConfig(
+        task="teacher", epochs=1, warmup_epochs=0, image_size=(8,), width_mult=0.1,
+        **{"batch_size": 15, **settings},
+    ).resolved()  # fmt: skip
+    splits = load_dataset("digits")
+    return Trainer(config, Supernet(config.network(10)), None, splits, backend)
+
+
+def test_the_learning_rate_grows_with_the_workers():
+    for scale, factor in ((True, 3), (False, 1)):
+        for found in together(3, lambda b, scale=scale: make_trainer(b, scale_lr=scale)):
+            assert found.peak_lr == pytest.approx(factor * found.config.lr)
+            assert found.steps == 2, "90 images in steps of 45"
+    base = make_trainer(batch_size=45)
+    assert base.peak_lr == base.config.lr == pytest.approx(3 * make_trainer().config.lr)
+
+
+def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch):
+    """It takes their steps, and broken images that others met are counted."""
+
+    def loader(source: Any, info: Any, **options: Any) -> list[Batch]:
+        rank, rows = options["rank"], torch.arange(12).reshape(2, 6)[options["rank"]]
+        images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
+        few = 1 if rank == 1 else 6
+        return [Batch(images[:few], rows[:few] % 10, 8, (f"{rank}.png",) * rank) for _ in range(3)]
+
+    monkeypatch.setattr(trainer, "train_loader", loader)
+    monkeypatch.setattr(trainer.BrokenImages, "limit", 0.5)
+
+    def call(backend: Backend) -> Trainer:
+        mine = make_trainer(backend, batch_size=6, dropout=0.0)
+        mine.train_epoch(0, bar=False)
+        return mine
+
+    one, two = together(2, call)
+    assert list(one.broken.paths) == list(two.broken.paths) == ["1.png"]
+    weights = one.net.state_dict()
+    begun = make_trainer().net.state_dict()
+    for name, value in two.net.named_parameters():
+        assert torch.equal(weights[name], value), name
+    assert not torch.equal(weights["classifier.weight"], begun["classifier.weight"])
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, HOROVODRUN], ids=["torch", "horovod"])
+def test_one_process_of_an_engine_gives_the_same_bits(environment, monkeypatch):
+    if environment is HOROVODRUN:
+        pytest.importorskip("horovod.torch", reason="Horovod is not installed: make horovod")
+    alone = steps(Alone(), "compofa-small", 30)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with workers() as backend:
+        assert backend.name == launcher(environment) and backend.is_main
+        found = steps(backend, "compofa-small", 30)
+    assert found["figures"] == alone["figures"]
+    for name, value in alone["weights"].items():
+        assert torch.equal(found["weights"][name], value), name
+
+
+# --- calibration and evaluation ---
+
+
+@pytest.fixture(scope="module")
+def splits(few_digits: None) -> DataSplits:
+    return load_dataset("digits")
+
+
+@pytest.mark.parametrize("n_images", [40, 2])  # of two images the third worker gets none
+def test_workers_share_the_calibration_images(splits, n_images):
+    options = {"resolution": 8, "batch_size": 7, "seed": 3, "n_images": n_images}
+    info = dataset_info("digits")
+    whole = torch.cat([b.images for b in calibration_loader(splits.train, info, **options)])
+    parts = [
+        [b.images for b in calibration_loader(
+            splits.train, info, rank=rank, world_size=3, **options)]
+        for rank in range(3)
+    ]  # fmt: skip
+    merged = torch.empty_like(whole)
+    for rank, part in enumerate(parts):
+        if part:
+            merged[rank::3] = torch.cat(part)
+    assert sum(len(image) for part in parts for image in part) == n_images
+    assert torch.equal(merged, whole)
+
+    spec = network_spec("compofa-small", 10, width_mult=0.25)
+    net, subnet = Supernet(spec, 5), spec.space.sample(rng(0, "subnet"))
+    alone = calibrate(net, [whole], subnet).state_dict()
+    shared = together(3, lambda b: calibrate(net, parts[b.rank], subnet, b).state_dict())
+    for found in shared:
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+            assert torch.equal(found[name], shared[0][name]), name
+
+
+def test_calibrating_on_nothing_fails_everywhere():
+    net = Supernet(network_spec("compofa-small", 10, width_mult=0.1))
+    found = together(2, lambda b: calibrate(net, [], net.active, b))
+    assert [type(error) for error in found] == [DataError, DataError]
+
+
+def test_accuracy_is_that_of_all_images(splits):
+    spec = network_spec("compofa-small", 10, width_mult=0.25, resolutions=(8,))
+    net, subnet = Supernet(spec, 5), spec.space.largest.at(8)
+
+    def measure(backend: Backend | None) -> Any:
+        return Evaluator(splits, calibration_images=40, backend=backend).accuracy(net, subnet)
+
+    alone, shared = measure(None), together(7, measure)
+    assert alone.images == 30
+    for found in shared:
+        assert found == shared[0] and found.images == 30
+        assert found.top1 == alone.top1 and found.top5 == alone.top5
+        assert found.loss == pytest.approx(alone.loss, rel=1e-3)  # variances near 0
+
+
+# --- which engine ---
+
+
+@pytest.mark.parametrize(
+    ("environment", "engine"),
+    [
+        ({}, "none"),
+        (TORCHRUN, "torch"),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, "none"),  # some clusters set these for everything
+        (HOROVODRUN, "horovod"),
+        ({"HOROVOD_ELASTIC": "1"}, "horovod"),
+        ({"OMPI_COMM_WORLD_RANK": "3"}, "horovod"),
+        (TORCHRUN | HOROVODRUN, "horovod"),
+    ],
+)
+def test_the_environment_says_which_engine(environment, engine):
+    assert launcher(environment) == engine
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "expected"),
+    [
+        ({}, "--backend mpi", "--backend: expected none, horovod, torch, got 'mpi'"),
+        ({}, "--backend torch", "expected to be started by its launcher, torchrun"),
+        ({}, "--backend horovod", "expected to be started by its launcher, horovodrun"),
+        (TORCHRUN, "--backend horovod", "got torch's"),
+        (TORCHRUN, "--backend none", "expected a process of its own, got one that torch's"),
+        (HOROVODRUN, "", "expected Horovod with PyTorch to be installed"),
+        ({}, "--collective-timeout 0", "--collective-timeout: expected seconds above 0, got 0"),
+        (TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "2"}, "--overwrite", "--overwrite: expected"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_one_line(
+    environment, words, expected, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(sys.modules, "horovod.torch", None)
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main([*words.split(), "--device", "cpu", "--epochs", "1"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and expected in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_worker_has_its_own_gpu(monkeypatch):
+    for count, expected in ((4, ["cuda:0", "cuda:1", "cuda:2"]), (1, ["cuda:0"] * 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert together(3, lambda b: b.device("cuda")) == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = together(3, lambda b: b.in_turn(lambda: b.device("cuda")))
+    assert isinstance(found[2], ConfigError) and "got 2 for worker 2" in str(found[2])
+    assert isinstance(together(2, lambda b: b.device("cuda:1"))[0], ConfigError)
+    assert Alone().device("cuda:1") == "cuda:1"
+
+
+# --- going on ---
+
+
+def test_resume_auto_begins_where_there_is_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--task",
+        "teacher",
+        "--epochs",
+        "1",
+        "--warmup-epochs",
+        "0",
+        "--image-size",
+        "8",
+        "--batch-size",
+        "45",
+        "--width-mult",
+        "0.1",
+        "--calibration-images",
+        "30",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--name",
+        "x",
+        "--resume",
+    ]
+    assert main(words) == 1 and "nothing to resume" in capsys.readouterr().err
+    assert main([*words, "auto"]) == 0
+    last = tmp_path / "runs" / "x" / "teacher" / "last.pt"
+    before = last.read_bytes()
+    assert main([*words, "auto"]) == 0
+    assert last.read_bytes() == before, "it was over"
+
+
+def test_runs_from_before_these_settings_can_go_on():
+    config = make_trainer().config
+    earlier = config.to_json()
+    del earlier["scale_lr"], earlier["fp16_allreduce"]
+    assert config.changes_since(earlier) == []
+    changed = make_trainer(scale_lr=False).config
+    assert changed.changes_since(earlier) == ["scale_lr: True then, False now"]
+
+
+def test_other_workers_drop_other_units(monkeypatch):
+    seeds: dict[int, list[int]] = {0: [], 1: []}
+    trainers = together(2, lambda b: make_trainer(b, dropout=0.5))
+    real = trainer.seeded
+    for mine in trainers:
+        rank = mine.backend.rank
+        monkeypatch.setattr(
+            trainer,
+            "seeded",
+            lambda seed, device, r=rank: seeds[r].append(seed) or real(seed, device),
+        )
+        monkeypatch.setattr(mine, "update", lambda weight: None)
+        images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        mine.train_step(images, torch.arange(4), 7)
+    assert len(seeds[0]) == len(seeds[1]) == 1 and seeds[0] != seeds[1]
+    assert [t.subnets_at(7) for t in trainers] == [make_trainer().subnets_at(7)] * 2
+    assert np.isfinite(seeds[0]).all()

@@ -1,0 +1,291 @@
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_weights import assert_same, images, make
+
+from compofa.checkpoint import Checkpoint, load_checkpoint
+from compofa.cli.tools import main
+from compofa.convert import from_ours, from_slots
+from compofa.errors import CheckpointError, CompofaError, SpaceError
+from compofa.extract import extract
+from compofa.fixed import FixedNetwork
+from compofa.formats import read_any, save_as
+from compofa.model_zoo import network_spec, open_checkpoint
+from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
+from compofa.seeds import rng
+from compofa.specialised_files import find_specialised
+
+
+def a_checkpoint(net_id: str = "ofa-small") -> Checkpoint:
+    net = make(net_id, 1)
+    subnet = net.spec.space.sample(rng(1))
+    weights = extract(net, subnet).state_dict()
+    return Checkpoint(FixedNetwork.of(net.spec, subnet), weights, image_size=16)
+
+
+def config(net_id: str = "ofa-small") -> dict[str, Any]:
+    return to_net_config(a_checkpoint(net_id).network)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A network as Once-for-All publishes it: nothing but its own names in the weights."""
+    checkpoint = a_checkpoint()
+    place = tmp_path / "net"
+    place.mkdir()
+    (place / "net.config").write_text(json.dumps(to_net_config(checkpoint.network)))
+    (place / "run.config").write_text('{"image_size": 24}')
+    slots = max(checkpoint.network.subnet.depths)
+    state = from_slots(from_ours(checkpoint.weights, slots, "ofa"))
+    torch.save({"state_dict": state}, place / "init")
+    return place
+
+
+# --- the configuration ---
+
+
+@pytest.mark.parametrize("net_id", ["ofa-small", "ofa-proxyless-small", "compofa-elastic-small"])
+def test_every_subnet_comes_back(net_id: str) -> None:
+    spec = network_spec(net_id, 5, width_mult=0.25, resolutions=(16, 24))
+    for seed in range(20):
+        network = FixedNetwork.of(spec, spec.space.sample(rng(seed)))
+        data = json.loads(json.dumps(to_net_config(network)))
+        assert is_net_config(data)
+        assert from_net_config(data, network.resolution) == network
+
+
+def test_blocks_that_do_nothing_are_skipped_and_middle_channels_may_be_left_out() -> None:
+    data = config()
+    expected = from_net_config(data)
+    nothing = [{"mobile_inverted_conv": None, "shortcut": data["blocks"][0]["shortcut"]}]
+    nothing += [{"mobile_inverted_conv": {"name": "ZeroLayer", "stride": 1}, "shortcut": None}]
+    data["blocks"] = [b for block in data["blocks"] for b in (block, *nothing)]
+    for block in data["blocks"]:
+        if block["mobile_inverted_conv"]:
+            block["mobile_inverted_conv"]["mid_channels"] = None
+    assert from_net_config(data) == expected
+    newer = copy.deepcopy(data)
+    newer["blocks"] = [
+        {"name": "ResidualBlock", "conv": b["mobile_inverted_conv"], "shortcut": b["shortcut"]}
+        for b in data["blocks"]
+    ]
+    assert from_net_config(newer) == expected
+    assert from_net_config(data | {"resolution": 160}) == expected.at(160)
+
+
+def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    data = config()
+    place: Any = data
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    return data
+
+
+CONV = ("blocks", 1, "mobile_inverted_conv")
+BAD: list[tuple[Any, str]] = [
+    ([], "expected a mapping with 'name', got list"),
+    ({}, "name: missing"),
+    (changed(("name",), "ResNets"), "name: expected one of MobileNetV3, .*, got 'ResNets'"),
+    (changed(("bn", "eps"), "1e-5"), "eps: expected float or int, got str"),
+    (changed(("bn", "ws_eps"), 1e-5), "bn: ws_eps: expected None"),
+    (changed(("first_conv", "groups"), 3), "first_conv: groups: expected 1, got '3'"),
+    (changed(("first_conv", "bias"), True), "first_conv: bias: expected False, got 'True'"),
+    (changed(("first_conv", "kernel_size"), 2**70), "kernel_size: expected 1 to 1000000"),
+    (changed(("first_conv", "out_channels"), True), "out_channels: expected int, got bool"),
+    (changed(("first_conv", "ops_order"), "bn_act_weight"), "ops_order: expected 'weight_bn_act'"),
+    (changed(("blocks",), "no"), "blocks: expected list, got str"),
+    (changed(("blocks",), []), "expected blocks stages.0.0"),
+    (changed(("blocks",), [{}] * 1000), "blocks: expected at most 512, got 1000"),
+    (changed(("blocks", 1), 7), r"blocks\[1\]: expected a mapping, got int"),
+    (changed((*CONV, "name"), "LSTM"), r"blocks\[1\]: expected one of MBInvertedConvLayer"),
+    (changed((*CONV, "kernel_size"), 4), "expected an odd kernel"),
+    (changed((*CONV, "act_func"), "gelu"), r"blocks\[1\]: act_func: expected one of relu"),
+    (changed((*CONV, "expand_ratio"), float("inf")), "expand_ratio: expected above 0"),
+    (changed((*CONV, "mid_channels"), -8), "middle channels"),
+    (changed((*CONV, "mid_channels"), 10**9), "middle channels"),
+    (changed((*CONV, "groups"), 2), "groups: expected None"),
+    (changed((*CONV, "in_channels"), 17), "expected 8 input channels"),
+    (changed(("blocks", 1, "shortcut"), {"name": "ConvLayer"}), "expected IdentityLayer"),
+    (changed(("classifier", "bias"), False), "classifier: bias: expected True"),
+    (changed(("classifier", "in_features"), 5), "input channels, those of the layer before"),
+    (changed(("classifier", "dropout_rate"), 1.5), "dropout from 0 up to 1"),
+    (changed(("resolution",), 10**9), "expected 1 to 1000000|an image size"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD, ids=range(len(BAD)))
+def test_a_wrong_value_is_named_in_a_line(data: Any, message: str) -> None:
+    with pytest.raises(SpaceError, match=message) as caught:
+        from_net_config(data)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+# --- files ---
+
+
+def test_a_folder_is_recognised_by_any_of_its_names(folder: Path) -> None:
+    wanted = a_checkpoint()
+    for name in ("", "net.config", "run.config", "init"):
+        kind, found = read_any(folder / name)
+        assert kind == "ofa"
+        assert found.network == wanted.network.at(24)
+        assert (found.image_size, found.mean[0]) == (24, 0.485)
+        assert_same(dict(found.weights), dict(wanted.weights))
+    _, opened = open_checkpoint(str(folder))
+    assert torch.equal(opened.build()(images()), wanted.build()(images()))
+
+
+def test_a_json_beside_a_pth_holds_its_resolution_and_other_normalisation(folder: Path) -> None:
+    data = json.loads((folder / "net.config").read_text()) | {"resolution": 40}
+    (folder.parent / "small.json").write_text(json.dumps(data))
+    (folder / "init").rename(folder.parent / "small.pth")
+    for name in ("small.json", "small.pth"):
+        _, found = read_any(folder.parent / name)
+        assert found.network == a_checkpoint().network.at(40)
+        assert (found.mean, found.std, found.image_size) == ((0.5,) * 3, (0.5,) * 3, 40)
+
+
+def test_a_json_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    for text in ("{}", "[", "7", '{"ks": []}', "[" * 100_000):
+        (tmp_path / "a.json").write_text(text)
+        assert find_specialised(tmp_path / "a.pth") is None
+    assert find_specialised(tmp_path / "nothing.pth") is None
+    assert find_specialised(tmp_path) is None
+
+
+@pytest.mark.parametrize("net_id", ["ofa-small", "ofa-proxyless-small"])
+def test_what_is_written_comes_back_bit_for_bit(net_id: str, tmp_path: Path) -> None:
+    original = replace(
+        a_checkpoint(net_id), classes=tuple("abcde"), mean=(0.1, 0.2, 0.3), figures={"x": 1.5}
+    )
+    start = original
+    for step, to in enumerate(("ofa", "compofa", "ofa", "ofa", "compofa")):
+        save_as(tmp_path / f"{step}", start, to)
+        kind, start = read_any(tmp_path / f"{step}")
+        assert kind == to
+    assert replace(start, weights={}) == replace(original, weights={})
+    assert_same(dict(start.weights), dict(original.weights))
+    assert [v.dtype for v in start.weights.values()] == [v.dtype for v in original.weights.values()]
+    for name in ("net.config", "run.config", "init"):
+        contents = {(tmp_path / step / name).read_bytes() for step in "023"}
+        assert len(contents) == 1
+    names = set(torch.load(tmp_path / "0" / "init", weights_only=True)["state_dict"])
+    assert "blocks.1.mobile_inverted_conv.inverted_bottleneck.conv.weight" in names
+    numbers = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
+    assert numbers == set(range(1 + sum(original.network.subnet.depths)))
+
+
+def test_a_folder_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for taken in ("notes", "notes/mine.txt"):
+        with pytest.raises(CheckpointError, match="expected a new folder"):
+            save_as(tmp_path / taken, a_checkpoint(), "ofa")
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(full))
+    with pytest.raises(CompofaError, match="No space left on device"):
+        save_as(tmp_path / "net", a_checkpoint(), "ofa")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    with pytest.raises(SpaceError, match="expected a supernet, got one specialised network"):
+        save_as(tmp_path / "net", a_checkpoint(), "mmrazor")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "init").unlink()
+
+
+def other_weights(folder: Path) -> None:
+    other = a_checkpoint("ofa-proxyless-small")
+    torch.save(dict(other.weights), folder / "init")
+
+
+def no_size(folder: Path) -> None:
+    (folder / "run.config").write_text("{}")
+
+
+def no_run(folder: Path) -> None:
+    (folder / "run.config").unlink()
+
+
+def cut(folder: Path) -> None:
+    (folder / "net.config").write_text((folder / "net.config").read_text()[:500])
+
+
+def huge(folder: Path) -> None:
+    (folder / "net.config").write_text(" " * 5_000_000)
+
+
+def mixed(folder: Path) -> None:
+    save_as(folder.parent / "other", a_checkpoint(), "ofa")
+    data = json.loads((folder / "net.config").read_text())
+    data["classifier"]["dropout_rate"] = 0.25
+    (folder.parent / "other" / "net.config").write_text(json.dumps(data))
+    (folder.parent / "other").rename(folder.parent / "swap")
+    for name in ("net.config", "init"):
+        (folder.parent / "swap" / name).replace(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_weights, "expected a checkpoint file at .*init, got nothing there"),
+        (other_weights, "does not fit this network"),
+        (no_size, "image_size: missing"),
+        (no_run, "cannot read .*run.config"),
+        (cut, "expected JSON"),
+        (huge, "got more than 4000000 bytes"),
+        (mixed, "expected weights of the network beside them"),
+    ],
+)
+def test_a_broken_folder_is_one_line(
+    spoil: Any, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(folder)
+    with pytest.raises(CompofaError, match=message):
+        read_any(folder)
+    assert main(["convert", str(folder), str(folder.parent / "out.pt"), "--to", "compofa"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (folder.parent / "out.pt").exists()
+
+
+def test_the_command_converts_both_ways(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(folder), str(tmp_path / "net.pt"), "--to", "compofa"]) == 0
+    assert main(["convert", str(tmp_path / "net.pt"), str(tmp_path / "out"), "--to", "ofa"]) == 0
+    assert " weights, from compofa to ofa" in capsys.readouterr().out
+    a, b = (torch.load(p / "init", weights_only=True) for p in (folder, tmp_path / "out"))
+    assert_same(a["state_dict"], b["state_dict"])
+    assert load_checkpoint(tmp_path / "net.pt").image_size == 24
+    assert read_json(tmp_path / "out" / "run.config") == {"image_size": 24}
+
+
+# --- published ---
+
+
+def test_the_mobile_networks_of_proxylessnas_are_read(reference_data: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for config_path in sorted((reference_data / "weights").glob("*.json")):
+        _, found = read_any(config_path)
+        network = found.network
+        assert isinstance(network, FixedNetwork)
+        assert (network.bn_eps, network.classes, found.std) == (1e-3, 1000, (0.5,) * 3)
+        save_as(tmp_path / "net", found, "ofa")
+        _, back = read_any(tmp_path / "net")
+        assert back.network == network
+        assert_same(dict(back.weights), dict(found.weights))
+        published = torch.load(config_path.with_suffix(".pth"), weights_only=True)["state_dict"]
+        assert list(map(torch.sum, back.weights.values())) == list(
+            map(torch.sum, published.values())
+        )
+        sizes[network.resolution] = found.image_size
+    assert sizes == {112: 112, 176: 176}
