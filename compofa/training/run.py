@@ -277,9 +277,13 @@ def _checkpoint(
 def _explained(error: TrainingError, folder: Path) -> TrainingError:
     """Say where the last good state is."""
     kept = [name for name in (LAST, BEST) if (folder / name).exists()]
-    what = f"{folder / kept[0]} keeps the last good state" if kept else "nothing was saved yet"
-    advice = "a lower --lr" + f", from --init-path {folder / kept[-1]}" * bool(kept)
-    return TrainingError(f"{error}; {what}: begin again with {advice}, or raise --max-skipped")
+    what, start = "nothing was saved yet", ""
+    if kept:
+        what = f"{folder / kept[0]} keeps the last good state"
+        start = f", from --init-path {folder / kept[-1]}"
+    return TrainingError(
+        f"{error}; {what}: begin again with a lower --lr{start}, or raise --max-skipped"
+    )
 
 
 def _say_changed_workers(then: int, now: int) -> None:

@@ -328,16 +328,16 @@ class Trainer:
         half = self.config.fp16_allreduce
         total = self.backend.average_gradients(self.net.parameters(), weight, half, self.notes)
         if total > 0:
-            finite = self.guard.passes()
-            if not finite and loss is not None:
-                self.guard.restore()
-            scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            if finite or self.scaler.is_enabled():  # the scaler skips by itself, and scales less
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
+            self.scaler.unscale_(self.optimizer)
+            finite, scale = self.guard.passes(), self.scaler.get_scale()
             if finite:
+                self.scaler.step(self.optimizer)
                 self.skipped_in_a_row = 0
-            elif not scaled:
+            elif loss is not None:
+                self.guard.restore()
+            self.scaler.update()
+            # Half precision overflows until the scale has come down: no fault, unless it stays.
+            if not finite and not 1 <= self.scaler.get_scale() < scale:
                 self._skip()
         self.optimizer.zero_grad(set_to_none=False)
         return total > 0
