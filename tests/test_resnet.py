@@ -42,6 +42,7 @@ from compofa.supernet import Supernet
 from compofa.training.recipes import KERNEL, SUPERNET
 from nas.cost import macs_cost, params_cost
 from nas.fit_accuracy import fit_accuracy
+from nas.fit_latency import fit_network
 from nas.latency import TableCost, layer_key
 from nas.measure import space_layers
 from nas.search import search
@@ -441,6 +442,11 @@ def test_every_layer_of_a_space_is_known_before_timing() -> None:
             for layer in layers:  # a key names one shape
                 one = replace(layer, name="")
                 assert named.setdefault(layer_key(layer), one) == one
+
+
+def test_whole_networks_are_not_fitted() -> None:
+    with pytest.raises(TableError, match="networks of one width to fit, got resnet50d: time its"):
+        fit_network(FREE.arrays(FREE.sample_genes(rng(0), 60)), np.ones(60), RESNET50D)
 
 
 def test_tables_of_layers_sum_up(tmp_path: Path) -> None:
