@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from dataclasses import field as attribute
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -268,12 +268,11 @@ def _ratio(layer: LayerSpec) -> Number:
 
 
 def _read_layer(data: Any) -> LayerSpec:
-    if isinstance(data, dict):
-        data = {"downsample": False, **data}  # files from before bottlenecks lack it
+    """Read a layer; what a newer version added may be missing."""
     values = {
         f.name: field(data, f.name, _TYPES[f.type])
         for f in fields(LayerSpec)
-        if f.name not in _SIZES
+        if f.name not in _SIZES and (f.default is MISSING or f.name in data)
     }
     return LayerSpec(**values, in_size=1, out_size=1)
 

@@ -68,6 +68,13 @@ def test_a_definition_comes_back_from_json() -> None:
     assert network_from_json(spec.to_json()) == spec
 
 
+def test_what_has_a_usual_value_may_be_missing() -> None:
+    data = fixed().to_json()
+    for layer in data["layers"]:
+        del layer["downsample"]
+    assert network_from_json(data) == fixed()
+
+
 def broken(change: dict, layer: int | None = None) -> dict:
     data = fixed().to_json()
     (data if layer is None else data["layers"][layer]).update(change)

@@ -278,8 +278,8 @@ def _checkpoint(
 
 def _say_changed_workers(then: int, now: int) -> None:
     if then != now:
-        log.warning(
-            "begun with %d workers, going on with %d: batches and learning rates differ from here",
+        log.info(
+            "begun with %d worker(s), going on with %d: batches and learning rates differ",
             then, now,
         )  # fmt: skip
 

@@ -179,7 +179,8 @@ class Trainer:
         loss, right, answers, images = self.backend.sum((*sums.tolist(), images))
         self.backend.average_buffers(self.net)
         for broken in self.backend.gather(tuple(self.broken.paths)):
-            self.broken.add(broken)
+            self.broken.paths.update(dict.fromkeys(broken))  # their workers have named them
+        self.backend.in_turn(lambda: self.broken.add(()))
         seconds = time.perf_counter() - started
         loss /= self.steps * self.backend.size
         return EpochStats(loss, 100 * right / max(1, answers), images / seconds, lr)
