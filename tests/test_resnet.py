@@ -39,6 +39,7 @@ from compofa.sorting import sort_channels
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet, SubnetArrays
 from compofa.supernet import Supernet
+from compofa.training.config import TrainConfig
 from compofa.training.recipes import KERNEL, SUPERNET
 from nas.cost import macs_cost, params_cost
 from nas.fit_accuracy import fit_accuracy
@@ -131,6 +132,13 @@ def test_the_coupling_is_of_depth_and_expand_ratio() -> None:
         RESNET50D.compound_space(parse_coupling("3:0.25"))
     with pytest.raises(SpaceError, match="kernels of size 3 alone"):
         network_spec("ofa_resnet50", elastic_kernel=True)
+
+
+def test_simple_means_the_networks_own_coupling() -> None:
+    config = TrainConfig(net="ofa-resnet50-small", heuristic="simple").resolved()
+    assert config.network(10).space.stages == COMPOUND.stages
+    with pytest.raises(ConfigError, match="unknown heuristic ''"):
+        TrainConfig(net="ofa-resnet50-small", heuristic="").resolved()
 
 
 def test_the_form_of_the_field_comes_back() -> None:
