@@ -230,7 +230,7 @@ class TrainConfig:
 
     def network(self, classes: int) -> NetworkSpec:
         """Return the definition of the supernet that this configuration describes."""
-        heuristic = self.heuristic or entry(self.net).coupling
+        heuristic = entry(self.net).coupling if self.heuristic is None else self.heuristic
         spec = network_spec(
             self.net,
             classes,
