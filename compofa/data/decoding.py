@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -18,10 +19,14 @@ class UnreadableImageError(DataError):
     """An image file that cannot be decoded; its one argument is the path."""
 
 
-def decode_rgb(path: str | Path) -> Image.Image:
+def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
     """Read an image file of any mode (grey, palette, alpha, CMYK, 16 bit) as RGB.
 
     Transparency is dropped and the EXIF orientation is not applied, as in torchvision.
+
+    Args:
+        path: The file, or what to call it.
+        file: Its content, where it is not a file by itself.
 
     Raises:
         UnreadableImageError: The file is missing, truncated, no image, or far too large.
@@ -29,7 +34,7 @@ def decode_rgb(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(file or path) as image:
                 if image.mode.startswith("I"):
                     image = _eight_bits(image)
                 return image.convert("RGB")
