@@ -21,10 +21,10 @@ class TestHorovod(EngineTests):
         return ["horovod.runner.launch", "--gloo", "-np", "2", *options, *command]
 
     def test_an_elastic_job_survives_a_death(self, folder: Path) -> None:
-        """The other worker goes on alone from the last saved epoch."""
+        """That of worker 0: the other takes its place and goes on from the last saved epoch."""
         (folder / "hosts").write_text(HOSTS)
         (folder / "hosts").chmod(0o755)
-        done = self.start(folder, f"--die 5 mark {TRAIN}", *ELASTIC.split())
+        done = self.start(folder, f"--die-first 5 mark {TRAIN}", *ELASTIC.split())
         assert done.status == 0, done.err
         assert (folder / "mark").exists()
         assert done.err.count("epoch 1/2: loss") == 1, "what was saved is not done again"

@@ -1,10 +1,14 @@
 """Two workers by torch.distributed (gloo), started by torchrun."""
 
+import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from engines import TRAIN, EngineTests
+from engines import HERE, LONGEST_S, TRAIN, EngineTests
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -28,3 +32,29 @@ class TestTorchrun(EngineTests):
         assert (folder / "mark").read_text() == "xx"
         assert done.err.count("epoch 1/2: loss") == 1, "what was saved is not done again"
         self.same_weights(folder, whole)
+
+    def test_a_worker_that_hangs_ends_the_other(self, folder: Path) -> None:
+        """Without a launcher that would end it: after the time that was given, in one line."""
+        command = [sys.executable, str(HERE / "worker.py"), "--stop", "2", "mark", *TRAIN.split()]
+        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        first, hung = (
+            subprocess.Popen(
+                [*command, "--collective-timeout", "5"],
+                cwd=folder,
+                env=os.environ | given | {"RANK": rank, "PYTHONPATH": str(HERE.parent)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in "01"
+        )
+        try:
+            told = first.communicate(timeout=LONGEST_S)[1]
+            waited = time.time() - (folder / "mark").stat().st_mtime
+        finally:
+            for process in (first, hung):
+                process.kill()
+                process.communicate()
+        assert first.returncode == 1 and 4 < waited < 40
+        last = told.splitlines()[-1]
+        assert last.startswith("train_ofa_net.py: error: worker 0 of 2: another worker was lost")
+        assert "or did not answer" in last and "go on with --resume" in last
