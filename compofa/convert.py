@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 from compofa.errors import CheckpointError
@@ -72,6 +73,7 @@ _RESNET_PLACES = [
     for stage, form in enumerate(WIDE)
     for position in range(form.slots)
 ]
+_SHORT_STEM = re.compile(r"^(module\.)?input_stem\.1\.")
 _SINGLE = re.compile(r"\b(conv|bn|linear)\.(?=[^.]+$)")
 
 _BLOCK = re.compile(r"(?:first|stages\.(\d+)\.(\d+))\.(.+)")
@@ -102,25 +104,28 @@ def in_slots(state: Mapping[str, Value], depths: Sequence[int]) -> tuple[dict[st
     """Number the blocks of a specialised network as those of a supernet.
 
     Once-for-All counts the blocks that a specialised network has; some files leave out the numbers
-    of blocks that do nothing. In a supernet every stage has the same number of slots.
+    of blocks that do nothing. In a supernet every stage has its slots. ResNet50D's stem likewise
+    counts what is there.
 
     Args:
         state: Its tensors (or anything) by Once-for-All's names; others are left alone.
-        depths: Blocks of each stage.
+        depths: Blocks of each stage; ResNet50D's first is the stem.
 
     Returns:
         What :func:`to_ours` takes: the state dict, and the slots of a stage.
     """
     slots = max(depths)
-    places = [0, *(1 + s * slots + p for s, depth in enumerate(depths) for p in range(depth))]
-    found = {int(m[2]) for m in map(_OFA_NUMBER.match, state) if m}
-    if len(found) != len(places):
-        return dict(state), slots
-    order = dict(zip(sorted(found), places, strict=True))
-    return {
-        _OFA_NUMBER.sub(lambda m: f"{m[1]}{order[int(m[2])]}.", name): value
-        for name, value in state.items()
-    }, slots
+    resnet = any(name.removeprefix("module.").startswith("input_stem.") for name in state)
+    if resnet:
+        firsts = accumulate([form.slots for form in WIDE[:-1]], initial=0)
+        pairs = [*zip(firsts, depths, strict=False)][1:]
+        places = [first + place for first, depth in pairs for place in range(depth)]
+    else:
+        places = [0, *(1 + s * slots + p for s, depth in enumerate(depths) for p in range(depth))]
+    state = _numbered(state, places)
+    if resnet and depths[0] == 0:
+        state = {_SHORT_STEM.sub(r"\1input_stem.2.", name): v for name, v in state.items()}
+    return state, slots
 
 
 def from_slots(state: Mapping[str, Value]) -> dict[str, Value]:
@@ -128,10 +133,25 @@ def from_slots(state: Mapping[str, Value]) -> dict[str, Value]:
 
     Blocks are counted, and layers stand alone: the reverse of :func:`in_slots`.
     """
-    found = sorted({int(m[2]) for m in map(_OFA_NUMBER.match, state) if m})
-    order = {number: place for place, number in enumerate(found)}
+    state = _numbered(state, range(len(_numbers(state))))
+    state = {_DOUBLED.sub(r"\1.", name): value for name, value in state.items()}
+    if not any(name.startswith("input_stem.1.") for name in state):
+        state = {re.sub(r"^input_stem\.2\.", "input_stem.1.", n): v for n, v in state.items()}
+    return state
+
+
+def _numbers(state: Mapping[str, Value]) -> list[int]:
+    return sorted({int(m[2]) for m in map(_OFA_NUMBER.match, state) if m})
+
+
+def _numbered(state: Mapping[str, Value], places: Sequence[int]) -> dict[str, Value]:
+    """Give the blocks of ``state`` other numbers, in their order; none if there are not as many."""
+    found = _numbers(state)
+    if len(found) != len(places):
+        return dict(state)
+    order = dict(zip(found, places, strict=True))
     return {
-        _DOUBLED.sub(r"\1.", _OFA_NUMBER.sub(lambda m: f"{m[1]}{order[int(m[2])]}.", name)): value
+        _OFA_NUMBER.sub(lambda m: f"{m[1]}{order[int(m[2])]}.", name): value
         for name, value in state.items()
     }
 

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from compofa.errors import CheckpointError, CompofaError
 from compofa.files import write_text_atomic
+from compofa.plain import parse_json, read_text
 
 BASE_URL = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
 """Where Once-for-All's files are."""
@@ -42,7 +43,7 @@ def published_file(name: str, base_url: str | None = None, bar: bool = True) -> 
     Args:
         name: Its path below the base, such as ``ofa_nets/ofa_mbv3_d234_e346_k357_w1.0``.
         base_url: Where to get it; by default :data:`ENVIRONMENT`'s value, or :data:`BASE_URL`.
-        bar: Whether to show progress.
+        bar: Whether to show progress, on a terminal.
 
     Raises:
         CheckpointError: It cannot be had; the message says which URL and where to put the file.
@@ -146,7 +147,7 @@ def _attempt(url: str, part: BinaryIO, bar: bool) -> None:
         write_text_atomic(_facts(part), json.dumps(facts))
         total = facts["length"]
         with tqdm(
-            desc=Path(part.name).stem, total=total, initial=start, disable=not bar,
+            desc=Path(part.name).stem, total=total, initial=start, disable=None if bar else True,
             unit="B", unit_scale=True, leave=False,
         ) as progress:  # fmt: skip
             for chunk in _chunks(response):
@@ -253,7 +254,7 @@ def _facts(part: BinaryIO) -> Path:
 
 def _read_facts(part: BinaryIO) -> dict[str, Any] | None:
     try:
-        facts = json.loads(_facts(part).read_text(encoding="utf-8"))
+        facts = parse_json(read_text(_facts(part)))
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None

@@ -7,14 +7,18 @@ checkpoint.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import field as attribute
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compofa.backbones import RESNET50D
 from compofa.errors import SpaceError
-from compofa.layout import LayerSpec, at_resolution, params
+from compofa.form import WIDE, WIDTHS
+from compofa.layout import LayerSpec, at_resolution, mid_channels, params
 from compofa.network import MAX_RESOLUTION, NetworkSpec, field
 from compofa.space import SearchSpace
-from compofa.subnet import Subnet, as_number
+from compofa.subnet import Block, Number, Subnet, as_number
 
 if TYPE_CHECKING:
     from compofa.nn.static import StaticNetwork
@@ -50,12 +54,16 @@ class FixedNetwork:
         dropout: Probability before the classifier, in training.
         bn_eps: Epsilon of every batch normalisation.
         bn_momentum: Momentum of every batch normalisation.
+        widths: Which of its supernet's width multipliers it has, as in
+            :class:`compofa.subnet.Subnet`; the layers say what widths these are, and networks
+            are compared by them.
     """
 
     layers: tuple[LayerSpec, ...]
     dropout: float = 0.1
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
+    widths: tuple[int, ...] = attribute(default=(), compare=False)
 
     elastic: ClassVar[bool] = False
     """Whether there are subnets to choose from."""
@@ -77,6 +85,11 @@ class FixedNetwork:
             raise SpaceError(
                 f"expected at most {MAX_PARAMS:,} parameters, got {params(self.layers):,}"
             )
+        known = all(type(index) is int and 0 <= index < 16 for index in self.widths)
+        if len(self.widths) not in (0, WIDTHS) or not known:
+            raise SpaceError(f"widths: expected {WIDTHS} indices or none, got {self.widths!r:.80}")
+        if self.widths and not has_wide_depths(self.layers):
+            raise SpaceError(f"widths: expected none with depths {self.depths}, got {self.widths}")
         self.check_resolution(self.resolution)
         if self.layers != at_resolution(self.layers, self.resolution):
             raise SpaceError("expected layers whose sizes follow from the resolution")
@@ -92,7 +105,8 @@ class FixedNetwork:
             return replace(spec, layers=spec.layers_of(subnet))
         spec.space.free().require(subnet, resolution=False)
         table = spec.backbone
-        return cls(spec.layers_of(subnet), spec.dropout, table.bn_eps, table.bn_momentum)
+        layers = spec.layers_of(subnet)
+        return cls(layers, spec.dropout, table.bn_eps, table.bn_momentum, subnet.widths)
 
     def at(self, resolution: int) -> FixedNetwork:
         """Return the same network for images of another side.
@@ -143,23 +157,32 @@ class FixedNetwork:
 
     @property
     def subnet(self) -> Subnet:
-        """Kernel sizes and expand ratios of its blocks, for records and for reading."""
-        stages: dict[str, list[tuple[int, int | float]]] = {}
-        for layer in self.layers:
-            if layer.name.startswith("stages."):
-                base = layer.out_channels if layer.kind == "bottleneck" else layer.in_channels
-                ratio = as_number(round((layer.mid_channels or base) / base, 4))
-                stages.setdefault(layer.name.split(".")[1], []).append((layer.kernel, ratio))
-        return Subnet(self.resolution, tuple(map(tuple, stages.values())))
+        """Kernel sizes and expand ratios of its blocks, for records and for reading.
+
+        A bottleneck's ratio is the least of Once-for-All's that gives its middle channels.
+        """
+        stages = _stages(self.layers)
+        kept = stages if self.widths else filter(None, stages)
+        return Subnet(self.resolution, tuple(map(tuple, kept)), self.widths)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks of each stage; that of ResNet50D's stem may be 0."""
+        return tuple(map(len, _stages(self.layers)))
 
     def layers_of(self, subnet: Subnet) -> tuple[LayerSpec, ...]:
         """Return the layers at the resolution of ``subnet``, which must be this network's.
 
         Raises:
-            SpaceError: It is another one.
+            SpaceError: It has other depths or kernels, or, where those tell networks apart, other
+                expand ratios.
         """
-        if subnet.stages != self.subnet.stages:
-            raise SpaceError(f"expected the network {self.subnet}, got {subnet}")
+        mine = self.subnet
+        same = subnet.stages == mine.stages
+        if self.widths:  # in narrow networks several ratios give the same bottleneck
+            same = subnet.depths == mine.depths and subnet.widths == mine.widths
+        if not same:
+            raise SpaceError(f"expected the network {mine}, got {subnet}")
         return self.at(subnet.resolution).layers
 
     def build(self) -> StaticNetwork:
@@ -176,6 +199,7 @@ class FixedNetwork:
             "dropout": self.dropout,
             "bn_eps": self.bn_eps,
             "bn_momentum": self.bn_momentum,
+            "widths": list(self.widths),
             "layers": [{name: getattr(layer, name) for name in named} for layer in self.layers],
         }
 
@@ -197,6 +221,7 @@ class FixedNetwork:
             return cls(
                 at_resolution(layers, resolution),
                 *(field(data, key, float, int) for key in ("dropout", "bn_eps", "bn_momentum")),
+                tuple(field(data, "widths", list)) if "widths" in data else (),
             )
         except SpaceError as error:
             raise SpaceError(f"not a network definition: {error}") from None
@@ -215,13 +240,39 @@ def network_from_json(data: Any) -> Network:
     return kind.from_json(data)
 
 
+def has_wide_depths(layers: Sequence[LayerSpec]) -> bool:
+    """Whether the stages have as many blocks as those of a ResNet50D with elastic widths."""
+    depths = [len(stage) for stage in _stages(layers)]
+    return len(depths) == len(WIDE) and all(
+        any(depth == count for _, count in form.depths)
+        for depth, form in zip(depths, WIDE, strict=True)
+    )
+
+
+def _stages(layers: Sequence[LayerSpec]) -> list[list[Block]]:
+    blocks = [layer for layer in layers if layer.name.startswith("stages.")]
+    numbers = [int(layer.name.split(".")[1]) for layer in blocks]
+    stages: list[list[Block]] = [[] for _ in range(max(numbers, default=-1) + 1)]
+    for number, layer in zip(numbers, blocks, strict=True):
+        stages[number].append((layer.kernel, _ratio(layer)))
+    return stages
+
+
+def _ratio(layer: LayerSpec) -> Number:
+    """Return the expand ratio of a block; 1 for a convolution."""
+    if layer.kind == "bottleneck":
+        out, mid = layer.out_channels, layer.mid_channels
+        known = (ratio for ratio in RESNET50D.expands if mid_channels(out, ratio) == mid)
+        return next(known, as_number(round(mid / out, 4)))
+    return as_number(round(layer.mid_channels / layer.in_channels, 4)) or 1
+
+
 def _read_layer(data: Any) -> LayerSpec:
-    if isinstance(data, dict):
-        data = {"downsample": False, **data}  # files from before bottlenecks lack it
+    """Read a layer; what a newer version added may be missing."""
     values = {
         f.name: field(data, f.name, _TYPES[f.type])
         for f in fields(LayerSpec)
-        if f.name not in _SIZES
+        if f.name not in _SIZES and (f.default is MISSING or f.name in data)
     }
     return LayerSpec(**values, in_size=1, out_size=1)
 

@@ -102,15 +102,13 @@ NETWORKS: dict[str, Entry] = {
 }  # fmt: skip
 """The networks by their ids. Ids of Once-for-All are those of its published table."""
 
-PUBLISHED = frozenset(
-    (
-        "ofa_mbv3_d234_e346_k357_w1.0",
-        "ofa_mbv3_d234_e346_k357_w1.2",
-        "ofa_proxyless_d234_e346_k357_w1.3",
-        "ofa_resnet50",
-    )
-)
-"""Those whose weights Once-for-All published: they are downloaded."""
+PUBLISHED = {
+    "ofa_mbv3_d234_e346_k357_w1.0": "ofa_mbv3_d234_e346_k357_w1.0",
+    "ofa_mbv3_d234_e346_k357_w1.2": "ofa_mbv3_d234_e346_k357_w1.2",
+    "ofa_proxyless_d234_e346_k357_w1.3": "ofa_proxyless_d234_e346_k357_w1.3",
+    "ofa_resnet50": "ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0",
+}
+"""Networks whose weights Once-for-All published, to be downloaded: their files in ``ofa_nets``."""
 
 
 def entry(net_id: str) -> Entry:
@@ -262,7 +260,7 @@ def weights_path(net_id: str) -> Path:
     if net_id in PUBLISHED:
         from compofa.download import published_file
 
-        return published_file(f"ofa_nets/{net_id}")
+        return published_file(f"ofa_nets/{PUBLISHED[net_id]}")
     if not row.shipped:
         raise CheckpointError(
             f"no weights ship for {net_id}: build it without pretrained and load a file with "

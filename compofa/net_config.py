@@ -4,28 +4,30 @@ A mapping with ``name``, ``bn``, ``first_conv``, ``blocks``, ``final_expand_laye
 alone), ``feature_mix_layer`` and ``classifier``. A block is a ``mobile_inverted_conv`` (newer
 files: ``conv``) and a ``shortcut``; without a convolution, or with a zero layer for one, it does
 nothing and is skipped. The mobile networks of ProxylessNAS come in the same form with their
-``resolution``; beside a ``net.config`` it stands in ``run.config``.
+``resolution``; beside a ``net.config`` it stands in ``run.config``. ResNet50D has ``input_stem``, a
+list of convolutions, in place of ``first_conv``, and bottlenecks for blocks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from compofa.backbones import RESNET50D, divisible8
 from compofa.errors import SpaceError
-from compofa.fixed import MAX_LAYERS, FixedNetwork
-from compofa.layout import LayerSpec, at_resolution, se_channels
+from compofa.fixed import MAX_LAYERS, FixedNetwork, has_wide_depths
+from compofa.layout import LayerSpec, at_resolution, mid_channels, se_channels
 from compofa.network import field
+from compofa.plain import parse_json, read_text
 from compofa.subnet import as_number
 
 ACTS = {"relu": "relu", "relu6": "relu6", "h_swish": "hswish", None: "none"}
 """Activations by their names there."""
 BLOCKS = ("MBInvertedConvLayer", "MBConvLayer")
-NETWORKS = ("MobileNetV3", "MobileNetV3Large", "ProxylessNASNets", "MobileNetV2")
+NETWORKS = ("MobileNetV3", "MobileNetV3Large", "ProxylessNASNets", "MobileNetV2", "ResNets")
 MAX_BYTES = 4_000_000
 
 _PLAIN = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "dropout_rate": 0}
@@ -44,15 +46,11 @@ def read_json(path: str | Path) -> Any:
         SpaceError: It cannot be read, is too large or not JSON.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) <= MAX_BYTES:
-            return json.loads(content)
+        return parse_json(read_text(path, MAX_BYTES))
     except OSError as error:
         raise SpaceError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SpaceError(f"{path}: expected JSON: {' '.join(str(error).split())[:120]}") from None
-    raise SpaceError(f"{path}: expected a network's JSON, got more than {MAX_BYTES} bytes")
+    except ValueError as error:
+        raise SpaceError(f"{path}: expected a network's JSON, got {error}") from None
 
 
 def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:
@@ -71,10 +69,25 @@ def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:
     bn = field(data, "bn", dict)
     eps, momentum = field(bn, "eps", float, int), field(bn, "momentum", float, int)
     _require(bn, {"ws_eps": None}, "bn")
-    layers = [_conv(data, "first_conv", "stem")]
     blocks = field(data, "blocks", list)
     if len(blocks) > MAX_LAYERS:
         raise SpaceError(f"blocks: expected at most {MAX_LAYERS}, got {len(blocks)}")
+    layers = (_resnet if name == "ResNets" else _inverted)(data, blocks)
+    classifier = field(data, "classifier", dict)
+    wanted = {"name": "LinearLayer", "bias": True, "use_bn": False, "act_func": None, **_ORDER}
+    _require(classifier, wanted, "classifier")
+    sizes = [_integer(classifier, key, "classifier") for key in ("in_features", "out_features")]
+    layers.append(LayerSpec("linear", "classifier", 1, 1, *sizes))
+    if resolution is None:
+        resolution = _integer(data, "resolution", "network") if "resolution" in data else 224
+    dropout = field(classifier, "dropout_rate", float, int)
+    resized = at_resolution(tuple(layers), resolution)
+    return FixedNetwork(resized, dropout, eps, momentum, _widths(layers))
+
+
+def _inverted(data: Mapping[str, Any], blocks: list[Any]) -> list[LayerSpec]:
+    """Read a network of inverted blocks, without its classifier."""
+    layers = [_conv(field(data, "first_conv", dict), "first_conv", "stem")]
     stage, position = -1, 0
     for number, block in enumerate(blocks):
         where = f"blocks[{number}]"
@@ -88,20 +101,38 @@ def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:
         opens = stage < 0 or not layer.residual
         stage, position = (stage + 1, 0) if opens else (stage, position + 1)
         layers.append(replace(layer, name=f"stages.{stage}.{position}"))
-    mix = _conv(data, "feature_mix_layer", "mix")
-    if "final_expand_layer" in data:
-        layers += [_conv(data, "final_expand_layer", "final_expand"), _pool(mix.in_channels), mix]
-    else:
-        layers += [mix, _pool(mix.out_channels)]
-    classifier = field(data, "classifier", dict)
-    wanted = {"name": "LinearLayer", "bias": True, "use_bn": False, "act_func": None, **_ORDER}
-    _require(classifier, wanted, "classifier")
-    sizes = [_integer(classifier, key, "classifier") for key in ("in_features", "out_features")]
-    layers.append(LayerSpec("linear", "classifier", 1, 1, *sizes))
-    if resolution is None:
-        resolution = _integer(data, "resolution", "network") if "resolution" in data else 224
-    dropout = field(classifier, "dropout_rate", float, int)
-    return FixedNetwork(at_resolution(tuple(layers), resolution), dropout, eps, momentum)
+    mix = _conv(field(data, "feature_mix_layer", dict), "feature_mix_layer", "mix")
+    if "final_expand_layer" not in data:
+        return [*layers, mix, _pool(mix.out_channels)]
+    expand = _conv(field(data, "final_expand_layer", dict), "final_expand_layer", "final_expand")
+    return [*layers, expand, _pool(mix.in_channels), mix]
+
+
+def _resnet(data: Mapping[str, Any], blocks: list[Any]) -> list[LayerSpec]:
+    """Read a ResNet50D, without its classifier."""
+    stem = field(data, "input_stem", list)
+    if len(stem) not in (2, 3):
+        raise SpaceError(f"input_stem: expected 2 or 3 convolutions, got {len(stem)}")
+    names = ("stem", "stages.0.0", "stem_out") if len(stem) == 3 else ("stem", "stem_out")
+    layers = []
+    for number, (conv, name) in enumerate(zip(stem, names, strict=True)):
+        where, residual = f"input_stem[{number}]", name == "stages.0.0"
+        if residual:
+            if not isinstance(conv, Mapping) or not _is_residual(conv, where):
+                raise SpaceError(f"{where}: expected a convolution with a shortcut")
+            conv = field(conv, "conv", dict)
+        if not isinstance(conv, Mapping):
+            raise SpaceError(f"{where}: expected a mapping, got {type(conv).__name__}")
+        layers.append(replace(_conv(conv, where, name), residual=residual))
+    channels = layers[-1].out_channels
+    layers.append(LayerSpec("maxpool", "stem_pool", 1, 1, channels, channels, kernel=3, stride=2))
+    stage, position = 0, 0
+    for number, block in enumerate(blocks):
+        layer = _bottleneck(block, f"blocks[{number}]")
+        opens = stage == 0 or layer.downsample
+        stage, position = (stage + 1, 0) if opens else (stage, position + 1)
+        layers.append(replace(layer, name=f"stages.{stage}.{position}"))
+    return [*layers, _pool(layers[-1].out_channels)]
 
 
 def to_net_config(network: FixedNetwork) -> dict[str, Any]:
@@ -111,17 +142,28 @@ def to_net_config(network: FixedNetwork) -> dict[str, Any]:
         SpaceError: It is of another family.
     """
     layers = {layer.name: layer for layer in network.layers}
-    if "mix" not in layers:
-        raise SpaceError("expected a MobileNetV3 or ProxylessNAS to write as net.config")
-    blocks = [_written_block(layer) for layer in network.layers if layer.kind == "mbconv"]
-    expand = layers.get("final_expand")
+    resnet, expand = "stem_out" in layers, layers.get("final_expand")
+    blocks = [layer for layer in network.layers if layer.kind in ("mbconv", "bottleneck")]
+    if not resnet and "mix" not in layers:
+        raise SpaceError("expected a MobileNetV3, ProxylessNAS or ResNet50D for a net.config")
+    if resnet:
+        name, stem = (
+            "ResNets",
+            [layers[n] for n in ("stem", "stages.0.0", "stem_out") if n in layers],
+        )
+        before: dict[str, Any] = {"input_stem": list(map(_written_conv, stem))}
+        after: dict[str, Any] = {}
+    else:
+        name = "MobileNetV3" if expand else "ProxylessNASNets"
+        before = {"first_conv": _written_conv(layers["stem"])}
+        after = {"final_expand_layer": _written_conv(expand)} if expand else {}
+        after["feature_mix_layer"] = _written_conv(layers["mix"])
     return {
-        "name": "MobileNetV3" if expand else "ProxylessNASNets",
+        "name": name,
         "bn": {"momentum": network.bn_momentum, "eps": network.bn_eps},
-        "first_conv": _written_conv(layers["stem"]),
-        "blocks": blocks,
-        **({"final_expand_layer": _written_conv(expand)} if expand else {}),
-        "feature_mix_layer": _written_conv(layers["mix"]),
+        **before,
+        "blocks": [(_written_bottleneck if resnet else _written_block)(b) for b in blocks],
+        **after,
         "classifier": {
             "name": "LinearLayer",
             "in_features": layers["classifier"].in_channels,
@@ -158,13 +200,14 @@ def _act(data: Mapping[str, Any], where: str) -> str:
     return ACTS[act]
 
 
-def _conv(data: Any, key: str, name: str) -> LayerSpec:
-    conv = field(data, key, dict)
-    _require(conv, {"name": "ConvLayer", **_PLAIN, **_ORDER}, key)
+def _conv(conv: Mapping[str, Any], where: str, name: str) -> LayerSpec:
+    _require(conv, {"name": "ConvLayer", **_PLAIN, **_ORDER}, where)
     names = ("in_channels", "out_channels", "kernel_size", "stride")
-    ins, outs, kernel, stride = (_integer(conv, part, key) for part in names)
+    ins, outs, kernel, stride = (_integer(conv, part, where) for part in names)
     kind = "conv" if field(conv, "use_bn", bool) else "mix"
-    return LayerSpec(kind, name, 1, 1, ins, outs, kernel=kernel, stride=stride, act=_act(conv, key))
+    return LayerSpec(
+        kind, name, 1, 1, ins, outs, kernel=kernel, stride=stride, act=_act(conv, where)
+    )
 
 
 def _pool(channels: int) -> LayerSpec:
@@ -209,6 +252,49 @@ def _block(conv: Mapping[str, Any], block: Mapping[str, Any], name: str, where: 
     )
 
 
+def _bottleneck(block: Any, where: str) -> LayerSpec:
+    kind = field(block, "name", str)
+    if kind != "ResNetBottleneckBlock":
+        raise SpaceError(f"{where}: expected ResNetBottleneckBlock, got {kind[:40]!r}")
+    _require(block, {"groups": 1, "downsample_mode": "avgpool_conv"}, where)
+    names = ("in_channels", "out_channels", "kernel_size", "stride")
+    ins, outs, kernel, stride = (_integer(block, part, where) for part in names)
+    ratio = field({"expand_ratio": 0.25, **block}, "expand_ratio", int, float)
+    if not 0 < ratio <= 64:
+        raise SpaceError(f"{where}: expand_ratio: expected above 0 and at most 64, got {ratio}")
+    mid = field({"mid_channels": None, **block}, "mid_channels", int, NoneType)
+    if mid is not None and not 1 <= mid <= 1_000_000:
+        raise SpaceError(f"{where}: mid_channels: expected 1 to 1000000, got {mid}")
+    return LayerSpec(
+        kind="bottleneck",
+        name="",
+        in_size=1,
+        out_size=1,
+        in_channels=ins,
+        out_channels=outs,
+        mid_channels=mid_channels(outs, ratio) if mid is None else divisible8(mid),
+        kernel=kernel,
+        stride=stride,
+        act=_act(block, where),
+        residual=True,
+        downsample=stride > 1 or ins != outs,
+    )
+
+
+def _widths(layers: list[LayerSpec]) -> tuple[int, ...]:
+    """Return which of Once-for-All's width multipliers a ResNet50D has, if all are of them."""
+    channels = {layer.name: layer.out_channels for layer in layers}
+    names = ("stem", "stem_out", *(f"stages.{stage}.0" for stage in range(1, 5)))
+    bases = (RESNET50D.stem_width, 64, *(stage.width for stage in RESNET50D.stages[1:]))
+    found = []
+    for name, base in zip(names, bases, strict=True):
+        known = [RESNET50D.width(base * mult) for mult in RESNET50D.widths]
+        if channels.get(name) not in known:
+            return ()
+        found.append(known.index(channels[name]))
+    return tuple(found) if has_wide_depths(layers) else ()
+
+
 def _is_residual(block: Mapping[str, Any], where: str) -> bool:
     shortcut = field(block, "shortcut", dict, NoneType)
     if shortcut is None or shortcut.get("name") == "ZeroLayer":
@@ -225,22 +311,31 @@ def _their_act(act: str) -> str | None:
 
 
 def _written_conv(layer: LayerSpec) -> dict[str, Any]:
-    return {
+    conv = {
         "name": "ConvLayer",
         "kernel_size": layer.kernel,
         "stride": layer.stride,
-        **{key: value for key, value in _PLAIN.items() if key != "dropout_rate"},
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
+        **_PLAIN,
+        **_channels(layer),
         "use_bn": layer.kind == "conv",
         "act_func": _their_act(layer.act),
-        "dropout_rate": 0,
         **_ORDER,
     }
+    if not layer.residual:
+        return conv
+    return {"name": "ResidualBlock", "conv": conv, "shortcut": _written_shortcut(layer)}
+
+
+def _written_shortcut(layer: LayerSpec) -> dict[str, Any]:
+    rest = {"use_bn": False, "act_func": None, "dropout_rate": 0, **_ORDER}
+    return {"name": "IdentityLayer", **_channels(layer), **rest}
+
+
+def _channels(layer: LayerSpec) -> dict[str, int]:
+    return {"in_channels": layer.in_channels, "out_channels": layer.out_channels}
 
 
 def _written_block(layer: LayerSpec) -> dict[str, Any]:
-    same = {"in_channels": layer.in_channels, "out_channels": layer.out_channels}
     ratio = as_number(layer.mid_channels / layer.in_channels) if layer.expand else 1
     if layer.expand and ratio == 1:  # which would mean a block without expansion
         raise SpaceError(f"layer {layer.name}: net.config has no expansion to as many channels")
@@ -248,7 +343,7 @@ def _written_block(layer: LayerSpec) -> dict[str, Any]:
         "name": "MobileInvertedResidualBlock",
         "mobile_inverted_conv": {
             "name": "MBInvertedConvLayer",
-            **same,
+            **_channels(layer),
             "kernel_size": layer.kernel,
             "stride": layer.stride,
             "expand_ratio": ratio,
@@ -256,14 +351,19 @@ def _written_block(layer: LayerSpec) -> dict[str, Any]:
             "act_func": _their_act(layer.act),
             "use_se": layer.se_channels > 0,
         },
-        "shortcut": {
-            "name": "IdentityLayer",
-            **same,
-            "use_bn": False,
-            "act_func": None,
-            "dropout_rate": 0,
-            **_ORDER,
-        }
-        if layer.residual
-        else None,
+        "shortcut": _written_shortcut(layer) if layer.residual else None,
+    }
+
+
+def _written_bottleneck(layer: LayerSpec) -> dict[str, Any]:
+    return {
+        "name": "ResNetBottleneckBlock",
+        **_channels(layer),
+        "kernel_size": layer.kernel,
+        "stride": layer.stride,
+        "expand_ratio": layer.mid_channels / layer.out_channels,
+        "mid_channels": layer.mid_channels,
+        "act_func": _their_act(layer.act),
+        "groups": 1,
+        "downsample_mode": "avgpool_conv",
     }

@@ -105,7 +105,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
     """
     network = network or files.network()
     data = read_safely(files.weights)
-    state = to_ours(*in_slots(weights_in(files.weights, data), network.subnet.depths))
+    state = to_ours(*in_slots(weights_in(files.weights, data), network.depths))
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping):
         checkpoint = from_data(files.weights, {**extra, "weights": {}, "training": None})
@@ -137,7 +137,7 @@ def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:
     ):
         raise CheckpointError(f"{folder}: expected a new folder to write {CONFIG} into")
     texts = {CONFIG: to_net_config(network), RUN: {"image_size": checkpoint.image_size}}
-    state = from_slots(from_ours(checkpoint.weights, max(network.subnet.depths), "ofa"))
+    state = from_slots(from_ours(checkpoint.weights, max(network.depths), "ofa"))
     tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
     try:

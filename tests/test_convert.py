@@ -29,6 +29,7 @@ NETS = {
     "compofa_elastic_matrix": "compofa-elastic",
     "ofa_mbv3_w1.0": "ofa_mbv3_d234_e346_k357_w1.0",
     "ofa_mbv3_w1.2": "ofa_mbv3_d234_e346_k357_w1.2",
+    "ofa_proxyless_w1.3": "ofa_proxyless_d234_e346_k357_w1.3",
 }
 State = dict[str, Tensor]
 
@@ -93,8 +94,9 @@ def test_names_of_mmrazor() -> None:
 
 @pytest.mark.parametrize("block", ["mobile_inverted_conv", "conv"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_both_block_names_nested_or_not(block: str, prefix: str) -> None:
-    net = make("compofa-elastic-small", 1)
+@pytest.mark.parametrize("net_id", ["compofa-elastic-small", "ofa-proxyless-small"])
+def test_both_block_names_nested_or_not(net_id: str, block: str, prefix: str) -> None:
+    net = make(net_id, 1)
     state = {prefix + name: value for name, value in as_ofa(net, block).items()}
     assert_equal(to_ours(state, 4), net.state_dict())  # nested, as supernets are
     flat = {re.sub(r"\b(conv|bn)\.\1\.", r"\1.", name): value for name, value in state.items()}
@@ -131,15 +133,16 @@ def test_every_pair_of_formats_and_back(
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
 @pytest.mark.parametrize("to", ["compofa", "mmrazor"])
 @pytest.mark.parametrize("matrices", [False, True])
+@pytest.mark.parametrize("net_id", ["compofa-elastic-small", "ofa-proxyless-small"])
 def test_files_of_others_come_back_bit_for_bit(
-    wrap: Callable[[State], Any], to: str, matrices: bool, tmp_path: Path
+    wrap: Callable[[State], Any], to: str, matrices: bool, net_id: str, tmp_path: Path
 ) -> None:
-    spec = network_spec("compofa-elastic-small", 5)
+    spec = network_spec(net_id, 5)
     state = from_ours(Supernet(spec, 3).state_dict(), 4, "ofa")
     if not matrices:
         state = {name: value for name, value in state.items() if "_matrix" not in name}
     torch.save(wrap(state), tmp_path / "in.pth")
-    _, read = read_any(tmp_path / "in.pth", "compofa-elastic-small")
+    _, read = read_any(tmp_path / "in.pth", net_id)
     save_as(tmp_path / "there", read, to)
     _, there = read_any(tmp_path / "there")
     save_as(tmp_path / "back", there, "ofa")
@@ -156,7 +159,14 @@ def test_weights_of_mmrazor_are_used_like_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "net_id", ["compofa", "compofa-elastic", "ofa_mbv3_d234_e346_k357_w1.2", "compofa-small"]
+    "net_id",
+    [
+        "compofa",
+        "compofa-elastic",
+        "ofa_mbv3_d234_e346_k357_w1.2",
+        "ofa_proxyless_d234_e346_k357_w1.3",
+        "compofa-small",
+    ],
 )
 @pytest.mark.parametrize("to", ["ofa", "mmrazor"])
 def test_the_network_of_plain_weights_is_recognised(net_id: str, to: str, tmp_path: Path) -> None:

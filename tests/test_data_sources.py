@@ -142,7 +142,7 @@ def test_bad_folders_are_one_line_errors(tmp_path):
     refused("imagenet needs a data path", None, "imagenet")
     refused("does not exist", tmp_path / "nowhere")
     (tmp_path / "archive.tar").write_bytes(b"tar")
-    refused("is not a folder", tmp_path / "archive.tar")
+    refused("expected a folder, or a tar", tmp_path / "archive.tar")
     (tmp_path / "empty").mkdir()
     refused("found no folder", tmp_path / "empty")
 

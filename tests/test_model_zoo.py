@@ -7,11 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compofa.checkpoint import Checkpoint
 from compofa.cli.tools import main
 from compofa.convert import from_ours, from_slots
 from compofa.errors import CheckpointError, SpaceError
+from compofa.fixed import FixedNetwork
+from compofa.formats import save_as
 from compofa.layout import macs, params
-from compofa.model_zoo import NETWORKS, PUBLISHED, ofa_net, ofa_specialized, open_checkpoint
+from compofa.model_zoo import (
+    NETWORKS,
+    PUBLISHED,
+    network_spec,
+    ofa_net,
+    ofa_specialized,
+    open_checkpoint,
+)
 from compofa.net_config import to_net_config
 from compofa.nn.static import StaticNetwork
 from compofa.specialised import RESNETS, SPECIALISED, specialised
@@ -151,8 +161,9 @@ def test_without_a_network_the_error_says_what_to_put_where(hub: Path) -> None:
         assert list((hub / "ofa_specialized" / folder).iterdir()) == []
     with pytest.raises(CheckpointError, match=r"net\.config"):
         ofa_specialized(RESNETS[0])
-    for net_id in PUBLISHED & set(NETWORKS):
-        with pytest.raises(CheckpointError, match=f"ofa_nets/{net_id} "):
+    assert set(PUBLISHED) < set(NETWORKS)
+    for net_id, name in PUBLISHED.items():
+        with pytest.raises(CheckpointError, match=re.escape(f"at {hub / 'ofa_nets' / name}")):
             ofa_net(net_id, pretrained=True)
 
 
@@ -162,6 +173,24 @@ def test_a_network_of_the_table_may_come_with_its_configuration(hub: Path) -> No
     assert find_specialised(folder) is None  # its weights alone
     (folder / "net.config").write_text("not looked at")
     ofa_specialized(NOTE10, pretrained=True)
+
+
+def test_the_configuration_of_a_resnet_comes_with_its_weights(
+    hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = network_spec("ofa_resnet50", resolutions=(64,))
+    wanted = FixedNetwork.of(spec, spec.space.smallest)
+    source = wanted.build()
+    checkpoint = Checkpoint(wanted, fill(source), dataset="imagenet", image_size=64)
+    save_as(hub / "ofa_specialized" / RESNETS[-1].replace("@", "-"), checkpoint, "ofa")
+    network, size = ofa_specialized(RESNETS[-1], pretrained=True)
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert size == 64 and torch.equal(network(images), source.eval()(images))
+    assert ofa_specialized(RESNETS[-1])[0].specs == wanted.layers
+    _, out, _ = run(capsys, "zoo", "--like", RESNETS[-1])
+    counts = [f"{macs(wanted.layers) / 1e6:.1f}M", f"{params(wanted.layers) / 1e6:.2f}M"]
+    assert out.split()[-4:] == [*counts, "64", "here"]
 
 
 def test_a_published_supernet_is_read_as_what_its_id_says(hub: Path) -> None:

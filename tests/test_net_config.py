@@ -15,10 +15,13 @@ from compofa.errors import CheckpointError, CompofaError, SpaceError
 from compofa.extract import extract
 from compofa.fixed import FixedNetwork
 from compofa.formats import read_any, save_as
+from compofa.layout import LayerSpec, at_resolution
 from compofa.model_zoo import network_spec, open_checkpoint
 from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.seeds import rng
 from compofa.specialised_files import find_specialised
+from compofa.subnet import Subnet
+from compofa.supernet import Supernet
 
 
 def a_checkpoint(net_id: str = "ofa-small") -> Checkpoint:
@@ -49,9 +52,12 @@ def folder(tmp_path: Path) -> Path:
 # --- the configuration ---
 
 
-@pytest.mark.parametrize("net_id", ["ofa-small", "ofa-proxyless-small", "compofa-elastic-small"])
+@pytest.mark.parametrize(
+    "net_id", ["ofa-small", "ofa-proxyless-small", "compofa-elastic-small", "ofa_resnet50"]
+)
 def test_every_subnet_comes_back(net_id: str) -> None:
-    spec = network_spec(net_id, 5, width_mult=0.25, resolutions=(16, 24))
+    width = 1.0 if net_id == "ofa_resnet50" else 0.25
+    spec = network_spec(net_id, 5, width_mult=width, resolutions=(32, 64))
     for seed in range(20):
         network = FixedNetwork.of(spec, spec.space.sample(rng(seed)))
         data = json.loads(json.dumps(to_net_config(network)))
@@ -91,7 +97,8 @@ CONV = ("blocks", 1, "mobile_inverted_conv")
 BAD: list[tuple[Any, str]] = [
     ([], "expected a mapping with 'name', got list"),
     ({}, "name: missing"),
-    (changed(("name",), "ResNets"), "name: expected one of MobileNetV3, .*, got 'ResNets'"),
+    (changed(("name",), "MCUNets"), "name: expected one of MobileNetV3, .*, got 'MCUNets'"),
+    (changed(("name",), "ResNets"), "input_stem: missing"),
     (changed(("bn", "eps"), "1e-5"), "eps: expected float or int, got str"),
     (changed(("bn", "ws_eps"), 1e-5), "bn: ws_eps: expected None"),
     (changed(("first_conv", "groups"), 3), "first_conv: groups: expected 1, got '3'"),
@@ -127,6 +134,59 @@ def test_a_wrong_value_is_named_in_a_line(data: Any, message: str) -> None:
     assert len(str(caught.value)) < 700
 
 
+RESNET_BLOCK = ("blocks", 1)
+BAD_RESNET: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (("input_stem",), [], "input_stem: expected 2 or 3 convolutions, got 0"),
+    (("input_stem", 1), 7, r"input_stem\[1\]: expected a convolution with a shortcut"),
+    (("input_stem", 1, "shortcut"), None, r"input_stem\[1\]: expected a convolution with a"),
+    (("input_stem", 2), "conv", r"input_stem\[2\]: expected a mapping, got str"),
+    (("input_stem", 0, "groups"), 3, r"input_stem\[0\]: groups: expected 1"),
+    (RESNET_BLOCK, 7, "expected a mapping with 'name', got int"),
+    ((*RESNET_BLOCK, "name"), "LSTM", r"blocks\[1\]: expected ResNetBottleneckBlock"),
+    ((*RESNET_BLOCK, "downsample_mode"), "conv", "downsample_mode: expected 'avgpool_conv'"),
+    ((*RESNET_BLOCK, "groups"), 32, "groups: expected 1"),
+    ((*RESNET_BLOCK, "mid_channels"), 0, "mid_channels: expected 1 to 1000000, got 0"),
+    ((*RESNET_BLOCK, "expand_ratio"), -1, "expand_ratio: expected above 0"),
+    ((*RESNET_BLOCK, "in_channels"), 8, "input channels, those of the layer before it"),
+    ((*RESNET_BLOCK, "stride"), 7, "a stride from 1 to 4"),
+]
+
+
+def resnet(seed: int = 0) -> FixedNetwork:
+    spec = network_spec("ofa_resnet50", 5, resolutions=(64,))
+    subnet = next(s for s in map(spec.space.sample, map(rng, range(seed, 99))) if s.depths[0])
+    return FixedNetwork.of(spec, subnet)
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD_RESNET, ids=range(len(BAD_RESNET)))
+def test_a_wrong_value_of_a_resnet_is_named_too(
+    path: tuple[str | int, ...], value: Any, message: str
+) -> None:
+    data = to_net_config(resnet())
+    place: Any = data
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    with pytest.raises(SpaceError, match=message) as caught:
+        from_net_config(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resnet_of_other_widths_has_no_indices_of_widths() -> None:
+    network = resnet()
+    assert len(network.subnet.widths) == 6
+    data = to_net_config(network)
+    data["blocks"][-1]["out_channels"] = data["classifier"]["in_features"] = 1000
+    for block in data["blocks"][-1:]:
+        block["in_channels"], block["mid_channels"] = data["blocks"][-2]["out_channels"], 64
+    other = from_net_config(data)
+    assert Subnet.from_config(other.subnet.to_config()) == other.subnet
+    data["blocks"] = data["blocks"][:1]
+    data["classifier"]["in_features"] = data["blocks"][0]["out_channels"]
+    short = from_net_config(data)
+    assert short.widths == () and len(short.subnet.stages) == 2
+
+
 # --- files ---
 
 
@@ -158,6 +218,31 @@ def test_a_json_of_something_else_is_left_alone(tmp_path: Path) -> None:
         assert find_specialised(tmp_path / "a.pth") is None
     assert find_specialised(tmp_path / "nothing.pth") is None
     assert find_specialised(tmp_path) is None
+
+
+@pytest.mark.parametrize("stem", [True, False])
+def test_a_resnet_comes_back_bit_for_bit(stem: bool, tmp_path: Path) -> None:
+    net = Supernet(network_spec("ofa-resnet50-small", 5, width_mult=0.1, resolutions=(16,)), 3)
+    drawn = map(net.spec.space.sample, map(rng, range(99)))
+    subnet = next(s for s in drawn if bool(s.depths[0]) is stem)
+    network = FixedNetwork.of(net.spec, subnet)
+    # The published networks pool after the stem; those for small images have no such form.
+    layers = [layer for layer in network.layers if layer.name != "stem_pool"]
+    pool = LayerSpec("maxpool", "stem_pool", 1, 1, *[layers[1 + stem].out_channels] * 2, 3, 2)
+    pool = replace(pool, mid_channels=0, kernel=3, stride=2)
+    layers.insert(2 + stem, pool)
+    network = replace(network, layers=at_resolution(tuple(layers), 16), widths=())
+    original = Checkpoint(network, extract(net, subnet).state_dict(), image_size=16)
+    save_as(tmp_path / "net", original, "ofa")
+    names = set(torch.load(tmp_path / "net" / "init", weights_only=True)["state_dict"])
+    assert f"input_stem.{1 + stem}.conv.weight" in names
+    assert ("input_stem.1.conv.conv.weight" in names) is stem
+    numbers = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
+    assert numbers == set(range(sum(subnet.depths[1:])))
+    assert "blocks.0.downsample.conv.weight" in names and "blocks.0.conv3.bn.weight" in names
+    _, found = read_any(tmp_path / "net")
+    assert found.network == network
+    assert_same(dict(found.weights), dict(original.weights))
 
 
 @pytest.mark.parametrize("net_id", ["ofa-small", "ofa-proxyless-small"])

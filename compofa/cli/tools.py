@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compofa.backbones import MOBILENET_V3
+from compofa.backbones import MOBILENET_V3, RESNET50D, Backbone
 from compofa.cli.common import Parser, run
 from compofa.cli.evaluate import open_data, read_subnet
 from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
+from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _convert_subnet(args: argparse.Namespace) -> None:
     from compofa import mmrazor
     from compofa.files import write_text_atomic
 
-    table = MOBILENET_V3 if args.arch is None else network_spec(args.arch).backbone
+    table = _family(args.input) if args.arch is None else network_spec(args.arch).backbone
     if Path(args.input).suffix.lower() == ".json":
         subnet = read_subnet(args.input, table.free_space(), 224, "IN")
     else:
@@ -250,6 +251,15 @@ def _convert_subnet(args: argparse.Namespace) -> None:
     ours = json.dumps(subnet.to_config()) + "\n"
     write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
     print(f"{args.output}: {subnet}")
+
+
+def _family(path: str) -> Backbone:
+    """Return the backbone of a subnet's file: those of ResNet50D have widths."""
+    try:
+        config = parse_json(read_text(path))
+    except (OSError, ValueError):  # who reads it in earnest says what is wrong
+        return MOBILENET_V3
+    return RESNET50D if isinstance(config, dict) and "w" in config else MOBILENET_V3
 
 
 def _zoo(args: argparse.Namespace) -> None:

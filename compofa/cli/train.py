@@ -42,6 +42,11 @@ On ImageNet the defaults are those of the published runs:
   train_ofa_net.py --task compound --dataset imagenet --data-path DIR --phase 1
   train_ofa_net.py --task compound --dataset imagenet --data-path DIR --phase 2
 
+Several workers, each with a part of every step's images, one a GPU:
+
+  torchrun --nproc-per-node 4 train_ofa_net.py ...
+  horovodrun -np 4 python train_ofa_net.py ...
+
 Each phase leaves best.pt, last.pt, config.json, metrics.jsonl, summary.json and TensorBoard
 files in runs/NAME/PHASE. Evaluate a checkpoint with eval_sampled_config.py --net PATH.
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from compofa.errors import ConfigError
+from compofa.errors import ConfigError, SpaceError
 from compofa.fixed import FixedNetwork
 from compofa.layout import LayerSpec, macs, params
 from compofa.model_zoo import CHECKPOINT_FOLDERS, NETWORKS, PUBLISHED, network_spec
@@ -60,22 +60,37 @@ def supernet(net_id: str) -> Row:
     spec = network_spec(net_id, 10 if "digits" in net_id else 1000)
     size = 16 if spec.min_resolution < 32 else 224
     layers = spec.layers_of(spec.space.largest.at(size))
-    row = NETWORKS[net_id]
-    if row.shipped:
-        here = any((folder / row.shipped).is_file() for folder in CHECKPOINT_FOLDERS)
-        weights = "ship with the project" if here else "not in this installation"
-    else:
-        weights = _published(f"ofa_nets/{net_id}") if net_id in PUBLISHED else "train them"
-    return Row(net_id, "", "", *_counts(layers), str(size), weights)
+    return Row(net_id, "", "", *_counts(layers), str(size), _weights(net_id))
+
+
+def _weights(net_id: str) -> str:
+    """Say where the weights of a supernet are."""
+    shipped = NETWORKS[net_id].shipped
+    if shipped:
+        here = any((folder / shipped).is_file() for folder in CHECKPOINT_FOLDERS)
+        return "ship with the project" if here else "not in this installation"
+    return _published(f"ofa_nets/{PUBLISHED[net_id]}") if net_id in PUBLISHED else "train them"
 
 
 def special(row: Specialised) -> Row:
     """Return the row of a specialised network."""
-    network = row.network
-    counts = _counts(network.layers) if isinstance(network, FixedNetwork) else ("", "")
+    network = row.network or _downloaded(row)
+    counts = _counts(network.layers) if network else ("", "")
     size = str(network.resolution) if network else ""
     weights = _published(f"ofa_specialized/{row.folder}/init")
     return Row(row.net_id, f"{row.top1:.1f}", row.target, *counts, size, weights)
+
+
+def _downloaded(row: Specialised) -> FixedNetwork | None:
+    """Return the definition of a network whose configuration has been downloaded."""
+    from compofa.download import published_path
+    from compofa.specialised_files import find_specialised
+
+    files = find_specialised(published_path(f"ofa_specialized/{row.folder}"))
+    try:
+        return files.network() if files else None
+    except SpaceError:
+        return None
 
 
 def _counts(layers: tuple[LayerSpec, ...]) -> tuple[str, str]:

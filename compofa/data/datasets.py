@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compofa.data import folders
+from compofa.data.archives import TarFolder
 from compofa.data.catalog import DatasetInfo, Normalisation, dataset_info
 from compofa.data.sources import ImageSource, MemorySource
 from compofa.data.torchvision_shim import import_torchvision
@@ -203,7 +204,9 @@ def _source(part: Any, classes: int) -> MemorySource:
 def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) -> _Parts:
     if path is None:
         raise DataError(f"{info.name} needs a data path: a folder with train/ and val/")
-    root = Path(path)
+    root: folders.Folder = Path(path)
+    if root.is_file():
+        root = TarFolder.open(root)
     if folders.has_split(root):
         classes, pool, test = folders.read_split(root, info.native_size, evaluation_only)
         return _Parts(classes, pool, test, len(pool) // 10)

@@ -6,6 +6,7 @@ import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -22,21 +23,25 @@ class UnreadableImageError(DataError):
     """An image file that cannot be decoded; its one argument is the path."""
 
 
-def decode_rgb(path: str | Path) -> Image.Image:
+def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
     """Read an image file of any mode (grey, palette, alpha, CMYK, 16 bit) as RGB.
 
     Transparency is dropped and the EXIF orientation is not applied, as in torchvision.
+
+    Args:
+        path: The file, or what to call it.
+        file: Its content, where it is not a file by itself.
 
     Raises:
         UnreadableImageError: The file is missing, truncated, no image of a usual format, or far
             too large (Pillow refuses more than 179 million pixels).
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        if file is None and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise OSError(f"{path} is no file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(file or path, formats=_FORMATS) as image:
                 if image.mode.startswith("I"):
                     image = _eight_bits(image)
                 return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Class folders: ``<class>/*.jpg``, alone or in ``train`` and ``val``."""
+"""Class folders: ``<class>/*.jpg``, alone or in ``train`` and ``val``, on a disk or in a tar."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compofa.data.archives import TarFolder
 from compofa.data.sources import FilesSource
 from compofa.errors import DataError
 
@@ -16,9 +17,10 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 )
 TEST_FOLDERS = ("val", "validation", "test")
+Folder = Path | TarFolder
 
 
-def has_split(root: Path) -> bool:
+def has_split(root: Folder) -> bool:
     """Whether ``root`` has ``train`` or a test folder, with folders in it."""
     return any(_class_folders(root / name) for name in ("train", *TEST_FOLDERS))
 
@@ -31,7 +33,7 @@ def has_classes(root: Path) -> bool:
 
 
 def read_split(
-    root: Path, size: int | None, evaluation_only: bool
+    root: Folder, size: int | None, evaluation_only: bool
 ) -> tuple[tuple[str, ...], FilesSource, FilesSource]:
     """Read ``root/train`` and ``root/val`` (or ``validation``, ``test``).
 
@@ -62,7 +64,7 @@ def read_split(
     return classes, train, test
 
 
-def read_classes(folder: Path, size: int | None) -> tuple[tuple[str, ...], FilesSource]:
+def read_classes(folder: Folder, size: int | None) -> tuple[tuple[str, ...], FilesSource]:
     """Read one folder of class folders; images may lie deeper, hidden files are left out.
 
     Returns:
@@ -73,7 +75,7 @@ def read_classes(folder: Path, size: int | None) -> tuple[tuple[str, ...], Files
     """
     classes = _class_folders(folder)
     if not folder.is_dir():
-        what = "is not a folder (unpack archives first)" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"expected a folder with one folder of images per class: {folder} {what}")
     if not classes:
         raise DataError(f"expected one folder of images per class in {folder}, found no folder")
@@ -86,12 +88,16 @@ def read_classes(folder: Path, size: int | None) -> tuple[tuple[str, ...], Files
         paths += images
         counts.append(len(images))
     targets: NDArray[np.int64] = np.repeat(np.arange(len(classes)), counts).astype(np.int64)
+    if isinstance(folder, TarFolder):
+        return classes, folder.source(paths, targets, size)
     return classes, FilesSource(folder, np.array(paths), targets, size)
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
+def _class_folders(folder: Folder) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
+    if isinstance(folder, TarFolder):
+        return tuple(sorted(name for name in folder.folders if not name.startswith(".")))
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
@@ -104,7 +110,16 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _image_paths(root: Path, folder: Path) -> list[bytes]:
+def _image_paths(root: Folder, folder: Folder) -> list[bytes]:
+    if isinstance(folder, TarFolder):
+        inside = folder.inside.removeprefix(root.inside)
+        parts = ((name, name.split("/")) for name in folder.members)
+        return sorted(
+            os.fsencode(inside + name)
+            for name, (*above, last) in parts
+            if _is_image(last) and not any(part.startswith(".") for part in above)
+        )
+
     def fail(error: OSError) -> None:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -121,7 +136,7 @@ def _image_paths(root: Path, folder: Path) -> list[bytes]:
     return sorted(paths)
 
 
-def _compare(root: Path, test_name: str, train: set[str], test: set[str]) -> None:
+def _compare(root: Folder, test_name: str, train: set[str], test: set[str]) -> None:
     only_train, only_test = sorted(train - test), sorted(test - train)
     parts = [
         f"{len(names)} only in {part} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

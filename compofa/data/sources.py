@@ -125,14 +125,22 @@ class FilesSource(ImageSource):
         """Return the full path of an image."""
         return os.path.join(self.root, os.fsdecode(bytes(self.paths[index])))
 
+    def decode(self, index: int) -> Image.Image:
+        """Decode one image.
+
+        Raises:
+            UnreadableImageError: The file is broken.
+        """
+        return decode_rgb(self.path(index))
+
     def load(self, index: int) -> RawImage:
         """Return one image: uint8 [3, size, size], or PIL where no size is given."""
         if self.size is None:
-            return decode_rgb(self.path(index))
+            return self.decode(index)
         if self._images is None:
             self._images = np.empty((len(self), 3, self.size, self.size), dtype=np.uint8)
         if not self._decoded[index]:
-            image = decode_rgb(self.path(index))
+            image = self.decode(index)
             if image.size != (self.size, self.size):
                 image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
             self._images[index] = np.asarray(image).transpose(2, 0, 1)

@@ -288,8 +288,8 @@ def _explained(error: TrainingError, folder: Path) -> TrainingError:
 
 def _say_changed_workers(then: int, now: int) -> None:
     if then != now:
-        log.warning(
-            "begun with %d workers, going on with %d: batches and learning rates differ from here",
+        log.info(
+            "begun with %d worker(s), going on with %d: batches and learning rates differ",
             then, now,
         )  # fmt: skip
 

@@ -263,7 +263,8 @@ class Trainer:
         self.sums = self.sums.new_tensor([self.tally.loss, self.tally.right, self.tally.answers])
         self.backend.average_buffers(self.net)
         for broken in self.backend.gather(tuple(self.broken.paths)):
-            self.broken.add(broken)
+            self.broken.paths.update(dict.fromkeys(broken))  # their workers have named them
+        self.backend.in_turn(lambda: self.broken.add(()))
         return sums
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
