@@ -15,6 +15,8 @@ import pytest
 from test_resume import assert_equal
 
 from compofa.checkpoint import load_checkpoint
+from compofa.errors import StoppedError
+from compofa.training.stopping import Stopping
 
 ROOT = Path(__file__).parent.parent
 KILL = signal.SIGKILL
@@ -182,18 +184,40 @@ def test_a_signal_to_all_processes_of_a_run(run, whole, tmp_path):
         assert_equal(mine.weights, theirs.weights)
 
 
+def test_what_is_finished_first_and_what_is_not():
+    stop = Stopping()
+    with stop.deferred():
+        stop.request(signal.SIGINT)
+        stop.request(signal.SIGTERM)  # a launcher passes both on
+        with pytest.raises(StoppedError, match=r"^stopped by SIGINT$") as caught, stop.at_once():
+            pytest.fail("the end was asked for")
+        assert caught.value.status == 130
+        with pytest.raises(StoppedError):
+            stop.request(signal.SIGINT)  # a user insists
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        Stopping().request(signal.SIGTERM)
+    stop = Stopping()
+    with pytest.raises(StoppedError, match="go on with --resume"), stop.deferred():
+        stop.request(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+    with pytest.raises(RuntimeError, match="of its own"), Stopping().deferred():
+        raise RuntimeError("something of its own")
+
+
 # --- several phases, damaged files ---
 
 
 def test_a_chain_is_killed_in_two_of_its_phases(run, tmp_path):
     argv = ["--task", "progressive", *TEACHER[2:]]
     argv[argv.index("--heuristic") + 1] = "none"
+    argv[argv.index("--save-minutes") + 1] = "1000"
+    argv += ["--dynamic-batch-size", "1"]
     argv[argv.index("--epochs") + 1] = "1"
     argv[argv.index("--batch-size") + 1] = "60"
     end = run(tmp_path / "whole", *argv)
     assert end.status == 0, end.said
     folder = tmp_path / "run"
-    for at, count in (("validation", 3), ("checkpoint written", 5)):
+    for at, count in (("validation", 3), ("checkpoint written", 2)):
         end = run(folder, *argv, "--resume", "auto", at=at, count=count, signal=KILL)
         assert end.status == -KILL, end.said
     end = run(folder, *argv, "--resume")

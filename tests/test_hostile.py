@@ -381,6 +381,38 @@ def test_folders_that_lead_back(tmp_path, refused):
     assert "leads to the same folder again" in refused(train.main, "--task", "teacher", *argv)
 
 
+def tar(path: Path, *members: tarfile.TarInfo) -> None:
+    with tarfile.open(path, "w") as archive:
+        for member in members:
+            archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+            archive.fileobj.write(bytes(512))
+            archive.offset += 1024
+
+
+def member(name: str, size: int = 9, kind: bytes = tarfile.REGTYPE, to: str = "") -> Any:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, to
+    return info
+
+
+TARS = {
+    "outside": [member("../../a/1.png"), member("/etc/b/1.png")],
+    "links": [member(f"{c}/1.png", 0, tarfile.SYMTYPE, "/etc/passwd") for c in "ab"],
+    "devices": [member(f"{c}/1.png", 0, tarfile.CHRTYPE) for c in "ab"],
+    "size": [member("a/1.png", 2**80), member("b/1.png")],
+    "size below 0": [member("a/1.png", -(2**40)), member("b/1.png", -1)],
+    "header": [member("a/1.png", 2**80, tarfile.XHDTYPE)],
+    "headers": [member("x", 9, tarfile.GNUTYPE_LONGNAME)] * 5000,
+}
+
+
+@pytest.mark.parametrize("members", TARS.values(), ids=TARS.keys())
+def test_tar_files(tmp_path, refused, members):
+    tar(tmp_path / "data.tar", *members)
+    argv = ("--dataset", "imagefolder", "--data-path", "data.tar", "--output", "out")
+    refused(train.main, "--task", "teacher", "--image-size", "32", *argv)
+
+
 def idx(values: np.ndarray, code: int = 8, shape: tuple[int, ...] | None = None) -> bytes:
     sides = shape or values.shape
     return bytes([0, 0, code, len(sides)]) + struct.pack(f">{len(sides)}I", *sides) + bytes(values)

@@ -125,7 +125,7 @@ class Trainer:
             for parameter, kept in self.optimizer.state.items():
                 if kept["momentum_buffer"].shape != parameter.shape:
                     raise ValueError("momentum of another shape")
-            tally = Tally(**state.get("tally", {}))
+            tally = Tally(**state.get("tally", {"epoch": -1}))
             done = tally.steps * workers // self.backend.size  # the same images, in other batches
             self.tally = replace(tally if self.backend.is_main else Tally(tally.epoch), steps=done)
             self.skipped, self.skipped_in_a_row = map(int, state.get("skipped", (0, 0)))
