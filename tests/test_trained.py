@@ -110,7 +110,7 @@ def test_everything_is_written(searched):
         "predictor.npz", "predictor.json",
     }  # fmt: skip
     rows = searched.rows()
-    assert names == fixed | {f"subnet_{float(row['constraint']):g}.json" for row in rows}
+    assert names == fixed | {f"subnet_{float(row['constraint']):.12g}.json" for row in rows}
     assert list(rows[0])[-4:] == ["macs", "params", "measured_top1", "measured_latency_ms"]
     assert {row["net"] for row in rows} == {"tiny"}
     assert {row["net"] for row in searched.rows("pareto.csv")} == {"tiny", "tiny-free"}
@@ -122,7 +122,7 @@ def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
     rows = searched.rows()
     for row in rows:
         assert float(row["latency_ms"]) <= float(row["constraint"]) + 1e-4
-        path = searched.folder / f"subnet_{float(row['constraint']):g}.json"
+        path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
         assert space.contains(Subnet.from_config(json.loads(path.read_text())))
         assert float(row["measured_latency_ms"]) > 0
     top1 = [float(row["top1"]) for row in rows]
@@ -132,7 +132,7 @@ def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
 def test_measured_accuracy_is_what_the_evaluation_says(searched, net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = searched.rows()[0]
-    path = searched.folder / f"subnet_{float(row['constraint']):g}.json"
+    path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
     assert evaluate(["--net", str(net), "--subnet", str(path), "--quiet", "--device", "cpu"]) == 0
     with Path("results.csv").open(newline="") as file:
         (own,) = csv.DictReader(file)
