@@ -1,20 +1,16 @@
 """Checkpoints: written atomically, read without running code, with all that evaluation needs.
 
 A file of this library is what ``torch.save`` makes of a mapping with ``format``, ``version``,
-``network`` (its definition), ``weights`` and what :class:`Checkpoint` lists. Files of
-Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights themselves;
-:func:`load_weights` reads both kinds.
+``network`` (its definition), ``weights``, what :class:`Checkpoint` lists, and the
+checksum of it all, see :mod:`compofa.tensorfile` (earlier files have none, and are read as well).
+Files of Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights
+themselves; :func:`load_weights` reads both kinds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import pickle
-import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
@@ -22,36 +18,21 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compofa.errors import CheckpointError, SpaceError
-from compofa.files import write_atomic
 from compofa.fixed import Network, network_from_json
-from compofa.network import field
+from compofa.layout import params
+from compofa.network import NetworkSpec, field
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
+from compofa.tensorfile import first_line, read_safely, write_tensors
 from compofa.weights import load_state
 
 FORMAT = "compofa-checkpoint"
 VERSION = 1
-
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    RuntimeError,
-    AssertionError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    ArithmeticError,
-    MemoryError,
-)
-"""What torch.load raises on damaged and foreign files, as found by damaging some."""
+_SMALL = 50_000_000  # parameters of a network that may be built before its weights are looked at
 
 
 @dataclass(frozen=True)
@@ -108,24 +89,20 @@ class Checkpoint:
         return net.eval()
 
 
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(
+    path: str | Path, checkpoint: Checkpoint, previous: str | Path | None = None
+) -> None:
     """Write ``checkpoint``, replacing ``path`` in one step.
 
-    Raises:
-        CompofaError: The folder cannot be written or the disk is full.
-    """
-    write_tensors(path, as_data(checkpoint))
-
-
-def write_tensors(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Write what ``torch.save`` makes of ``data``, replacing ``path`` in one step.
+    Args:
+        path: The file.
+        checkpoint: What it is to hold.
+        previous: Where to keep what ``path`` held, if anything.
 
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
     """
-    buffer = io.BytesIO()  # on a full disk torch.save itself ends with an internal error
-    torch.save(data, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()) and None)
+    write_tensors(path, as_data(checkpoint), previous)
 
 
 def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -176,6 +153,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         if version != VERSION:
             raise CheckpointError(f"{path}: expected format version {VERSION}, got {version}")
         network = network_from_json(field(data, "network", dict))
+        _check_size(network, field(data, "weights", dict))
         names = field(data, "classes", list)
         if any(type(name) is not str for name in names) or len(names) not in (0, network.classes):
             raise SpaceError(f"classes: expected {network.classes} names, got {len(names)} values")
@@ -200,7 +178,20 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
             training=field(data, "training", dict, NoneType),
         )
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
+
+
+def _check_size(network: Network, weights: Mapping[str, Any]) -> None:
+    """Check that a network of many parameters comes with so many, before memory is taken for it.
+
+    Raises:
+        SpaceError: It does not.
+    """
+    largest = network.space.largest if isinstance(network, NetworkSpec) else None
+    claimed = params(network.layers_of(largest) if largest else network.layers)
+    held = sum(value.numel() for value in weights.values() if isinstance(value, Tensor))
+    if claimed > max(_SMALL, 2 * held):
+        raise SpaceError(f"expected weights for {claimed:,} parameters, got {held:,} numbers")
 
 
 def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str, Tensor]) -> None:
@@ -236,33 +227,6 @@ def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def read_safely(path: str | Path) -> dict[str, Any]:
-    """Read a mapping that ``torch.save`` wrote, refusing anything that would run code.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, not a mapping or holds more than tensors
-            and plain data.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):
-        what = "a folder" if os.path.isdir(path) else "nothing there"
-        raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f"{path}: expected a file of tensors and plain data written by torch.save, "
-            f"got one that cannot be read safely ({_first_line(error)})"
-        ) from error
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(data).__name__}")
-    return dict(data)
-
-
 def file_hash(path: str | Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
@@ -275,8 +239,3 @@ def _json(figures: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: It holds something else.
     """
     return json.loads(json.dumps(dict(figures)))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
-    return (text or type(error).__name__)[:120]

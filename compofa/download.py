@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from compofa.errors import CheckpointError, CompofaError
 from compofa.files import write_text_atomic
+from compofa.plain import parse_json, read_text
 
 BASE_URL = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
 """Where Once-for-All's files are."""
@@ -253,7 +254,7 @@ def _facts(part: BinaryIO) -> Path:
 
 def _read_facts(part: BinaryIO) -> dict[str, Any] | None:
     try:
-        facts = json.loads(_facts(part).read_text(encoding="utf-8"))
+        facts = parse_json(read_text(_facts(part)))
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None

@@ -29,6 +29,22 @@ class SearchError(CompofaError):
     """A search that cannot give what was asked for."""
 
 
+class TrainingError(CompofaError):
+    """Training that went wrong: losses or gradients that are no numbers."""
+
+
+class StoppedError(CompofaError):
+    """A run that was asked to end before its time.
+
+    Attributes:
+        status: Exit status: 128 and the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class WorkerError(CompofaError):
     """Another worker of the run was lost, or did not answer in time."""
 

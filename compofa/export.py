@@ -27,6 +27,7 @@ from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceErro
 from compofa.fixed import FixedNetwork, Network, network_from_json
 from compofa.layout import macs, params
 from compofa.nn.static import ConvBN, StaticNetwork
+from compofa.plain import parse_json
 from compofa.subnet import Subnet
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -139,7 +140,7 @@ def load_exported(path: str | Path) -> StaticNetwork:
 
     try:
         with safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {}).get("compofa", "null"))
+            card = parse_json((file.metadata() or {}).get("compofa", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         subnet = Subnet.from_config(card["subnet"])
         network = FixedNetwork.of(network_from_json(card["network"]), subnet).build().eval()

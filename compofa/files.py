@@ -3,18 +3,31 @@
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from compofa.errors import CompofaError
 
+_DRAFT = ".draft"  # ending of files that are being written
 
-def write_atomic(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
+
+def write_atomic(
+    path: str | Path,
+    writer: Callable[[BinaryIO], None],
+    previous: str | Path | None = None,
+) -> None:
     """Replace ``path`` with what ``writer`` writes, in one step.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and then takes
     the place of ``path``. When anything fails, ``path`` stays as it was and the temporary file
-    is removed.
+    is removed. A process that is killed leaves the temporary file: :func:`remove_drafts`.
+
+    Args:
+        path: The file.
+        writer: Writes its content.
+        previous: A file in the same folder that gets what ``path`` held, if anything. Where the
+            file system knows no hard links, there is a moment in which only this one is there.
 
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
@@ -23,19 +36,60 @@ def write_atomic(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(_DRAFT, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             writer(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None:
+            _keep(path, Path(previous))
         os.replace(temporary, path)
         temporary = None
+        _flush_folder(path.parent)
     except OSError as error:
         raise CompofaError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Let ``previous`` be what ``path`` is."""
+    link = path.with_name(f".{path.name}.link{_DRAFT}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except FileNotFoundError:  # nothing to keep
+        return
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+        return
+    os.replace(link, previous)
+    link.unlink(missing_ok=True)  # it stays where both were one file already
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the new name survive a power cut, too, where the file system can flush folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_drafts(folder: str | Path) -> None:
+    """Remove what processes that were killed while they wrote have left in ``folder``.
+
+    Raises:
+        CompofaError: The folder cannot be written.
+    """
+    try:
+        for draft in Path(folder).glob(f".*{_DRAFT}"):
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise CompofaError(f"cannot clean up {folder}: {error.strerror or error}") from error
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -18,10 +18,8 @@ from compofa.checkpoint import (
     as_data,
     from_data,
     load_checkpoint,
-    read_safely,
     save_checkpoint,
     weights_in,
-    write_tensors,
 )
 from compofa.convert import from_ours, recognise, to_ours
 from compofa.errors import CheckpointError
@@ -33,6 +31,7 @@ from compofa.specialised_files import (
     write_specialised,
 )
 from compofa.subnet import SLOTS
+from compofa.tensorfile import read_safely, write_tensors
 
 
 def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint]:
@@ -67,7 +66,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
         )
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping) and arch is None:
-        checkpoint = from_data(path, {**extra, "weights": {}, "training": None})
+        checkpoint = from_data(path, {**extra, "weights": state, "training": None})
         if not checkpoint.network.elastic:
             raise CheckpointError(f"{path}: expected net.config beside a specialised network")
         slots = checkpoint.network.space.slots

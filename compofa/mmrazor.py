@@ -14,6 +14,7 @@ import yaml
 
 from compofa.backbones import MOBILENET_V3, Backbone
 from compofa.errors import ConfigError
+from compofa.plain import parse_yaml, read_text
 from compofa.subnet import SLOTS, Subnet, numbers
 
 _LISTED = 8
@@ -108,10 +109,9 @@ def read_subnet(path: str | Path, backbone: Backbone = MOBILENET_V3) -> Subnet:
         ConfigError: It cannot be read or is not one; see :func:`from_choices`.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path}: expected a YAML file of a subnet: {reason}") from None
+        data = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a YAML file of a subnet, got {error}") from None
     return from_choices(data, backbone, path)
 
 

@@ -10,7 +10,6 @@ list of convolutions, in place of ``first_conv``, and bottlenecks for blocks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from compofa.errors import SpaceError
 from compofa.fixed import MAX_LAYERS, FixedNetwork, has_wide_depths
 from compofa.layout import LayerSpec, at_resolution, mid_channels, se_channels
 from compofa.network import field
+from compofa.plain import parse_json, read_text
 from compofa.subnet import as_number
 
 ACTS = {"relu": "relu", "relu6": "relu6", "h_swish": "hswish", None: "none"}
@@ -46,15 +46,11 @@ def read_json(path: str | Path) -> Any:
         SpaceError: It cannot be read, is too large or not JSON.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) <= MAX_BYTES:
-            return json.loads(content)
+        return parse_json(read_text(path, MAX_BYTES))
     except OSError as error:
         raise SpaceError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SpaceError(f"{path}: expected JSON: {' '.join(str(error).split())[:120]}") from None
-    raise SpaceError(f"{path}: expected a network's JSON, got more than {MAX_BYTES} bytes")
+    except ValueError as error:
+        raise SpaceError(f"{path}: expected a network's JSON, got {error}") from None
 
 
 def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:

@@ -12,6 +12,7 @@ from typing import Any
 
 from compofa.errors import DataError
 from compofa.files import write_text_atomic
+from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
 
 
@@ -106,14 +107,14 @@ def read_records(path: str | Path) -> list[EvalRecord]:
         DataError: The file is missing, or a line before the last is not a record.
     """
     try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read records from {path}: {error}") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(EvalRecord.from_json(json.loads(line)))
-        except (json.JSONDecodeError, DataError) as error:
+            records.append(EvalRecord.from_json(parse_json(line)))
+        except (ValueError, DataError) as error:
             if number == len(lines):
                 break
             raise DataError(f"{path}, line {number}: {error}") from error

@@ -70,8 +70,14 @@ def fit_network(
         name: Of the device.
 
     Raises:
-        TableError: Too few rows, or latencies that are not positive numbers.
+        TableError: Too few rows, latencies that are not positive numbers, or networks with elastic
+            widths, which a block's latency depends on.
     """
+    if backbone.widths:
+        raise TableError(
+            f"expected networks of one width to fit, got {backbone.name}: time its layers with "
+            "python -m nas measure"
+        )
     latency_ms = np.asarray(latency_ms, dtype=np.float64)
     if len(latency_ms) < MIN_ROWS or len(latency_ms) != len(arrays.r):
         raise TableError(f"expected at least {MIN_ROWS} measured networks, got {len(latency_ms)}")

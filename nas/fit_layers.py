@@ -11,7 +11,6 @@ Fitting only; needs SciPy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from scipy.optimize import nnls
 from compofa.backbones import MOBILENET_V3, Backbone
 from compofa.errors import TableError
 from compofa.layout import LayerSpec, layout
+from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet, SubnetArrays
 from nas.latency import TableCost, layer_key
 from nas.latency_models import LayerModel, layer_factors, layer_features
@@ -151,8 +151,8 @@ def check_specialized(model: LayerModel, folder: str | Path) -> list[dict[str, A
     rows = []
     for path in sorted(Path(folder).glob("note10_lat-*ms_*")):
         try:
-            config = json.loads((path / "net.config").read_text(encoding="utf-8"))
-            size = json.loads((path / "run.config").read_text(encoding="utf-8"))["image_size"]
+            config = parse_json(read_text(path / "net.config"))
+            size = parse_json(read_text(path / "run.config"))["image_size"]
             width = {16: 1.0, 24: 1.2}[config["first_conv"]["out_channels"]]
             blocks = [block["mobile_inverted_conv"] for block in config["blocks"][1:]]
             stages: list[list[tuple[int, int]]] = []

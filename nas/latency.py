@@ -18,11 +18,11 @@ from typing import Any
 from compofa.backbones import Backbone
 from compofa.errors import SpaceError, TableError
 from compofa.layout import LayerSpec, layout
+from compofa.plain import parse_yaml, read_text
 from compofa.subnet import Subnet
 from nas.cost import LayerSumCost
 
 MAX_FILE_BYTES = 8 << 20
-MAX_DEPTH = 8
 WIDTHS = (0.25, 0.35, 0.5, 0.65, 0.75, 0.8, 1.0, 1.1, 1.2, 1.25, 1.3, 1.4, 1.5, 1.75, 2.0)
 """Width multipliers that are tried to say which network a table was measured on."""
 
@@ -70,19 +70,14 @@ def read_table(path: str | Path) -> dict[str, float]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        text = read_text(path, MAX_FILE_BYTES)
+        table = _plain(text)
+        if table is None:
+            table = _means(parse_yaml(text), path)
     except OSError as error:
         raise TableError(f"cannot read the latency table {path}: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise TableError(f"{path}: {_EXPECTED}, got more than {MAX_FILE_BYTES} bytes")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise TableError(f"{path}: {_EXPECTED}, got bytes that are not UTF-8 text") from None
-    table = _plain(text)
-    if table is None:
-        table = _means(_yaml(text, path), path)
+    except ValueError as error:
+        raise TableError(f"{path}: {_EXPECTED}, got {error}") from None
     if not table:
         raise TableError(f"{path}: {_EXPECTED}, got no entry")
     for key, mean in table.items():
@@ -117,30 +112,6 @@ def _plain(text: str) -> dict[str, float] | None:
         else:
             return None
     return table
-
-
-def _yaml(text: str, path: Path) -> Any:
-    """Load YAML that holds nothing but plain data."""
-    import yaml  # the plain form above needs no YAML, and its import takes longer than reading it
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=loader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise TableError(f"{path}: {_EXPECTED}, got a YAML anchor or alias")
-            if getattr(event, "tag", None):
-                raise TableError(f"{path}: {_EXPECTED}, got a YAML tag")
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            if depth > MAX_DEPTH:
-                raise TableError(f"{path}: {_EXPECTED}, got data nested too deeply")
-        return loader(text).get_single_data()  # a safe loader either way
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TableError(f"{path}: {_EXPECTED}, got malformed YAML: {reason}") from None
 
 
 def _means(data: Any, path: Path) -> dict[str, float]:

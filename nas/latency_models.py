@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from compofa.backbones import Backbone
 from compofa.errors import CompofaError, SpaceError, TableError
 from compofa.files import write_atomic, write_text_atomic
 from compofa.layout import LayerSpec
+from compofa.plain import parse_json, read_text
 from compofa.subnet import SubnetArrays
 from nas.block_table import BlockTable
 from nas.cost import LayerSumCost
+from nas.npz import read_npz
 
 MODELS = Path(__file__).parent / "models"
 MAX_FILE_BYTES = 64 << 20
@@ -304,17 +305,10 @@ def load_model(path: str | Path) -> LayerModel | NetworkModel:
     path = Path(path)
     expected = f"{path}: expected a latency model written by fit-latency"
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_FILE_BYTES:
-            raise TableError(f"{expected}, got more than {MAX_FILE_BYTES} bytes")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
-            NotImplementedError, RuntimeError) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise TableError(f"{expected}, got: {reason}") from error
+        arrays = read_npz(path, MAX_FILE_BYTES)
+        card = parse_json(read_text(path.with_suffix(".json")))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{expected}, got: {error}") from error
     kind = card.get("kind") if isinstance(card, dict) else None
     if kind not in _KINDS:
         raise TableError(f"{expected}, got a card of kind {kind!r}")

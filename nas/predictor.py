@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +16,10 @@ import numpy as np
 
 from compofa.errors import SpaceError, TableError
 from compofa.files import write_atomic, write_text_atomic
+from compofa.plain import parse_json, read_text
 from compofa.subnet import SubnetArrays
 from nas.choices import CHUNK, ChoiceCodes
+from nas.npz import read_npz
 from nas.published import PublishedPredictor, read_published
 
 MODELS = Path(__file__).parent / "models"
@@ -205,23 +206,17 @@ def load_accuracy_model(name_or_path: str | Path) -> FittedPredictor | Published
 
 def _read_npz(path: Path, name: str) -> FittedPredictor:
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_FILE_BYTES:
-            raise TableError(f"{path}: expected less than {MAX_FILE_BYTES} bytes, got {size}")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        arrays = read_npz(path, MAX_FILE_BYTES)
+    except ValueError as error:
         raise TableError(
-            f"{path}: expected an accuracy model written by fit-accuracy, got: {reason}"
+            f"{path}: expected an accuracy model written by fit-accuracy, got: {error}"
         ) from error
     card: dict[str, Any] = {}
     card_path = path.with_suffix(".json")
     if card_path.is_file():
         try:
-            card = json.loads(card_path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            card = parse_json(read_text(card_path))
+        except (OSError, ValueError) as error:
             raise TableError(f"{card_path}: expected a JSON card, got: {error}") from error
         if not isinstance(card, dict):
             raise TableError(f"{card_path}: expected a JSON object, got {type(card).__name__}")

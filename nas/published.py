@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from compofa.backbones import RESNET50D
-from compofa.errors import SpaceError, TableError
+from compofa.errors import CheckpointError, SpaceError, TableError
 from compofa.form import WIDE, columns
 from compofa.subnet import SubnetArrays
 from nas.choices import CHUNK, ChoiceCodes
@@ -163,35 +160,27 @@ def read_published(path: Path) -> PublishedPredictor:
     )
     import torch  # Only this foreign format needs it; searches on other models must not wait.
 
+    from compofa.tensorfile import read_safely
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Of a file that is something else.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        UnicodeDecodeError,
-        pickle.UnpicklingError,
-        struct.error,
-    ) as error:
+        state = read_safely(path)
+    except CheckpointError as error:
         raise TableError(f"{expected}, got a file that cannot be read as one") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    plain = isinstance(state, dict) and all(
+        torch.is_tensor(value) and value.layout is torch.strided and not value.is_quantized
+        for value in state.values()
+    )
+    if not plain:
         raise TableError(f"{expected}, got {type(state).__name__} of something else")
-    values = [value.detach().float().numpy() for value in state.values()]
-    shapes = [value.shape for value in values]
+    shapes = [tuple(value.shape) for value in state.values()]
     kinds = (PublishedPredictor, PublishedResNetPredictor)
     kind = next((kind for kind in kinds if kind.shapes() == shapes), None)
     if kind is None:
         got = ", ".join("x".join(map(str, shape)) for shape in shapes[:8]) or "no weights"
         raise TableError(f"{expected}, got weights of shapes {got}")
+    values = [value.detach().float().numpy() for value in state.values()]
     if not all(np.isfinite(value).all() for value in values):
         raise TableError(f"{expected}, got weights that are not finite")
     return kind.of(values, path.stem)

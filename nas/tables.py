@@ -24,6 +24,7 @@ from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 
 KEYS = ("ks", "e", "d", "r")
+MAX_FILE_BYTES = 256 << 20
 WIDE_KEYS = ("d", "e", "w", "r")
 _NAMED = 5
 _LARGEST = 1e9
@@ -47,10 +48,9 @@ def read_subnets(
             message names the line.
     """
     path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
     keys, values = KEYS, {}
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(_text(path), newline="") as file:
             reader = csv.DictReader(file)
             if "w" in (reader.fieldnames or ()) and "ks" not in reader.fieldnames:
                 keys = WIDE_KEYS
@@ -84,6 +84,15 @@ def read_subnets(
     else:
         arrays = _wide(integers, r, path)
     return arrays, {name: whole[name][:, 0] for name in columns}
+
+
+def _text(path: Path) -> str:
+    """Read a text file, gzipped by its ending, that is not too large, unpacked."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise TableError(f"{path}: expected a table of at most {MAX_FILE_BYTES} bytes, got more")
+    return data.decode("utf-8-sig")
 
 
 def _wide(values: Mapping[str, np.ndarray], r: np.ndarray, path: Path) -> SubnetArrays:

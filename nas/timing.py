@@ -21,6 +21,7 @@ import numpy as np
 
 from compofa.errors import ConfigError, TableError
 from compofa.files import require_writable, write_text_atomic
+from compofa.plain import parse_json, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,10 @@ class Samples:
         require_writable(folder)
         lines = []
         if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(True)
+            try:
+                lines = read_text(self.path).splitlines(True)
+            except (OSError, ValueError) as error:
+                raise TableError(f"{self.path}: expected timings, got: {error}") from None
             if lines and not lines[-1].endswith("\n"):
                 _LOG.warning("%s: the last line was cut off and is dropped", self.path)
                 lines.pop()
@@ -130,7 +134,7 @@ class Samples:
             lines = [text + "\n"]
         for number, line in enumerate(lines, 1):
             try:
-                data = json.loads(line)
+                data = parse_json(line)
                 if number == 1:
                     if data != dict(identity):
                         raise ValueError("of another machine")

@@ -89,7 +89,7 @@ def test_compound_trains_its_teacher_first(call):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == list(range(epochs))
         assert [line["step"] for line in lines] == [2 * (epoch + 1) for epoch in range(epochs)]
-        assert lines[-1]["train"].keys() == {"loss", "top1", "images_per_s", "lr"}
+        assert lines[-1]["train"].keys() == {"loss", "top1", "images_per_s", "lr", "skipped"}
         settings = json.loads((folder / "config.json").read_text())
         assert settings["config"].keys() == {field.name for field in fields(TrainConfig)}
         assert settings["network"]["classes"] == 10

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch.nn.functional as F
 from compofa.checkpoint import load_checkpoint
 from compofa.cli.train import main
 from compofa.data import load_dataset
-from compofa.errors import ConfigError
+from compofa.errors import ConfigError, DataError
 from compofa.extract import extract
 from compofa.model_zoo import network_spec
 from compofa.seeds import rng
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
-from compofa.training import chain, run
+from compofa.training import run
 from compofa.training.chain import plan, train_task
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
@@ -187,10 +188,10 @@ def test_a_chain_is_resumed_where_it_was(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         real = run.save_checkpoint
 
-        def stop(path: Path, checkpoint: Any) -> None:
+        def stop(path: Path, *rest: Any) -> None:
             if path.parent.name == "depth-2":
                 raise StopError
-            real(path, checkpoint)
+            real(path, *rest)
 
         patch.setattr(run, "save_checkpoint", stop)
         with pytest.raises(StopError):
@@ -214,10 +215,17 @@ def test_overwriting_leaves_nothing_of_the_old_chain(tmp_path, monkeypatch):
     def stop(*args: Any, **keywords: Any) -> None:
         raise StopError
 
-    monkeypatch.setattr(chain, "train", stop)
+    def files() -> list[str]:
+        return [path.name for path in tmp_path.rglob("*") if path.is_file()]
+
+    config = TrainConfig(task="progressive", **SMALL)
+    with pytest.raises(DataError):  # what cannot begin takes nothing away
+        train_task(replace(config, validation_images=10**6), tmp_path, overwrite=True, bar=False)
+    assert len(files()) == 15
+    monkeypatch.setattr(run, "Journal", stop)
     with pytest.raises(StopError):
-        train_task(TrainConfig(task="progressive", **SMALL), tmp_path, overwrite=True, bar=False)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        train_task(config, tmp_path, overwrite=True, bar=False)
+    assert files() == ["config.json"], "of the first phase"
 
 
 def test_a_given_teacher_is_not_trained(whole):

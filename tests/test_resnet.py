@@ -39,9 +39,11 @@ from compofa.sorting import sort_channels
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet, SubnetArrays
 from compofa.supernet import Supernet
+from compofa.training.config import TrainConfig
 from compofa.training.recipes import KERNEL, SUPERNET
 from nas.cost import macs_cost, params_cost
 from nas.fit_accuracy import fit_accuracy
+from nas.fit_latency import fit_network
 from nas.latency import TableCost, layer_key
 from nas.measure import space_layers
 from nas.search import search
@@ -130,6 +132,13 @@ def test_the_coupling_is_of_depth_and_expand_ratio() -> None:
         RESNET50D.compound_space(parse_coupling("3:0.25"))
     with pytest.raises(SpaceError, match="kernels of size 3 alone"):
         network_spec("ofa_resnet50", elastic_kernel=True)
+
+
+def test_simple_means_the_networks_own_coupling() -> None:
+    config = TrainConfig(net="ofa-resnet50-small", heuristic="simple").resolved()
+    assert config.network(10).space.stages == COMPOUND.stages
+    with pytest.raises(ConfigError, match="unknown heuristic ''"):
+        TrainConfig(net="ofa-resnet50-small", heuristic="").resolved()
 
 
 def test_the_form_of_the_field_comes_back() -> None:
@@ -441,6 +450,11 @@ def test_every_layer_of_a_space_is_known_before_timing() -> None:
             for layer in layers:  # a key names one shape
                 one = replace(layer, name="")
                 assert named.setdefault(layer_key(layer), one) == one
+
+
+def test_whole_networks_are_not_fitted() -> None:
+    with pytest.raises(TableError, match="networks of one width to fit, got resnet50d: time its"):
+        fit_network(FREE.arrays(FREE.sample_genes(rng(0), 60)), np.ones(60), RESNET50D)
 
 
 def test_tables_of_layers_sum_up(tmp_path: Path) -> None:

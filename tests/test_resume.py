@@ -1,8 +1,5 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from compofa.training.recipes import RECIPES, SMALL_IMAGES, Phase, Recipe
 from compofa.training.run import RunResult, train
 from compofa.training.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
 EPOCHS = 3
 SMALL: dict[str, Any] = {
     "epochs": EPOCHS,
@@ -168,43 +164,6 @@ def test_stopped_within_an_epoch(folder, whole, monkeypatch, owner, name, call, 
     assert_same_run(folder, go(folder, resume=True), whole)
 
 
-KILLED = f"""
-import os, signal, sys
-import sklearn.datasets
-from sklearn.utils import Bunch
-from compofa.training.config import TrainConfig
-from compofa.training.run import train
-
-data = sklearn.datasets.load_digits()
-few = Bunch(images=data.images[:150], target=data.target[:150])
-sklearn.datasets.load_digits = lambda: few
-replace, saved = os.replace, []
-
-def die(source, target):
-    saved.append(str(target))
-    if sum(name.endswith("last.pt") for name in saved) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = die
-train(TrainConfig(**{SMALL}), sys.argv[1], bar=False)
-"""
-
-
-def test_killed_while_it_saves(folder, whole):
-    # A real SIGKILL, when the second last.pt is written but has not taken its place.
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", KILLED, str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert load_checkpoint(folder / "compound-1" / "last.pt").figures["epoch"] == 1
-    assert_same_run(folder, go(folder, resume=True), whole)
-
-
 def test_an_unfinished_teacher_is_resumed_not_used(tmp_path, whole):
     own = {name: None for name in ("epochs", "lr", "warmup_epochs", "dynamic_batch_size")}
     with pytest.raises(StopError):
@@ -265,6 +224,36 @@ def test_nothing_to_resume(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing to resume: expected .*last\.pt"):
         go(tmp_path / "run", resume=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_saved_nothing_is_begun_again_with_the_same_settings(tmp_path):
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    own = {"task": "teacher", "epochs": 1, "warmup_epochs": 0}
+    (folder / "config.json").write_text(json.dumps({"config": {"task": "teacher", "seed": 3}}))
+    with pytest.raises(ConfigError, match=r"changed settings: .*seed: 3 then, 0 now"):
+        go(tmp_path, resume=True, **own)
+    for text in ("[" * 9999, "{}", "[]", "null"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match="nothing to resume: expected a checkpoint"):
+            go(tmp_path, resume=True, **own)
+    (folder / "config.json").unlink()  # as where a teacher was being trained first
+    assert go(tmp_path, resume=True, **own).last.exists()
+
+
+def test_an_earlier_version_is_resumed(folder, whole):
+    # It knew of epochs only, and of no checksum.
+    with pytest.raises(StopError):
+        go(folder, stop_after=2)
+    last = folder / "compound-1" / "last.pt"
+    data = torch.load(last, weights_only=True)
+    del data["compofa-sha256"]
+    for name in ("tally", "skipped", "broken"):
+        del data["training"]["trainer"][name]
+    for name in ("max_skipped", "save_minutes"):
+        del data["training"]["config"][name]
+    torch.save(data, last)
+    assert_same_run(folder, go(folder, resume=True), whole)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "best", "foreign"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from compofa.errors import CompofaError, OtherWorkerError
+from compofa.errors import CompofaError, OtherWorkerError, StoppedError
 
 if TYPE_CHECKING:
     from compofa.training.backends import Backend
@@ -96,6 +96,8 @@ def only_main_speaks(backend: Backend) -> None:
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str) -> int:
     """Call ``main``, turning what a user can mend into one line and exit status 1.
 
+    A run that a signal ended has 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C.
+
     Returns:
         The exit status.
     """
@@ -105,6 +107,9 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         main(argv)
     except OtherWorkerError:
         return 1
+    except StoppedError as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return error.status
     except CompofaError as error:
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return 1

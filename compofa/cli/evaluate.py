@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from compofa.cli.common import Parser, run
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError, DataError
 from compofa.model_zoo import NETWORKS, open_checkpoint
+from compofa.plain import parse_json, read_text
 from compofa.seeds import rng
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet
@@ -153,12 +153,12 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
     if not text.lstrip().startswith("{"):
         source = text
         try:
-            text = Path(text).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(text)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
     try:
-        config = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        config = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{source}: expected a subnet as JSON: {error}") from None
     subnet = Subnet.from_config(config, resolution)
     space.require(subnet, resolution=False)

@@ -16,6 +16,7 @@ from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
+from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -255,8 +256,8 @@ def _convert_subnet(args: argparse.Namespace) -> None:
 def _family(path: str) -> Backbone:
     """Return the backbone of a subnet's file: those of ResNet50D have widths."""
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # who reads it in earnest says what is wrong
+        config = parse_json(read_text(path))
+    except (OSError, ValueError):  # who reads it in earnest says what is wrong
         return MOBILENET_V3
     return RESNET50D if isinstance(config, dict) and "w" in config else MOBILENET_V3
 

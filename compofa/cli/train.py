@@ -160,7 +160,21 @@ def parser() -> Parser:
         default="never",
         choices=RESUME,
         metavar="auto",
-        help="go on after the last saved epoch, exactly; with auto begin if nothing was saved",
+        help="go on after the last saved step, exactly; with auto begin if nothing was saved",
+    )
+    where.add_argument(
+        "--save-minutes",
+        type=float,
+        default=30.0,
+        metavar="M",
+        help="minutes between saves within an epoch; every epoch, SIGTERM and Ctrl-C save, too",
+    )
+    where.add_argument(
+        "--max-skipped",
+        type=int,
+        default=20,
+        metavar="N",
+        help="steps in a row that may be skipped for a loss or gradient that is no finite number",
     )
     where.add_argument(
         "--overwrite", action="store_true", help="begin again where a run already is"
@@ -194,6 +208,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from compofa.training.chain import plan, train_task
+    from compofa.training.stopping import on_signals
 
     if args.task == "finetune" and args.init_path:
         _read_single(args)
@@ -202,7 +217,7 @@ def _main(argv: Sequence[str] | None) -> None:
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
     config = TrainConfig(**values)
 
-    with logging_redirect_tqdm(), joined(args) as workers:
+    with logging_redirect_tqdm(), on_signals() as stop, joined(args) as workers:
         if args.overwrite and workers.goes_on:
             raise ConfigError(
                 "--overwrite: expected none where workers are started again (torchrun "
@@ -220,6 +235,7 @@ def _main(argv: Sequence[str] | None) -> None:
                 overwrite=args.overwrite,
                 bar=not args.quiet,
                 backend=workers,
+                stop=stop,
             )
 
         result = workers.lasting(attempt)

@@ -48,7 +48,9 @@ class TarFolder:
                     for member in tar
                     if member.isreg()
                 }
-        except (OSError, tarfile.TarError, ValueError) as error:
+        except (
+            OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError
+        ) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:120]
             raise DataError(
                 f"expected a folder, or a tar file that is not compressed: {archive} ({reason})"
@@ -115,8 +117,8 @@ class TarSource(FilesSource):
         try:
             with self.archive.open("rb") as file:
                 file.seek(offset)
-                content = file.read(min(size, MAX_IMAGE_BYTES))
-        except OSError as error:
+                content = file.read(max(0, min(size, MAX_IMAGE_BYTES)))
+        except (OSError, ValueError, OverflowError) as error:  # no place in any file
             raise UnreadableImageError(self.path(index)) from error
         return decode_rgb(self.path(index), io.BytesIO(content))
 

@@ -5,7 +5,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,8 +172,10 @@ def _download(name: str, root: Path, download: bool) -> _Parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy, about the old pickles
             parts = [dataset_class(str(root), train=t, download=download) for t in (True, False)]
+        classes = tuple(parts[0].classes)
+        sources = [_source(part, len(classes)) for part in parts]
     except (
-        RuntimeError, OSError, ValueError, AssertionError, IndexError, EOFError,
+        RuntimeError, OSError, ValueError, TypeError, LookupError, AssertionError, EOFError,
         http.client.HTTPException,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
@@ -182,16 +184,21 @@ def _download(name: str, root: Path, download: bool) -> _Parts:
             f"{name} {what} in {root} ({reason}): put {files} into {root}, or give a folder with "
             "train/<class>/ and test/<class>/ images as data path"
         ) from error
-    sources = [MemorySource(_pixels(part.data), np.asarray(part.targets)) for part in parts]
-    return _Parts(tuple(parts[0].classes), sources[0], sources[1], len(sources[0]) // 10)
+    return _Parts(classes, sources[0], sources[1], len(sources[0]) // 10)
 
 
-def _pixels(data: object) -> NDArray[np.uint8]:
-    """Turn [n, h, w, 3] or grey [n, h, w] into [n, 3, h, w]."""
-    images = np.asarray(data)
+def _source(part: Any, classes: int) -> MemorySource:
+    """Turn torchvision's images, [n, h, w, 3] or grey [n, h, w], into a source.
+
+    Raises:
+        ValueError: They are of other shapes, or of other classes.
+    """
+    images, targets = np.asarray(part.data), np.asarray(part.targets)
+    if not len(targets) or not 0 <= targets.min() <= targets.max() < classes:
+        raise ValueError(f"expected labels from 0 to {classes - 1}")
     if images.ndim == 3:
-        return np.repeat(images[:, None], 3, axis=1)
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return MemorySource(np.repeat(images[:, None], 3, axis=1), targets)
+    return MemorySource(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), targets)
 
 
 def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) -> _Parts:

@@ -1,6 +1,8 @@
 """Reading image files, and keeping count of those that cannot be read."""
 
 import logging
+import os
+import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +15,8 @@ from compofa.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 20
+_FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "DIB", "TIFF", "WEBP")
+"""What is decoded, whatever a file's name says. Pillow would also start Ghostscript for EPS."""
 
 
 class UnreadableImageError(DataError):
@@ -29,12 +33,15 @@ def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
         file: Its content, where it is not a file by itself.
 
     Raises:
-        UnreadableImageError: The file is missing, truncated, no image, or far too large.
+        UnreadableImageError: The file is missing, truncated, no image of a usual format, or far
+            too large (Pillow refuses more than 179 million pixels).
     """
     try:
+        if file is None and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError(f"{path} is no file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file or path) as image:
+            with Image.open(file or path, formats=_FORMATS) as image:
                 if image.mode.startswith("I"):
                     image = _eight_bits(image)
                 return image.convert("RGB")

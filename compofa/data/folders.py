@@ -124,7 +124,12 @@ def _image_paths(root: Folder, folder: Folder) -> list[bytes]:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
     paths = []
+    seen = set()
     for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            raise DataError(f"cannot read {parent}: a link leads to the same folder again")
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(parent, root)
         paths += [os.fsencode(os.path.join(below, name)) for name in files if _is_image(name)]

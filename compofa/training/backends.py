@@ -157,7 +157,11 @@ class Backend(ABC):
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 
     def average_gradients(
-        self, parameters: Iterable[nn.Parameter], weight: float, half: bool = False
+        self,
+        parameters: Iterable[nn.Parameter],
+        weight: float,
+        half: bool = False,
+        notes: list[float] | None = None,
     ) -> float:
         """Replace every parameter's gradient by the weighted mean over all workers.
 
@@ -166,6 +170,7 @@ class Backend(ABC):
             weight: Of this worker: its share of the images that it should have had, 0 to 1.
             half: Whether to send float16: half the bytes, 11 bits of each number. Sums that leave
                 its range become infinite.
+            notes: Numbers to sum over all workers on the way; the sums take their place.
 
         Returns:
             The sum of the weights; where it is 0 the gradients are left alone.
@@ -176,16 +181,17 @@ class Backend(ABC):
 
         gradients = [parameter.grad for parameter in parameters]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        share = flat.new_tensor([weight / self.size])  # so that sums stay in range
+        notes = [] if notes is None else notes
+        told = flat.new_tensor([weight / self.size, *notes])  # a share, so that sums stay in range
         if half:  # 11 bits are too few for the shares
-            sent = (flat * share).half()
+            sent = (flat * told[0]).half()
             self.sum_(sent)
-            self.sum_(share)
+            self.sum_(told)
         else:
-            sent = torch.cat([flat * share, share])
+            sent = torch.cat([flat * told[0], told])
             self.sum_(sent)
-            sent, share = sent[:-1], sent[-1:]
-        total = float(share)
+            sent, told = sent[: len(flat)], sent[len(flat) :]
+        total, *notes[:] = told.tolist()
         if total > 0:
             _scatter(sent.to(flat.dtype) / total, gradients)
         return total * self.size

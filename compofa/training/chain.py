@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from compofa.errors import ConfigError
-from compofa.files import require_writable
 from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.recipes import CHAINS, recipe_for
-from compofa.training.run import SUMMARY, RunResult, train
+from compofa.training.run import RunResult, train
+from compofa.training.saving import holds_run
+from compofa.training.stopping import Stopping
 
 
 def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
@@ -49,6 +50,7 @@ def train_task(
     overwrite: bool = False,
     bar: bool = True,
     backend: Backend | None = None,
+    stop: Stopping | None = None,
 ) -> RunResult:
     """Train a task: one phase, or those of a chain one after another.
 
@@ -60,6 +62,7 @@ def train_task(
         overwrite: Begin again, with the first phase.
         bar: Whether to draw progress bars.
         backend: Workers that all call this; see :func:`compofa.training.run.train`.
+        stop: How to ask for an early end.
 
     Returns:
         The result of the last phase, with time and cost of all.
@@ -72,14 +75,17 @@ def train_task(
     backend = backend or Alone()
     begun = backend.from_main(lambda: _begun(folders, resume, overwrite))
     resume = bool(begun) if resume is None else resume
+    stale = folders[1:] if overwrite and not resume else []  # must not look like this run's
     results = [
         train(
             phase,
             output,
-            resume=resume and (folder in begun or not begun),
+            resume=resume and (folder in begun or (folder == folders[0] and not begun)),
             overwrite=overwrite,
             bar=bar,
             backend=backend,
+            stop=stop,
+            discard=stale if folder == folders[0] else (),
         )
         for phase, folder in zip(phases, folders, strict=True)
     ]
@@ -88,16 +94,11 @@ def train_task(
 
 
 def _begun(folders: list[Path], resume: bool | None, overwrite: bool) -> list[Path]:
-    """Return the folders that hold a saved run, after clearing those that must not count."""
-    begun = [folder for folder in folders if (folder / "last.pt").exists()]
+    """Return the folders that hold a saved run."""
+    begun = [folder for folder in folders if holds_run(folder)]
     if begun and resume is False and not overwrite:
         raise ConfigError(
             f"{begun[0]} holds a run already: go on with --resume, begin again with "
             "--overwrite, or choose another --name"
         )
-    if overwrite and not resume:  # what is left of later phases must not look like this run's
-        for folder in filter(Path.exists, folders[1:]):
-            require_writable(folder)
-            for name in ("last.pt", "best.pt", SUMMARY):
-                (folder / name).unlink(missing_ok=True)
     return begun

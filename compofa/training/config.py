@@ -62,6 +62,9 @@ class TrainConfig:
         fp16_allreduce: Whether workers send gradients in half precision.
         threads: CPU threads; by default one for small images, otherwise torch's choice. The
             last bits of a result depend on it.
+        max_skipped: Steps in a row whose loss or gradient is not a finite number, and which are
+            skipped, that end the run.
+        save_minutes: Minutes between saves within an epoch.
         price: Price of an hour of one device, for the report.
         power: Power of one device in watts, for the report.
     """
@@ -100,10 +103,14 @@ class TrainConfig:
     amp: bool = False
     fp16_allreduce: bool = False
     threads: int | None = None
+    max_skipped: int = 20
+    save_minutes: float = 30.0
     price: float | None = None
     power: float | None = None
 
-    UNIMPORTANT: ClassVar[tuple[str, ...]] = ("data_path", "workers", "device", "price", "power")
+    UNIMPORTANT: ClassVar[tuple[str, ...]] = (
+        "data_path", "workers", "device", "max_skipped", "save_minutes", "price", "power",
+    )  # fmt: skip
     """Settings that may change between a run and its resumption."""
 
     @property
@@ -182,6 +189,8 @@ class TrainConfig:
             "calibration_images": (1, 10_000_000),
             "workers": (0, 256),
             "seed": (0, 2**63 - 1),
+            "max_skipped": (1, 1_000_000),
+            "save_minutes": (0, 1_000_000),
         }
         faults = [
             f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(self, name)}"
@@ -221,7 +230,7 @@ class TrainConfig:
 
     def network(self, classes: int) -> NetworkSpec:
         """Return the definition of the supernet that this configuration describes."""
-        heuristic = self.heuristic or entry(self.net).coupling
+        heuristic = entry(self.net).coupling if self.heuristic is None else self.heuristic
         spec = network_spec(
             self.net,
             classes,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compofa.errors import CompofaError
 from compofa.files import write_text_atomic
+from compofa.plain import parse_json, read_text
 
 # Strubell et al., ACL 2019: average power usage effectiveness of a data centre, and pounds of
 # CO2 for each kWh of the US grid.
@@ -41,6 +43,8 @@ class Journal:
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise CompofaError(f"cannot write {self.path}: {error.strerror or error}") from error
         for name, value in _flat(metrics):
@@ -77,11 +81,18 @@ def cost_report(
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a metrics file; a cut-off last line is dropped."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    try:
+        texts = read_text(path).splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise CompofaError(f"{path}: expected lines of metrics, got {error}") from error
+    for text in texts:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except ValueError:
             break
+        if not (isinstance(line, dict) and {"epoch", "step"} <= line.keys()):
+            break
+        lines.append(line)
     return lines
 
 

@@ -24,6 +24,7 @@ from compofa.training.backends import Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import SUMMARY
 from compofa.training.recipes import Phase, recipe_for
+from compofa.training.saving import was_begun
 from compofa.weights import load_state
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def _predecessor(
     path = folder / "best.pt"
 
     def look() -> tuple[bool, bool]:
-        unfinished = (folder / "last.pt").exists() and not (folder / SUMMARY).exists()
+        unfinished = was_begun(folder) and not (folder / SUMMARY).exists()
         ready = path.exists() and not unfinished
         if not ready and not (recipe.quick and phase.largest_only):
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.checkpoint import Checkpoint, save_checkpoint
 from compofa.data import DataSplits, Normalisation, load_dataset
-from compofa.errors import CheckpointError, ConfigError
-from compofa.files import require_writable, write_text_atomic
+from compofa.errors import ConfigError, StoppedError, TrainingError
+from compofa.files import write_text_atomic
 from compofa.fixed import Network
 from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
@@ -29,6 +29,18 @@ from compofa.training.finetune import open_single
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.predecessors import find_predecessors, load_start, load_teacher
 from compofa.training.recipes import recipe_for
+from compofa.training.saving import (
+    BEST,
+    CONFIG,
+    LAST,
+    PREVIOUS,
+    Progress,
+    Saver,
+    clear,
+    mend,
+    saved_state,
+)
+from compofa.training.stopping import Stopping
 from compofa.training.trainer import Trainer
 from compofa.weights import load_state
 
@@ -63,26 +75,34 @@ def train(
     bar: bool = True,
     after_epoch: Callable[[int], None] | None = None,
     backend: Backend | None = None,
+    stop: Stopping | None = None,
+    discard: Sequence[Path] = (),
 ) -> RunResult:
     """Train one phase, and on quick data the teacher that it lacks.
 
     Args:
         config: Settings; defaults are filled in here.
         output: Folder of the run; each phase has a folder of its own in it.
-        resume: Go on from the last saved epoch. The result is that of a run that was never
+        resume: Go on from the last saved step. The result is that of a run that was never
             interrupted, bit for bit on a CPU with the same number of threads.
         overwrite: Begin again where a run of this phase already is.
         bar: Whether to draw progress bars.
         after_epoch: Called with the number of epochs done after each is saved.
         backend: Workers that all call this with the same arguments. Worker 0 reads and writes the
             run's files; nobody else needs to see its folder.
+        stop: How to ask for an early end.
+        discard: Folders of later phases, whose files go when this one begins.
 
     Raises:
+        StoppedError: It was asked for. What was done is saved, up to the last step.
         CompofaError: Something the user can mend; nothing is half-written.
     """
     config = config.resolved()
     with cpu_threads(config.threads):
-        return _run(config, Path(output), resume, overwrite, bar, after_epoch, backend or Alone())
+        return _run(
+            config, Path(output), resume, overwrite, bar, after_epoch, backend or Alone(),
+            stop or Stopping(), discard,
+        )  # fmt: skip
 
 
 def _run(
@@ -93,10 +113,14 @@ def _run(
     bar: bool,
     after_epoch: Callable[[int], None] | None,
     backend: Backend,
+    stop: Stopping,
+    discard: Sequence[Path],
 ) -> RunResult:
+    if any(backend.gather(stop.requested)):  # while the phase before this one came to its end
+        raise stop.error(": go on with --resume")
     folder = run_folder(config, output)
-    last, best = folder / "last.pt", folder / "best.pt"
-    state = backend.from_main(lambda: _saved_state(config, last, resume, overwrite))
+    last, best = folder / LAST, folder / BEST
+    state = backend.from_main(lambda: saved_state(config, folder, resume, overwrite))
     backend.in_turn(lambda: check_device(config.device))
     splits = backend.in_turn(
         lambda: load_dataset(
@@ -121,7 +145,7 @@ def _run(
         spec = config.network(len(splits.classes))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
-        return train(first, output, resume=unfinished, bar=bar, backend=backend).best
+        return train(first, output, resume=unfinished, bar=bar, backend=backend, stop=stop).best
 
     device = backend.in_turn(lambda: backend.device(config.device))
     if state is not None:
@@ -134,7 +158,7 @@ def _run(
         teacher = backend.from_main(lambda: load_teacher(teacher_path, spec)).to(device)
     net = spec.build() if single else Supernet(spec, config.seed)
     if state is not None:
-        load_state(net, state["weights"], str(last))
+        load_state(net, state["weights"], str(state["path"]))
     elif single:
         load_state(net, begun.weights, config.init_path)
     elif predecessors.start is not None:
@@ -150,57 +174,75 @@ def _run(
     net.to(device)
     trainer = Trainer(config, net, teacher, splits, backend)
     if state is not None:
-        trainer.load_state_dict(state["trainer"])
-    progress = _Progress(0, float("-inf"), {}, 0.0)
+        trainer.load_state_dict(state["trainer"], state["workers"])
+    progress = Progress()
     if state is not None:
-        progress = _Progress(**state["progress"])
+        progress = Progress(**state["progress"])
         _say_changed_workers(state["workers"], backend.size)
     elif single:
         log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
 
     def begin() -> None:
-        require_writable(folder)
-        if state is None:
-            for old in (last, best, folder / "metrics.jsonl", folder / SUMMARY):
-                old.unlink(missing_ok=True)
-            settings = {"config": config.to_json(), "network": spec.to_json()}
-            write_text_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+        if state is not None:
+            mend(folder, state["path"])
+            return
+        for old in filter(Path.exists, discard):
+            clear(old)
+        clear(folder)
+        settings = {"config": config.to_json(), "network": spec.to_json()}
+        write_text_atomic(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
 
     backend.from_main(begin)
     fixed = {"config": config.to_json(), "teacher": teacher_path, "workers": backend.size}
     bar = bar and backend.is_main
     journal = Journal(folder, progress.epoch) if backend.is_main else None
     describe_run(config, splits, spec, trainer.steps, folder)
+    started = time.perf_counter() - progress.seconds
+
+    def write() -> None:
+        nonlocal progress
+        progress = replace(progress, seconds=time.perf_counter() - started)
+        if backend.is_main:
+            training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
+            checkpoint = _checkpoint(config, net, spec, splits, progress)
+            save_checkpoint(last, replace(checkpoint, training=training), folder / PREVIOUS)
+
+    saver = Saver(write, last, config.save_minutes, stop)
     try:
-        for epoch in range(progress.epoch, config.epochs):
-            started = time.perf_counter()
-            stats = trainer.train_epoch(epoch, bar)
-            metrics: dict[str, Any] = {"train": asdict(stats)}
-            improved = False
-            if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
-                metrics["validation"] = figures = trainer.validate()
-                score = sum(f["top1"] for f in figures.values()) / len(figures)
-                improved = score > progress.score
-                if improved:
-                    progress = replace(progress, score=score, figures=figures)
-            seconds = progress.seconds + time.perf_counter() - started
-            progress = replace(progress, epoch=epoch + 1, seconds=seconds)
-            if journal is not None:
-                checkpoint = _checkpoint(config, net, spec, splits, progress)
-                if improved:
-                    save_checkpoint(best, checkpoint)
-                training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
-                journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
-                save_checkpoint(last, replace(checkpoint, training=training))
-            _say(epoch, config, metrics)
-            backend.saved()
-            if after_epoch is not None:
-                after_epoch(epoch + 1)
+        with stop.deferred():
+            for epoch in range(progress.epoch, config.epochs):
+                stats = trainer.train_epoch(epoch, bar, saver)
+                metrics: dict[str, Any] = {"train": asdict(stats)}
+                improved = False
+                if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
+                    try:
+                        with stop.at_once():
+                            metrics["validation"] = figures = trainer.validate()
+                    except StoppedError:
+                        saver.save(stopping=True)
+                    score = sum(f["top1"] for f in figures.values()) / len(figures)
+                    improved = score > progress.score
+                    if improved:
+                        progress = replace(progress, score=score, figures=figures)
+                progress = replace(progress, epoch=epoch + 1)
+                if journal is not None:
+                    if improved:
+                        save_checkpoint(best, _checkpoint(config, net, spec, splits, progress))
+                    journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
+                saver.save()
+                _say(epoch, config, metrics)
+                backend.saved()
+                if after_epoch is not None:
+                    after_epoch(epoch + 1)
+    except TrainingError as error:
+        raise _explained(error, folder) from None
     finally:
         if journal is not None:
             journal.close()
     cost = cost_report(progress.seconds * backend.size, config.device, config.price, config.power)
     summary = {"best": progress.figures, "seconds": progress.seconds, **cost}
+    if trainer.skipped:
+        summary["skipped_steps"] = trainer.skipped
     if trainer.broken.paths:
         summary["broken_images"] = len(trainer.broken.paths)
     text = json.dumps(summary, indent=2) + "\n"
@@ -208,56 +250,12 @@ def _run(
     return RunResult(best, last, progress.figures, progress.seconds, cost)
 
 
-@dataclass(frozen=True)
-class _Progress:
-    """How far a run is: epochs done, best score and its figures, seconds spent."""
-
-    epoch: int
-    score: float
-    figures: dict[str, Any]
-    seconds: float
-
-
-def _saved_state(
-    config: TrainConfig, last: Path, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """Return the state to resume from, or ``None`` to begin."""
-    if not resume:
-        if last.exists() and not overwrite:
-            raise ConfigError(
-                f"{last.parent} holds a run already: go on with --resume, begin again with "
-                "--overwrite, or choose another --name"
-            )
-        return None
-    if not last.exists():
-        raise ConfigError(f"nothing to resume: expected a checkpoint at {last}")
-    checkpoint = load_checkpoint(last)
-    try:
-        training = dict(checkpoint.training or {})
-        changes = config.changes_since(training["config"])
-        state = {
-            "checkpoint": checkpoint,
-            "weights": checkpoint.weights,
-            "teacher": str(training["teacher"]),
-            "trainer": training["trainer"],
-            "workers": int(training.get("workers", 1)),
-            "progress": {name: training["progress"][name] for name in _Progress.__annotations__},
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{last}: no training state to resume from ({error!r})") from None
-    if changes:
-        raise ConfigError(
-            f"cannot resume {last.parent} with changed settings: {'; '.join(changes)}"
-        )
-    return state
-
-
 def _checkpoint(
     config: TrainConfig,
     net: Supernet | StaticNetwork,
     spec: Network,
     splits: DataSplits,
-    progress: _Progress,
+    progress: Progress,
 ) -> Checkpoint:
     if spec.elastic:  # only the subnets that this phase trained are worth drawing
         spec = replace(spec, space=config.recipe_phase.within(spec.space))
@@ -273,6 +271,18 @@ def _checkpoint(
         validation_images=config.validation_images,
         image_size=config.eval_size,
         figures={"validation": progress.figures, "epoch": progress.epoch},
+    )
+
+
+def _explained(error: TrainingError, folder: Path) -> TrainingError:
+    """Say where the last good state is."""
+    kept = [name for name in (LAST, BEST) if (folder / name).exists()]
+    what, start = "nothing was saved yet", ""
+    if kept:
+        what = f"{folder / kept[0]} keeps the last good state"
+        start = f", from --init-path {folder / kept[-1]}"
+    return TrainingError(
+        f"{error}; {what}: begin again with a lower --lr{start}, or raise --max-skipped"
     )
 
 

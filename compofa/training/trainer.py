@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compofa.data import BrokenImages, DataSplits, dataset_info, steps_per_epoch, train_loader
-from compofa.errors import CheckpointError
+from compofa.data.loaders import Batch
+from compofa.errors import CheckpointError, TrainingError
 from compofa.evaluate import Evaluator
 from compofa.fixed import FixedNetwork
 from compofa.nn.static import StaticNetwork
@@ -24,28 +25,15 @@ from compofa.subnet import Subnet
 from compofa.supernet import Supernet
 from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig
+from compofa.training.guard import StepGuard
 from compofa.training.losses import distillation_loss
 from compofa.training.optim import learning_rate, make_optimizer
 from compofa.training.samplers import SAMPLERS
+from compofa.training.saving import Saver
+from compofa.training.stopping import GRACE_S, LOST
+from compofa.training.tally import EpochStats, Tally
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EpochStats:
-    """Means over one epoch's training steps.
-
-    Attributes:
-        loss: Loss, averaged over subnets.
-        top1: Accuracy on the training images as they were shown, in percent.
-        images_per_s: Images a second of all workers, a step's subnets not counted as more images.
-        lr: Learning rate of the last step.
-    """
-
-    loss: float
-    top1: float
-    images_per_s: float
-    lr: float
 
 
 class Trainer:
@@ -93,7 +81,13 @@ class Trainer:
         self.optimizer = make_optimizer(net, config.weight_decay, config.momentum)
         self.autocast = reduced_precision(self.device) if config.amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
+        self.guard = StepGuard(net)
         self.broken = BrokenImages(len(splits.train))
+        self.tally = Tally(-1)
+        self.sums = torch.zeros(3, device=self.device)  # loss, right answers, answers
+        self.skipped = self.skipped_in_a_row = 0
+        self.saver: Saver | None = None
+        self.notes: list[float] = []
         self.evaluator = Evaluator(
             splits,
             normalisation=splits.normalisation,
@@ -107,10 +101,20 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "tally": asdict(self.tally),
+            "skipped": [self.skipped, self.skipped_in_a_row],
+            "broken": list(self.broken.paths),
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned.
+    def load_state_dict(self, state: dict[str, Any], workers: int = 1) -> None:
+        """Take over what :meth:`state_dict` returned, also that of a version that saved epochs.
+
+        Args:
+            state: What was returned.
+            workers: How many there were then.
 
         Raises:
             CheckpointError: It is not such a state, or another network's.
@@ -121,6 +125,11 @@ class Trainer:
             for parameter, kept in self.optimizer.state.items():
                 if kept["momentum_buffer"].shape != parameter.shape:
                     raise ValueError("momentum of another shape")
+            tally = Tally(**state.get("tally", {"epoch": -1}))
+            done = tally.steps * workers // self.backend.size  # the same images, in other batches
+            self.tally = replace(tally if self.backend.is_main else Tally(tally.epoch), steps=done)
+            self.skipped, self.skipped_in_a_row = map(int, state.get("skipped", (0, 0)))
+            self.broken.add(state.get("broken", ()))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the training state cannot be resumed: {error}") from error
 
@@ -132,9 +141,21 @@ class Trainer:
         generator = rng(self.config.seed, "subnets", step)
         return self.draw(generator, self.config.dynamic_batch_size)
 
-    def train_epoch(self, epoch: int, bar: bool = True) -> EpochStats:
-        """Run one epoch, counted from 0."""
-        config = self.config
+    def train_epoch(self, epoch: int, bar: bool = True, saver: Saver | None = None) -> EpochStats:
+        """Run one epoch, or what is left of it in a run that was resumed.
+
+        Args:
+            epoch: Which one, from 0.
+            bar: Whether to draw a progress bar.
+            saver: Says after each step whether to save, and to stop.
+
+        Raises:
+            TrainingError: Too many steps in a row were skipped.
+            StoppedError: It was asked for, and the state is saved.
+        """
+        config, self.saver = self.config, saver
+        if self.tally.epoch != epoch:
+            self.tally = Tally(epoch)
         loader = train_loader(
             self.splits.train,
             self.info,
@@ -145,45 +166,106 @@ class Trainer:
             normalisation=self.splits.normalisation,
             rank=self.backend.rank,
             world_size=self.backend.size,
+            first_step=self.tally.steps,
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )
         self.net.train()
-        sums = torch.zeros(3, device=self.device)  # loss, right answers, answers
-        images, started, lr = 0, time.perf_counter(), 0.0
+        self.sums = torch.tensor(
+            [self.tally.loss, self.tally.right, self.tally.answers], device=self.device
+        )
         progress = tqdm(
-            loader, desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not bar,
-            leave=False, mininterval=0.5,
+            desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not bar, leave=False,
+            mininterval=0.5, total=self.steps, initial=self.tally.steps,
         )  # fmt: skip
-        for position, batch in enumerate(progress):
+        batches = iter(loader)
+        with progress:
+            while self.tally.steps < self.steps:
+                started = time.perf_counter()
+                batch = self._next(batches)
+                self._train_batch(batch, epoch * self.steps + self.tally.steps)
+                seconds = self.tally.seconds + time.perf_counter() - started
+                self.tally = replace(self.tally, seconds=seconds)
+                progress.update()
+                if bar and batch is not None and self.tally.steps % 10 == 1:
+                    self._describe(progress, batch.resolution)
+                if any(self.notes):
+                    self._collect()
+                    saver.save(stopping=self.notes[0] > 0)
+        loss, right, answers, taken, images = self._collect()
+        lr = self._set_learning_rate((epoch + 1) * self.steps - 1)
+        return EpochStats(
+            loss / max(1, taken), 100 * right / max(1, answers), images / self.tally.seconds, lr,
+            self.tally.skipped,
+        )  # fmt: skip
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """Return the next batch; None where its makers were ended together with the run."""
+        try:
+            return next(batches)
+        except LOST:
+            time.sleep(GRACE_S)
+            if self.saver is None or not self.saver.stopping:
+                raise
+            return None
+
+    def _train_batch(self, batch: Batch | None, step: int) -> None:
+        """Take one step, and count it."""
+        self._set_learning_rate(step)
+        images, before = 0, self.skipped
+        if batch is not None:
             self.broken.add(batch.broken)
-            step = epoch * self.steps + position
-            lr = self._set_learning_rate(step)
-            if len(batch.targets) < 2:  # the others were broken, and BN cannot learn from one
-                self.update(0)
-                continue
+            images = len(batch.targets)
+        if images < 2:  # the others were broken, and BN cannot learn from one
+            happened, images, taken = self.update(0), 0, 0
+        else:
             inputs = batch.images.to(
                 self.device, non_blocking=True, memory_format=torch.channels_last
             )
-            sums += self.train_step(inputs, batch.targets.to(self.device, non_blocking=True), step)
-            images += len(batch.targets)
-            if bar and position % 10 == 0:
-                loss, right, answers = sums.tolist()
-                progress.set_postfix(
-                    loss=f"{loss / (position + 1):.3f}",
-                    top1=f"{100 * right / answers:.1f}",
-                    r=batch.resolution,
-                    lr=f"{lr:.4f}",
-                    img_s=f"{images / (time.perf_counter() - started):.0f}",
-                )
-        loss, right, answers, images = self.backend.sum((*sums.tolist(), images))
+            targets = batch.targets.to(self.device, non_blocking=True)
+            self.sums += self.train_step(inputs, targets, step)
+            happened, taken = True, int(self.skipped == before)
+        if batch is None and not happened:
+            return
+        self.tally = replace(
+            self.tally,
+            steps=self.tally.steps + 1,
+            taken=self.tally.taken + taken,
+            images=self.tally.images + images,
+            skipped=self.tally.skipped + self.skipped - before,
+        )
+
+    def _describe(self, progress: tqdm, resolution: int) -> None:
+        """Show figures beside the progress bar."""
+        loss, right, answers = self.sums.tolist()
+        progress.set_postfix(
+            loss=f"{loss / max(1, self.tally.taken):.3f}",
+            top1=f"{100 * right / max(1, answers):.1f}",
+            r=resolution,
+            lr=f"{self.optimizer.param_groups[0]['lr']:.4f}",
+            img_s=f"{self.tally.images / self.tally.seconds:.0f}",
+            **({"skipped": self.skipped} if self.skipped else {}),
+        )
+
+    def _collect(self) -> list[float]:
+        """Bring what all workers counted to worker 0, and BN's statistics to their mean.
+
+        The mean commutes with the running averages, so that it may be taken at any step.
+
+        Returns:
+            Loss, right answers, answers, steps taken and images, of all workers.
+        """
+        own = (*self.sums.tolist(), self.tally.taken, self.tally.images)
+        sums = self.backend.sum(own)
+        names = ("loss", "right", "answers", "taken", "images")
+        kept = dict(zip(names, sums, strict=True)) if self.backend.is_main else {}
+        self.tally = replace(self.tally, **{**dict.fromkeys(names, 0), **kept})
+        self.sums = self.sums.new_tensor([self.tally.loss, self.tally.right, self.tally.answers])
         self.backend.average_buffers(self.net)
         for broken in self.backend.gather(tuple(self.broken.paths)):
             self.broken.paths.update(dict.fromkeys(broken))  # their workers have named them
         self.backend.in_turn(lambda: self.broken.add(()))
-        seconds = time.perf_counter() - started
-        loss /= self.steps * self.backend.size
-        return EpochStats(loss, 100 * right / max(1, answers), images / seconds, lr)
+        return sums
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Sum the gradients of the step's subnets, average over workers and update the weights.
@@ -194,9 +276,11 @@ class Trainer:
             step: Counted from the start of the phase.
 
         Returns:
-            This worker's mean loss of the subnets, right answers and answers, shape [3].
+            This worker's mean loss of the subnets, right answers and answers, shape [3]; zeros
+            where the step was skipped.
         """
         config = self.config
+        self.guard.remember()
         subnets = self.subnets_at(step)
         sums = torch.zeros(3, device=self.device)
         soft = None
@@ -217,24 +301,58 @@ class Trainer:
             with torch.no_grad():
                 right = (logits.argmax(1) == targets).sum()
                 sums += torch.stack([loss / len(subnets), right, right.new_tensor(len(targets))])
-        self.update(len(targets) / self.batch_size)
-        return sums
+        before = self.skipped
+        self.update(len(targets) / self.batch_size, sums[0])
+        return sums if self.skipped == before else torch.zeros_like(sums)
 
-    def update(self, weight: float) -> None:
+    def update(self, weight: float, loss: Tensor | None = None) -> bool:
         """Average the gradients over workers, take the step and clear them.
 
         All workers call this once a step and do the same: whatever decides must be a function of
-        the averaged gradients.
+        the averaged gradients. Where these are not finite the step is skipped: weights, momentum
+        and BN's statistics stay as they are.
 
         Args:
             weight: This worker's images as a share of the batch size; 0 for a worker whose images
                 were broken, which takes the others' step.
+            loss: Of this worker's images, if it has any.
+
+        Returns:
+            Whether any worker had images.
+
+        Raises:
+            TrainingError: Too many steps in a row were skipped.
         """
+        if loss is not None:
+            self.guard.mark(loss)
+        self.notes = [] if self.saver is None else self.saver.wishes()
         half = self.config.fp16_allreduce
-        if self.backend.average_gradients(self.net.parameters(), weight, half) > 0:
-            self.scaler.step(self.optimizer)
+        total = self.backend.average_gradients(self.net.parameters(), weight, half, self.notes)
+        if total > 0:
+            self.scaler.unscale_(self.optimizer)
+            finite, scale = self.guard.passes(), self.scaler.get_scale()
+            if finite:
+                self.scaler.step(self.optimizer)
+                self.skipped_in_a_row = 0
+            elif loss is not None:
+                self.guard.restore()
             self.scaler.update()
+            # Half precision overflows until the scale has come down: no fault, unless it stays.
+            if not finite and not 1 <= self.scaler.get_scale() < scale:
+                self._skip()
         self.optimizer.zero_grad(set_to_none=False)
+        return total > 0
+
+    def _skip(self) -> None:
+        """Count a skipped step."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise TrainingError(
+                f"{self.skipped_in_a_row} steps in a row gave a loss or gradient that is not a "
+                f"finite number (epoch {self.tally.epoch + 1}, step {self.tally.steps + 1} of "
+                f"{self.steps})"
+            )
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Measure the smallest and the largest subnet of the phase on the held-out images."""
