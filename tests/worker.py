@@ -1,11 +1,10 @@
 """What the tests of several workers start in each of them: a command on a few digits.
 
-``worker.py [--die N[,N…] MARK] COMMAND…`` with a command of ``train`` and its options, ``collect``
+``worker.py [--die N MARK] COMMAND…`` with a command of ``train`` and its options, ``collect``
 (``python -m nas collect``), or ``steps FILE BATCH_SIZE NET…`` (a few steps; what they lead to is
 written to FILE). With ``--die`` the last of several workers is killed at its N-th step or
-measurement, and the one that takes its place at the next N: MARK counts them; with ``--die-first``
-the first is, and with ``--stop`` the last is stopped. Training leaves a digest of each worker's
-weights.
+measurement, once: MARK is made then; with ``--die-first`` the first is, and with ``--stop`` the
+last is stopped. Training leaves a digest of each worker's weights.
 """
 
 from __future__ import annotations
@@ -47,18 +46,17 @@ def rank_and_size() -> tuple[int, int]:
     return int(os.environ.get(RANK[engine], 0)), int(os.environ.get(SIZE[engine], 1))
 
 
-def fatal(how: str, when: list[int], mark: Path) -> None:
+def fatal(how: str, when: int, mark: Path) -> None:
     """Let a worker get a signal at a step or measurement, counted from 1."""
     calls = []
-    deaths = len(mark.read_text()) if mark.exists() else 0
 
     def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **keywords: Any) -> Any:
             calls.append(None)
             rank, size = rank_and_size()
             chosen = size > 1 and rank == (0 if how == "--die-first" else size - 1)
-            if chosen and deaths < len(when) and len(calls) == when[deaths]:
-                mark.write_text("x" * (deaths + 1))
+            if chosen and len(calls) == when and not mark.exists():
+                mark.touch()
                 os.kill(os.getpid(), signal.SIGSTOP if how == "--stop" else signal.SIGKILL)
             return real(*args, **keywords)
 
@@ -104,7 +102,7 @@ def main() -> int:
     few_digits()
     words = sys.argv[1:]
     if words[0] in ("--die", "--die-first", "--stop"):
-        fatal(words[0], [int(n) for n in words[1].split(",")], Path(words[2]))
+        fatal(words[0], int(words[1]), Path(words[2]))
         words = words[3:]
     command, *words = words
     if command == "train":
