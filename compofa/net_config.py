@@ -50,7 +50,7 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise SpaceError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise SpaceError(f"{path}: expected a network's JSON, got {error}") from None
+        raise SpaceError(f"{path}: expected JSON, got {error}") from None
 
 
 def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:

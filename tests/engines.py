@@ -127,7 +127,7 @@ class EngineTests:
         assert (whole / "err").read_text().count("epoch 1/2: loss") == 1
         run = whole / "runs" / "run" / "compound-1"
         assert {path.name for path in run.iterdir()} == {
-            "best.pt", "config.json", "last.pt", "metrics.jsonl", "previous.pt", "summary.json",
+            "best.pt", "last.pt", "previous.pt", "config.json", "metrics.jsonl", "summary.json",
             "tensorboard",
         }  # fmt: skip
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

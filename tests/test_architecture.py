@@ -37,6 +37,7 @@ LIGHT = (
     "compofa.layout",
     "compofa.mmrazor",
     "compofa.model_zoo",
+    "compofa.plain",
     "compofa.net_config",
     "compofa.seeds",
     "compofa.space",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from worker import steps
 from compofa.calibrate import calibrate
 from compofa.cli.train import main
 from compofa.data import Batch, DataSplits, calibration_loader, dataset_info, load_dataset
-from compofa.errors import CompofaError, ConfigError, DataError, OtherWorkerError
+from compofa.errors import CompofaError, ConfigError, DataError, OtherWorkerError, StoppedError
 from compofa.evaluate import Evaluator
 from compofa.model_zoo import network_spec
 from compofa.seeds import rng
@@ -24,6 +25,8 @@ from compofa.supernet import Supernet
 from compofa.training import trainer
 from compofa.training.backends import Alone, Backend, launcher, workers
 from compofa.training.config import TrainConfig
+from compofa.training.saving import Saver
+from compofa.training.stopping import Stopping
 from compofa.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -130,6 +133,43 @@ def layers(seed: int) -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("half", [False, True])
+def test_notes_are_summed_on_the_way(half):
+    def call(backend: Backend) -> list[float]:
+        net, _ = layers(backend.rank)
+        notes = [float(backend.rank == 1), 0.0]
+        backend.average_gradients(net.parameters(), 1.0, half, notes)
+        return notes
+
+    assert together(3, call) == [[1.0, 0.0]] * 3
+
+
+def test_all_workers_stop_at_the_step_at_which_one_was_asked_to(tmp_path):
+    def call(backend: Backend) -> Trainer:
+        mine, stop = make_trainer(backend, batch_size=6, dropout=0.0), Stopping()
+        real = mine.train_step
+
+        def train_step(images: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
+            if backend.rank == 1 and step == 2:
+                stop.request(signal.SIGTERM)
+            return real(images, targets, step)
+
+        mine.train_step = train_step
+        saver = Saver(lambda: None, tmp_path / "last.pt", 1000, stop)
+        with stop.deferred(), pytest.raises(StoppedError, match="stopped by SIGTERM: all is in"):
+            mine.train_epoch(0, bar=False, saver=saver)
+        return mine
+
+    one, two = together(2, call)
+    assert one.tally.steps == two.tally.steps == 3
+    assert (one.tally.images, two.tally.images) == (36, 0), "worker 0 saves what all have counted"
+    half = make_trainer()
+    half.load_state_dict(one.state_dict(), workers=2)
+    assert half.tally.steps == 6, "one worker has twice the steps to go for the same images"
+    for name, value in one.net.state_dict().items():
+        assert torch.equal(two.net.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("half", [False, True])
 def test_gradients_are_averaged_by_images(half):
     shares = [1.0, 0.5, 0.0]
 
@@ -197,7 +237,7 @@ def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch, limit):
         rank, rows = options["rank"], torch.arange(12).reshape(2, 6)[options["rank"]]
         images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
         few = 1 if rank == 1 else 6
-        return [Batch(images[:few], rows[:few] % 10, 8, (f"{rank}.png",)) for _ in range(7)]
+        return [Batch(images[:few], rows[:few] % 10, 8, (f"{rank}.png",)) for _ in range(90 // 12)]
 
     monkeypatch.setattr(trainer, "train_loader", loader)
     monkeypatch.setattr(trainer.BrokenImages, "limit", limit)
@@ -401,7 +441,7 @@ def test_other_workers_drop_other_units(monkeypatch):
             "seeded",
             lambda seed, device, r=rank: seeds[r].append(seed) or real(seed, device),
         )
-        monkeypatch.setattr(mine, "update", lambda *args: True)
+        monkeypatch.setattr(mine, "update", lambda weight, loss: None)
         images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         mine.train_step(images, torch.arange(4), 7)
     assert len(seeds[0]) == len(seeds[1]) == 1 and seeds[0] != seeds[1]

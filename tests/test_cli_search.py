@@ -111,7 +111,7 @@ def test_the_optimum_of_the_enumeration_is_found_for_every_budget(usual):
 
 def test_each_subnet_file_is_taken_by_the_evaluation(usual):
     for row in usual.rows():
-        path = usual.folder / f"subnet_{float(row['constraint']):g}.json"
+        path = usual.folder / f"subnet_{float(row['constraint']):.12g}.json"
         config = json.loads(path.read_text())
         assert list(config) == ["ks", "e", "d", "r"]
         read = read_subnet(str(path), space_of("compofa").restrict(resolutions=(224,)), 224)

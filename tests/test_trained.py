@@ -5,16 +5,13 @@ import functools
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
-from sklearn.utils import Bunch
 
 import nas.fit_accuracy
 import nas.measure
@@ -34,17 +31,6 @@ from nas.trained import Clipped, Trained, fit_records, search_resolutions
 CLASSES = tuple("0123456789")
 
 
-@contextmanager
-def few_digits() -> Iterator[None]:
-    """150 digits: 90 to train on, 30 to validate on, 30 to test on."""
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:150], target=data.target[:150])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
-        yield
-    logging.captureWarnings(False)
-
-
 def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
     """Write the checkpoint of an untrained supernet with 32 subnets."""
     pairs = ((2, 3), (3, 4))
@@ -60,15 +46,16 @@ def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def quick(few_digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Few digits, fits and timing that are over at once, and timings that are kept apart."""
     short = functools.partial(nas.fit_accuracy.fit_accuracy, steps=15, folds=3)
     brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
-    with few_digits(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nas.measure, "Settings", brief)
         patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +97,7 @@ def test_everything_is_written(searched):
         "predictor.npz", "predictor.json",
     }  # fmt: skip
     rows = searched.rows()
-    assert names == fixed | {f"subnet_{float(row['constraint']):g}.json" for row in rows}
+    assert names == fixed | {f"subnet_{float(row['constraint']):.12g}.json" for row in rows}
     assert list(rows[0])[-4:] == ["macs", "params", "measured_top1", "measured_latency_ms"]
     assert {row["net"] for row in rows} == {"tiny"}
     assert {row["net"] for row in searched.rows("pareto.csv")} == {"tiny", "tiny-free"}
@@ -122,7 +109,7 @@ def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
     rows = searched.rows()
     for row in rows:
         assert float(row["latency_ms"]) <= float(row["constraint"]) + 1e-4
-        path = searched.folder / f"subnet_{float(row['constraint']):g}.json"
+        path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
         assert space.contains(Subnet.from_config(json.loads(path.read_text())))
         assert float(row["measured_latency_ms"]) > 0
     top1 = [float(row["top1"]) for row in rows]
@@ -132,7 +119,7 @@ def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
 def test_measured_accuracy_is_what_the_evaluation_says(searched, net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = searched.rows()[0]
-    path = searched.folder / f"subnet_{float(row['constraint']):g}.json"
+    path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
     assert evaluate(["--net", str(net), "--subnet", str(path), "--quiet", "--device", "cpu"]) == 0
     with Path("results.csv").open(newline="") as file:
         (own,) = csv.DictReader(file)

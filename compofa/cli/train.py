@@ -48,7 +48,8 @@ Several workers, each with a part of every step's images, one a GPU:
   horovodrun -np 4 python train_ofa_net.py ...
 
 Each phase leaves best.pt, last.pt, config.json, metrics.jsonl, summary.json and TensorBoard
-files in runs/NAME/PHASE. Evaluate a checkpoint with eval_sampled_config.py --net PATH.
+files in runs/NAME/PHASE. SIGTERM and Ctrl-C save and exit with 143 and 130; --resume goes on.
+Evaluate a checkpoint with eval_sampled_config.py --net PATH.
 """
 
 
