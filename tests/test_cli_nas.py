@@ -4,6 +4,7 @@ import csv
 import functools
 import gzip
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from test_trained import few_digits, tiny_checkpoint
+from test_trained import tiny_checkpoint
 
 import nas.fit_accuracy
 import nas.measure
@@ -39,15 +40,16 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def quick(few_digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Few digits, fits and timing that are over at once, and timings that are kept apart."""
     short = functools.partial(nas.fit_accuracy.fit_accuracy, samples=4000, steps=15, folds=3)
     brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
-    with few_digits(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nas.measure, "Settings", brief)
         patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """Collecting accuracy records: what is drawn, and what an interruption leaves."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_trained import few_digits, tiny_checkpoint
+from test_trained import tiny_checkpoint
 
 from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint
 from compofa.data import load_dataset
@@ -15,11 +14,7 @@ from compofa.records import read_records
 from compofa.subnet import Subnet
 from nas.collect import collect, draw_subnets
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with few_digits():
-        yield
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 @pytest.fixture(scope="module")

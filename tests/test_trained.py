@@ -5,16 +5,13 @@ import functools
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
-from sklearn.utils import Bunch
 
 import nas.fit_accuracy
 import nas.measure
@@ -34,17 +31,6 @@ from nas.trained import Clipped, Trained, fit_records, search_resolutions
 CLASSES = tuple("0123456789")
 
 
-@contextmanager
-def few_digits() -> Iterator[None]:
-    """150 digits: 90 to train on, 30 to validate on, 30 to test on."""
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:150], target=data.target[:150])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
-        yield
-    logging.captureWarnings(False)
-
-
 def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
     """Write the checkpoint of an untrained supernet with 32 subnets."""
     pairs = ((2, 3), (3, 4))
@@ -60,15 +46,16 @@ def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def quick(few_digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Few digits, fits and timing that are over at once, and timings that are kept apart."""
     short = functools.partial(nas.fit_accuracy.fit_accuracy, steps=15, folds=3)
     brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
-    with few_digits(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nas.measure, "Settings", brief)
         patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="module")
