@@ -51,7 +51,6 @@ class Journal:
         for name, value in _flat(metrics):
             if name not in ("epoch", "step"):
                 self.events.add(name, value, metrics["step"])
-        self.events.flush()
 
     def close(self) -> None:
         """Close TensorBoard's file."""
@@ -81,20 +80,19 @@ class _Events:
         self.path = folder / f"{name}.{time.monotonic_ns()}"
         with self._one_line():
             folder.mkdir(exist_ok=True)
-            self._writer = RecordWriter(self.path.open("xb"))
-        self._write(step=purge_step, file_version="brain.Event:2")
-        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        self.flush()
+            file = self.path.open("xb", buffering=0)
+        self._writer = RecordWriter(file)
+        try:
+            self._write(step=purge_step, file_version="brain.Event:2")
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        except CompofaError:
+            file.close()
+            raise
 
     def add(self, name: str, value: float, step: int) -> None:
         """Add a number."""
         numbers = [self._summary.Value(tag=name, simple_value=value)]
         self._write(step=step, summary=self._summary(value=numbers))
-
-    def flush(self) -> None:
-        """Hand everything to the disk."""
-        with self._one_line():
-            self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""
