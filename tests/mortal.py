@@ -31,7 +31,7 @@ from compofa.training.trainer import Trainer
 
 def warm_up() -> None:
     """Import what a run would import later, a second's worth: the first optimiser does, too."""
-    import torch.utils.tensorboard
+    import tensorboard.summary.writer.record_writer  # noqa: F401
 
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 

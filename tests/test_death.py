@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from test_resume import assert_equal
+from test_storage import small_disk
 
 from compofa.checkpoint import load_checkpoint
 from compofa.errors import StoppedError
@@ -46,8 +47,8 @@ def run() -> Iterator[Callable[..., End]]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
-    def call(folder: Path, *argv: str, **die: Any) -> End:
-        log = folder.with_suffix(".log")
+    def call(folder: Path, *argv: str, log: Path | None = None, **die: Any) -> End:
+        log = log or folder.with_suffix(".log")
         order = {"argv": [*argv, "--output", str(folder)], "log": str(log), "die": die}
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
@@ -204,7 +205,19 @@ def test_what_is_finished_first_and_what_is_not():
         raise RuntimeError("something of its own")
 
 
-# --- several phases, damaged files ---
+# --- full disks, several phases, damaged files ---
+
+
+@pytest.mark.parametrize("size", ["4k", "8k", "700k", "1300k"])
+def test_a_full_disk_ends_a_run_in_one_line(run, whole, tmp_path, size):
+    with small_disk(tmp_path / "disk", size) as disk:
+        end = run(disk / "run", *TEACHER, log=tmp_path / "log")
+        assert end.status == 1 and "Traceback" not in end.said, end.said
+        assert end.said.endswith("No space left on device\n")
+        shutil.copytree(disk / "run", tmp_path / "run")
+    end = run(tmp_path / "run", *TEACHER, "--resume")
+    assert end.status == 0, end.said
+    assert_same(tmp_path / "run", whole[0])
 
 
 def test_a_chain_is_killed_in_two_of_its_phases(run, tmp_path):

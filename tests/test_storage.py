@@ -192,11 +192,11 @@ def test_drafts_of_killed_processes_are_removed(
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of 64 KB."""
+def small_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
+    """A disk of so many bytes."""
     folder.mkdir()
     mount = shutil.which("mount")
-    command = [mount or "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here (needs root)")
     try:

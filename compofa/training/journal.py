@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,11 @@ class Journal:
     """
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = folder / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if line.get("epoch", 0) < first_epoch]
         write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         purge = kept[-1]["step"] + 1 if kept else 0
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self.events = _Events(folder / "tensorboard", purge)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Append one epoch's metrics; ``epoch`` and ``step`` say when, numbers are drawn."""
@@ -49,12 +50,66 @@ class Journal:
             raise CompofaError(f"cannot write {self.path}: {error.strerror or error}") from error
         for name, value in _flat(metrics):
             if name not in ("epoch", "step"):
-                self.writer.add_scalar(name, value, metrics["step"])
-        self.writer.flush()
+                self.events.add(name, value, metrics["step"])
 
     def close(self) -> None:
         """Close TensorBoard's file."""
-        self.writer.close()
+        self.events.close()
+
+
+class _Events:
+    """An event file of TensorBoard.
+
+    TensorBoard's own writer writes in a thread, which ends in a traceback when the disk is full.
+
+    Args:
+        folder: Where it goes.
+        purge_step: Steps from here on come again: what other files in the folder say is dropped.
+
+    Raises:
+        CompofaError: It cannot be written, as in all that follows.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
+        self.path = folder / f"{name}.{time.monotonic_ns()}"
+        with self._one_line():
+            folder.mkdir(exist_ok=True)
+            file = self.path.open("xb", buffering=0)
+        self._writer = RecordWriter(file)
+        try:
+            self._write(step=purge_step, file_version="brain.Event:2")
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        except CompofaError:
+            file.close()
+            raise
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """Add a number."""
+        numbers = [self._summary.Value(tag=name, simple_value=value)]
+        self._write(step=step, summary=self._summary(value=numbers))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._one_line():
+            self._writer.close()
+
+    def _write(self, **what: Any) -> None:
+        with self._one_line():
+            event = self._event(wall_time=time.time(), **what)
+            self._writer.write(event.SerializeToString())
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CompofaError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 def cost_report(
