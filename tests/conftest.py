@@ -29,10 +29,9 @@ def reference_data() -> Path:
 def few_digits() -> Iterator[None]:
     """The data set digits is its first 150: 90 to train on, 30 to validate on, 30 to test on."""
     import sklearn.datasets
-    from sklearn.utils import Bunch
+    from few import first_digits
 
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:150], target=data.target[:150])
+    few = first_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sklearn.datasets, "load_digits", lambda: few)
         yield

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets
 import torch
-from sklearn.utils import Bunch
+from few import shrink_digits
 
 import compofa.data.datasets
 import compofa.tensorfile
@@ -34,12 +33,6 @@ def warm_up() -> None:
     import tensorboard.summary.writer.record_writer  # noqa: F401
 
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-
-
-def few_digits() -> None:
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:100], target=data.target[:100])
-    sklearn.datasets.load_digits = lambda: few
 
 
 class Fate:
@@ -153,7 +146,7 @@ def child(order: dict[str, Any]) -> int:
 
 
 def serve() -> None:
-    few_digits()
+    shrink_digits(100)
     warm_up()
     for line in sys.stdin:
         order, started = json.loads(line), time.time()

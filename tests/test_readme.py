@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from few import shrink_digits
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,10 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python ")
 ]
+HEAVY = [
+    "compofa.export", "compofa.training.chain", "matplotlib.figure", "pytest", "scipy.optimize",
+    "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard",
+]  # fmt: skip
 COMMON = "--epochs 1 --batch-size 256 --width-mult 0.25 --calibration-images 8"
 TRAIN = f"{COMMON} --dynamic-batch-size 1 --device cpu --quiet --image-size "
 QUICK = {
@@ -68,7 +73,11 @@ def test_the_readme_shows_commands():
 
 
 def python(words, folder, said):
-    """Do what ``python WORDS`` does in ``folder``; what it prints goes to the file ``said``."""
+    """Do what ``python WORDS`` does in ``folder``; what it prints goes to the file ``said``.
+
+    The digits are few; the rest is as in a new process.
+    """
+    shrink_digits()
     os.chdir(folder)
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -82,8 +91,8 @@ def python(words, folder, said):
 
 
 def test_commands_run_in_their_order(folder, tmp_path):
-    context = multiprocessing.get_context("forkserver")  # one that imported torch for all of them
-    context.set_forkserver_preload(["torch.utils.tensorboard", "compofa.training.chain"])
+    context = multiprocessing.get_context("forkserver")  # one that imported this for all of them
+    context.set_forkserver_preload(HEAVY)
     teacher = "python train_ofa_net.py --task teacher --fixed_kernel --heuristic simple"
     for command in [teacher, *COMMANDS]:  # else the first command trains a whole teacher
         process = context.Process(target=python, args=(tiny(command), folder, tmp_path / "said"))

@@ -1,5 +1,4 @@
 import copy
-import functools
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -7,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.utils import Bunch
 
 from compofa.data import DataSplits, load_dataset
 from compofa.errors import CheckpointError, DataError
@@ -25,17 +22,8 @@ from compofa.training.trainer import Trainer, seeded
 SMALL = {"image_size": (8, 12), "batch_size": 30, "epochs": 2, "calibration_images": 30}
 
 
-@functools.cache
-def few_digits() -> Bunch:
-    data = sklearn.datasets.load_digits()
-    return Bunch(images=data.images[:150], target=data.target[:150])
-
-
 @pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> DataSplits:
-    """150 of the digits: 90 to train on, 30 to validate on, 30 to test on."""
-    few = few_digits()
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+def digits(few_digits: None) -> DataSplits:
     return load_dataset("digits")
 
 

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets
 import torch
-from sklearn.utils import Bunch
+from few import shrink_digits
 
 from compofa.cli import nas, train
 from compofa.data import load_dataset
@@ -32,13 +31,6 @@ from compofa.training.trainer import Trainer
 
 RANK = {"horovod": "HOROVOD_RANK", "torch": "RANK", "none": "NONE"}
 SIZE = {"horovod": "HOROVOD_SIZE", "torch": "WORLD_SIZE", "none": "NONE"}
-
-
-def few_digits() -> None:
-    """150 digits, of which 90 to train on, as in the other tests."""
-    data = sklearn.datasets.load_digits()
-    few = Bunch(images=data.images[:150], target=data.target[:150])
-    sklearn.datasets.load_digits = lambda: few
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -99,7 +91,7 @@ def steps(backend: Backend, net: str, batch_size: int, **settings: Any) -> dict[
 
 def main() -> int:
     torch.set_num_threads(1)
-    few_digits()
+    shrink_digits()
     words = sys.argv[1:]
     if words[0] in ("--die", "--die-first", "--stop"):
         fatal(words[0], int(words[1]), Path(words[2]))
