@@ -13,8 +13,8 @@ import time
 import torch
 
 from compofa.model_zoo import ofa_net
-from compofa.training.backends import workers
 from compofa.training.optim import make_optimizer
+from compofa.workers import workers
 
 
 def main() -> None:

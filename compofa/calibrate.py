@@ -19,7 +19,7 @@ from compofa.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
-from compofa.training.backends import Alone, Backend
+from compofa.workers import Alone, Backend
 
 
 def calibrate(

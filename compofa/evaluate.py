@@ -25,7 +25,7 @@ from compofa.records import EvalRecord
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads, usual_threads
-from compofa.training.backends import Alone, Backend
+from compofa.workers import Alone, Backend
 
 
 @dataclass(frozen=True)

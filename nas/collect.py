@@ -26,7 +26,7 @@ from compofa.records import EvalRecord, append_record, read_records, trim_record
 from compofa.seeds import rng
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet
-from compofa.training.backends import Alone, Backend
+from compofa.workers import Alone, Backend
 
 log = logging.getLogger(__name__)
 

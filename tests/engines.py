@@ -15,9 +15,9 @@ from test_trained import tiny_checkpoint
 from worker import steps
 
 from compofa.checkpoint import load_checkpoint
-from compofa.training.backends import Alone
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
+from compofa.workers import Alone
 
 HERE = Path(__file__).parent
 NETS = ("compofa-small", "ofa-small")

@@ -15,9 +15,9 @@ from compofa.cli.train import main
 from compofa.data import load_dataset
 from compofa.errors import TrainingError
 from compofa.supernet import Supernet
-from compofa.training.backends import Alone
 from compofa.training.config import TrainConfig
 from compofa.training.trainer import Trainer
+from compofa.workers import Alone
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

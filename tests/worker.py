@@ -25,9 +25,9 @@ from compofa.data import load_dataset
 from compofa.evaluate import Evaluator
 from compofa.extract import extract
 from compofa.supernet import Supernet
-from compofa.training.backends import Backend, launcher, workers
 from compofa.training.config import TrainConfig
 from compofa.training.trainer import Trainer
+from compofa.workers import Backend, launcher, workers
 
 RANK = {"horovod": "HOROVOD_RANK", "torch": "RANK", "none": "NONE"}
 SIZE = {"horovod": "HOROVOD_SIZE", "torch": "WORLD_SIZE", "none": "NONE"}

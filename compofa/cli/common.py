@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from compofa.errors import CompofaError, OtherWorkerError, StoppedError
 
 if TYPE_CHECKING:
-    from compofa.training.backends import Backend
+    from compofa.workers import Backend
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,7 +59,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def add_workers(group: argparse._ArgumentGroup) -> None:
     """Add the options of commands that several workers may run together."""
-    from compofa.training.backends import BACKENDS, TIMEOUT_S
+    from compofa.workers import BACKENDS, TIMEOUT_S
 
     group.add_argument(
         "--backend",
@@ -79,7 +79,7 @@ def add_workers(group: argparse._ArgumentGroup) -> None:
 @contextmanager
 def joined(args: argparse.Namespace) -> Iterator[Backend]:
     """Join the other workers, if any."""
-    from compofa.training.backends import workers
+    from compofa.workers import workers
 
     cuda = args.device.startswith("cuda")
     with workers(args.backend, args.collective_timeout, cuda) as backend:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from compofa.errors import ConfigError
-from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.recipes import CHAINS, recipe_for
 from compofa.training.run import RunResult, train
 from compofa.training.saving import holds_run
 from compofa.training.stopping import Stopping
+from compofa.workers import Alone, Backend
 
 
 def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:

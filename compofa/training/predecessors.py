@@ -20,12 +20,12 @@ from compofa.network import NetworkSpec
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import SLOTS
 from compofa.supernet import Supernet
-from compofa.training.backends import Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import SUMMARY
 from compofa.training.recipes import Phase, recipe_for
 from compofa.training.saving import was_begun
 from compofa.weights import load_state
+from compofa.workers import Backend
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from compofa.nn.static import StaticNetwork
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.threads import cpu_threads
-from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.finetune import open_single
 from compofa.training.journal import SUMMARY, Journal, cost_report
@@ -43,6 +42,7 @@ from compofa.training.saving import (
 from compofa.training.stopping import Stopping
 from compofa.training.trainer import Trainer
 from compofa.weights import load_state
+from compofa.workers import Alone, Backend
 
 log = logging.getLogger(__name__)
 

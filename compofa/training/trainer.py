@@ -23,7 +23,6 @@ from compofa.nn.static import StaticNetwork
 from compofa.seeds import derive_seed, rng
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
-from compofa.training.backends import Alone, Backend
 from compofa.training.config import TrainConfig
 from compofa.training.guard import StepGuard
 from compofa.training.losses import distillation_loss
@@ -32,6 +31,7 @@ from compofa.training.samplers import SAMPLERS
 from compofa.training.saving import Saver
 from compofa.training.stopping import GRACE_S, LOST
 from compofa.training.tally import EpochStats, Tally
+from compofa.workers import Alone, Backend
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The engines behind :class:`compofa.training.backends.Backend`: torch.distributed and Horovod."""
+"""The engines behind :class:`compofa.workers.Backend`: torch.distributed and Horovod."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from compofa.errors import ConfigError, WorkerError
-from compofa.training.backends import Backend
+from compofa.workers import Backend
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,11 +23,11 @@ from compofa.model_zoo import network_spec
 from compofa.seeds import rng
 from compofa.supernet import Supernet
 from compofa.training import trainer
-from compofa.training.backends import Alone, Backend, launcher, workers
 from compofa.training.config import TrainConfig
 from compofa.training.saving import Saver
 from compofa.training.stopping import Stopping
 from compofa.training.trainer import Trainer
+from compofa.workers import Alone, Backend, launcher, workers
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

@@ -315,7 +315,7 @@ def workers(
     if name == "none":
         yield Alone()
         return
-    from compofa.training import engines
+    from compofa import engines
 
     backend = engines.ENGINES[name](timeout, cuda)
     yield backend
