@@ -19,7 +19,7 @@ from compofa.model_zoo import network_spec
 from compofa.seeds import rng
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
-from compofa.training import run
+from compofa.training import run, setup
 from compofa.training.chain import plan, train_task
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
@@ -132,8 +132,8 @@ def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
     start = make_trainer(task="supernet").net
     torch.save({"state_dict": start.state_dict()}, tmp_path / "x.pt")
     sorts = []
-    monkeypatch.setattr(run, "sort_channels", lambda net, groups: sorts.append(groups))
-    monkeypatch.setattr(run, "load_teacher", lambda path, spec: extract(start, start.active))
+    monkeypatch.setattr(setup, "sort_channels", lambda net, groups: sorts.append(groups))
+    monkeypatch.setattr(setup, "load_teacher", lambda path, spec: extract(start, start.active))
     config = TrainConfig(
         task=task, phase=phase, init_path=str(tmp_path / "x.pt"), teacher_path="x", **SMALL
     )

@@ -259,7 +259,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from compofa.evaluate import Evaluator
     from compofa.files import require_writable
     from compofa.records import write_csv
-    from compofa.training.run import check_device
+    from compofa.training.setup import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)

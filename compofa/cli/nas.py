@@ -257,7 +257,7 @@ def _collect(args: argparse.Namespace) -> None:
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
     from compofa.model_zoo import open_checkpoint
-    from compofa.training.run import check_device
+    from compofa.training.setup import check_device
     from nas.collect import collect, draw_subnets
     from nas.trained import Trained, search_resolutions
 

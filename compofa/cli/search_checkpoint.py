@@ -14,7 +14,7 @@ from compofa.data import Normalisation
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.model_zoo import open_checkpoint
-from compofa.training.run import check_device
+from compofa.training.setup import check_device
 from nas import pipeline
 from nas.trained import (
     Trained,

@@ -1,4 +1,4 @@
-"""A run: set up, find what it starts from, train, save after every epoch."""
+"""A run: set up, train, save after every epoch and when asked to."""
 
 from __future__ import annotations
 
@@ -7,41 +7,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from compofa.checkpoint import Checkpoint, save_checkpoint
-from compofa.data import DataSplits, Normalisation, load_dataset
-from compofa.errors import ConfigError, StoppedError, TrainingError
+from compofa.checkpoint import save_checkpoint
+from compofa.errors import StoppedError, TrainingError
 from compofa.files import write_text_atomic
-from compofa.fixed import Network
-from compofa.nn.static import StaticNetwork
-from compofa.sorting import sort_channels
-from compofa.supernet import Supernet
 from compofa.threads import cpu_threads
-from compofa.training.config import TrainConfig, run_folder
-from compofa.training.finetune import open_single
+from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
-from compofa.training.predecessors import find_predecessors, load_start, load_teacher
-from compofa.training.recipes import recipe_for
-from compofa.training.saving import (
-    BEST,
-    CONFIG,
-    LAST,
-    PREVIOUS,
-    Progress,
-    Saver,
-    clear,
-    mend,
-    saved_state,
-)
+from compofa.training.saving import BEST, LAST, PREVIOUS, Saver
+from compofa.training.setup import Setup, set_up
 from compofa.training.stopping import Stopping
-from compofa.training.trainer import Trainer
-from compofa.weights import load_state
 from compofa.workers import Alone, Backend
 
 log = logging.getLogger(__name__)
@@ -97,181 +74,128 @@ def train(
         StoppedError: It was asked for. What was done is saved, up to the last step.
         CompofaError: Something the user can mend; nothing is half-written.
     """
-    config = config.resolved()
-    with cpu_threads(config.threads):
-        return _run(
-            config, Path(output), resume, overwrite, bar, after_epoch, backend or Alone(),
-            stop or Stopping(), discard,
-        )  # fmt: skip
-
-
-def _run(
-    config: TrainConfig,
-    output: Path,
-    resume: bool,
-    overwrite: bool,
-    bar: bool,
-    after_epoch: Callable[[int], None] | None,
-    backend: Backend,
-    stop: Stopping,
-    discard: Sequence[Path],
-) -> RunResult:
-    if any(backend.gather(stop.requested)):  # while the phase before this one came to its end
-        raise stop.error(": go on with --resume")
-    folder = run_folder(config, output)
-    last, best = folder / LAST, folder / BEST
-    state = backend.from_main(lambda: saved_state(config, folder, resume, overwrite))
-    backend.in_turn(lambda: check_device(config.device))
-    splits = backend.in_turn(
-        lambda: load_dataset(
-            config.dataset,
-            config.data_path,
-            seed=config.seed,
-            validation_images=config.validation_images,
-        )
-    )
-    found = (len(splits.train), len(splits.validation), len(splits.classes))
-    backend.require_same("numbers of training images, validation images and classes", found)
-    single = config.recipe_phase.single
-    if single:
-        begun = (
-            state["checkpoint"]
-            if state
-            else backend.from_main(partial(open_single, config, splits))
-        )
-        spec = begun.network
-        splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
-    else:
-        spec = config.network(len(splits.classes))
+    config, output = config.resolved(), Path(output)
+    backend, stop = backend or Alone(), stop or Stopping()
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
         return train(first, output, resume=unfinished, bar=bar, backend=backend, stop=stop).best
 
-    device = backend.in_turn(lambda: backend.device(config.device))
-    if state is not None:
-        teacher_path = state["teacher"]
-    else:
-        predecessors = find_predecessors(config, output, train_first, backend)
-        teacher_path = str(predecessors.teacher or "")
-    teacher = None
-    if teacher_path:
-        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec)).to(device)
-    net = spec.build() if single else Supernet(spec, config.seed)
-    if state is not None:
-        load_state(net, state["weights"], str(state["path"]))
-    elif single:
-        load_state(net, begun.weights, config.init_path)
-    elif predecessors.start is not None:
+    with cpu_threads(config.threads):
+        if any(backend.gather(stop.requested)):  # while the phase before this one came to its end
+            raise stop.error(": go on with --resume")
+        setup = set_up(config, output, resume, overwrite, train_first, backend)
+        backend.from_main(lambda: setup.begin(discard))
+        return Run(setup, stop, bar).fit(after_epoch)
 
-        def start() -> dict[str, Tensor]:
-            load_start(net, predecessors.start)
-            if config.recipe_phase.sort:
-                recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
-                sort_channels(net, groups=recipe.phase(*origin).expands or ())
-            return net.state_dict()
 
-        net.load_state_dict(backend.from_main(start))
-    net.to(device)
-    trainer = Trainer(config, net, teacher, splits, backend)
-    if state is not None:
-        trainer.load_state_dict(state["trainer"], state["workers"])
-    progress = Progress()
-    if state is not None:
-        progress = Progress(**state["progress"])
-        _say_changed_workers(state["workers"], backend.size)
-    elif single:
-        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
+class Run:
+    """A phase in training: what it has come to, and its files.
 
-    def begin() -> None:
-        if state is not None:
-            mend(folder, state["path"])
-            return
-        for old in filter(Path.exists, discard):
-            clear(old)
-        clear(folder)
-        settings = {"config": config.to_json(), "network": spec.to_json()}
-        write_text_atomic(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
+    Args:
+        setup: What it begins with.
+        stop: How it is asked for an early end.
+        bar: Whether to draw progress bars.
+    """
 
-    backend.from_main(begin)
-    fixed = {"config": config.to_json(), "teacher": teacher_path, "workers": backend.size}
-    bar = bar and backend.is_main
-    journal = Journal(folder, progress.epoch) if backend.is_main else None
-    describe_run(config, splits, spec, trainer.steps, folder)
-    started = time.perf_counter() - progress.seconds
+    def __init__(self, setup: Setup, stop: Stopping, bar: bool) -> None:
+        self.setup = setup
+        self.stop = stop
+        self.progress = setup.progress
+        self.backend = setup.trainer.backend
+        self.bar = bar and self.backend.is_main
+        self.saver = Saver(self._write, setup.folder / LAST, setup.config.save_minutes, stop)
+        self._began = time.perf_counter() - self.progress.seconds
 
-    def write() -> None:
-        nonlocal progress
-        progress = replace(progress, seconds=time.perf_counter() - started)
-        if backend.is_main:
-            training = {**fixed, "trainer": trainer.state_dict(), "progress": asdict(progress)}
-            checkpoint = _checkpoint(config, net, spec, splits, progress)
-            save_checkpoint(last, replace(checkpoint, training=training), folder / PREVIOUS)
+    def fit(self, after_epoch: Callable[[int], None] | None = None) -> RunResult:
+        """Train the epochs that are left.
 
-    saver = Saver(write, last, config.save_minutes, stop)
-    try:
-        with stop.deferred():
-            for epoch in range(progress.epoch, config.epochs):
-                stats = trainer.train_epoch(epoch, bar, saver)
-                metrics: dict[str, Any] = {"train": asdict(stats)}
-                improved = False
-                if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
-                    try:
-                        with stop.at_once():
-                            metrics["validation"] = figures = trainer.validate()
-                    except StoppedError:
-                        saver.save(stopping=True)
-                    score = sum(f["top1"] for f in figures.values()) / len(figures)
-                    improved = score > progress.score
-                    if improved:
-                        progress = replace(progress, score=score, figures=figures)
-                progress = replace(progress, epoch=epoch + 1)
-                if journal is not None:
-                    if improved:
-                        save_checkpoint(best, _checkpoint(config, net, spec, splits, progress))
-                    journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
-                saver.save()
-                _say(epoch, config, metrics)
-                backend.saved()
-                if after_epoch is not None:
-                    after_epoch(epoch + 1)
-    except TrainingError as error:
-        raise _explained(error, folder) from None
-    finally:
+        Args:
+            after_epoch: Called with the number of epochs done after each is saved.
+
+        Raises:
+            StoppedError: An early end was asked for; the state is saved.
+            TrainingError: Numbers went wrong too many times in a row.
+        """
+        setup, config = self.setup, self.setup.config
+        main = self.backend.is_main
+        journal = Journal(setup.folder, self.progress.epoch) if main else None
+        setup.describe()
+        try:
+            with self.stop.deferred():
+                for epoch in range(self.progress.epoch, config.epochs):
+                    self._epoch(epoch, journal)
+                    if after_epoch is not None:
+                        after_epoch(epoch + 1)
+        except TrainingError as error:
+            raise _explained(error, setup.folder) from None
+        finally:
+            if journal is not None:
+                journal.close()
+        return self._end()
+
+    def _epoch(self, epoch: int, journal: Journal | None) -> None:
+        """Train one epoch, validate where it is time to, and save."""
+        config, trainer = self.setup.config, self.setup.trainer
+        stats = trainer.train_epoch(epoch, self.bar, self.saver)
+        metrics: dict[str, Any] = {"train": asdict(stats)}
+        improved = False
+        if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
+            metrics["validation"] = figures = self._validate()
+            score = sum(f["top1"] for f in figures.values()) / len(figures)
+            improved = score > self.progress.score
+            if improved:
+                self.progress = replace(self.progress, score=score, figures=figures)
+        self.progress = replace(self.progress, epoch=epoch + 1)
         if journal is not None:
-            journal.close()
-    cost = cost_report(progress.seconds * backend.size, config.device, config.price, config.power)
-    summary = {"best": progress.figures, "seconds": progress.seconds, **cost}
-    if trainer.skipped:
-        summary["skipped_steps"] = trainer.skipped
-    if trainer.broken.paths:
-        summary["broken_images"] = len(trainer.broken.paths)
-    text = json.dumps(summary, indent=2) + "\n"
-    backend.from_main(lambda: write_text_atomic(folder / SUMMARY, text))
-    return RunResult(best, last, progress.figures, progress.seconds, cost)
+            if improved:
+                save_checkpoint(self.setup.folder / BEST, self.setup.checkpoint(self.progress))
+            journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
+        self.saver.save()
+        _say(epoch, config, metrics)
+        self.backend.saved()
 
+    def _validate(self) -> dict[str, dict[str, float]]:
+        """Validate; a request to end does not wait for it.
 
-def _checkpoint(
-    config: TrainConfig,
-    net: Supernet | StaticNetwork,
-    spec: Network,
-    splits: DataSplits,
-    progress: Progress,
-) -> Checkpoint:
-    if spec.elastic:  # only the subnets that this phase trained are worth drawing
-        spec = replace(spec, space=config.recipe_phase.within(spec.space))
-    return Checkpoint(
-        network=spec,
-        weights=net.state_dict(),
-        classes=splits.classes,
-        mean=splits.normalisation.mean,
-        std=splits.normalisation.std,
-        dataset=config.dataset,
-        data_path=config.data_path or "",
-        data_seed=config.seed,
-        validation_images=config.validation_images,
-        image_size=config.eval_size,
-        figures={"validation": progress.figures, "epoch": progress.epoch},
-    )
+        Raises:
+            StoppedError: There was one.
+        """
+        try:
+            with self.stop.at_once():
+                return self.setup.trainer.validate()
+        except StoppedError:
+            self.saver.save(stopping=True)
+            raise
+
+    def _write(self) -> None:
+        """Save the state to resume from."""
+        setup, seconds = self.setup, time.perf_counter() - self._began
+        self.progress = replace(self.progress, seconds=seconds)
+        if self.backend.is_main:
+            training = {
+                "config": setup.config.to_json(),
+                "teacher": setup.teacher,
+                "workers": self.backend.size,
+                "trainer": setup.trainer.state_dict(),
+                "progress": asdict(self.progress),
+            }
+            checkpoint = replace(setup.checkpoint(self.progress), training=training)
+            save_checkpoint(setup.folder / LAST, checkpoint, setup.folder / PREVIOUS)
+
+    def _end(self) -> RunResult:
+        """Write the summary."""
+        setup, config, progress = self.setup, self.setup.config, self.progress
+        seconds = progress.seconds * self.backend.size
+        cost = cost_report(seconds, config.device, config.price, config.power)
+        summary = {"best": progress.figures, "seconds": progress.seconds, **cost}
+        if setup.trainer.skipped:
+            summary["skipped_steps"] = setup.trainer.skipped
+        if setup.trainer.broken.paths:
+            summary["broken_images"] = len(setup.trainer.broken.paths)
+        text = json.dumps(summary, indent=2) + "\n"
+        self.backend.from_main(lambda: write_text_atomic(setup.folder / SUMMARY, text))
+        best, last = setup.folder / BEST, setup.folder / LAST
+        return RunResult(best, last, progress.figures, progress.seconds, cost)
 
 
 def _explained(error: TrainingError, folder: Path) -> TrainingError:
@@ -284,48 +208,6 @@ def _explained(error: TrainingError, folder: Path) -> TrainingError:
     return TrainingError(
         f"{error}; {what}: begin again with a lower --lr{start}, or raise --max-skipped"
     )
-
-
-def _say_changed_workers(then: int, now: int) -> None:
-    if then != now:
-        log.info(
-            "begun with %d worker(s), going on with %d: batches and learning rates differ",
-            then, now,
-        )  # fmt: skip
-
-
-def check_device(device: str) -> None:
-    """Check that a device exists.
-
-    Raises:
-        ConfigError: It does not, or its name is unknown.
-    """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: expected cpu or cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device: got {device!r}, but torch sees no CUDA device here")
-
-
-def describe_run(
-    config: TrainConfig, splits: DataSplits, spec: Network, steps: int, folder: Path
-) -> None:
-    """Log what is about to be trained."""
-    if spec.elastic:
-        space = config.recipe_phase.within(spec.space)
-        what = f"space {space.name} of {space.size:.4g} subnets"
-    else:
-        what = str(spec.subnet)
-    log.info(
-        "%s: %s on %s (%d training, %d validation images, %d classes); "
-        "%s; %d epochs of %d steps; results in %s",
-        config.recipe_phase.folder, config.net or config.init_path, config.dataset,
-        len(splits.train), len(splits.validation), len(splits.classes), what,
-        config.epochs, steps, folder,
-    )  # fmt: skip
 
 
 def _say(epoch: int, config: TrainConfig, metrics: dict[str, Any]) -> None:

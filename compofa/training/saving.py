@@ -110,7 +110,6 @@ def saved_state(
         state = {
             "path": path,
             "checkpoint": checkpoint,
-            "weights": checkpoint.weights,
             "teacher": str(training["teacher"]),
             "trainer": training["trainer"],
             "workers": int(training.get("workers", 1)),
