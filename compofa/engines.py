@@ -74,7 +74,8 @@ class TorchDistributed(Backend):
         return call(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, once all have what was sent last."""
+        self.gather(None)
         self._dist.destroy_process_group()
 
 
