@@ -128,7 +128,7 @@ def _leave() -> None:
     """End here a worker that torchrun started, without the interpreter's own end.
 
     A thread of gloo that still lets go of a tensor while the interpreter ends is ended by it in the
-    midst of C++, which aborts the process: a job that was done would count as failed. Seen in two of
+    midst of C++, which aborts the process: a job that was done would count as failed. It was two of
     some fifty resumed runs on a busy machine.
     """
     from compofa.workers import launcher
