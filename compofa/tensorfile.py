@@ -96,9 +96,12 @@ def read_safely(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:
+        # What torch says of a pickle that it refuses is advice on how to run what is in it.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "other objects, or damage" if refused else first_line(error)
         raise CheckpointError(
             f"{path}: expected a file of tensors and plain data written by torch.save, "
-            f"got one that cannot be read safely ({first_line(error)})"
+            f"got one that cannot be read safely ({reason})"
         ) from error
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path}: expected a mapping, got {type(data).__name__}")
