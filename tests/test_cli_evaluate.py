@@ -8,10 +8,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from calls import Outcome, called
 from PIL import Image
 from test_cli_train import as_ofa
 
@@ -29,12 +29,6 @@ from compofa.training.run import train
 ROOT = Path(__file__).parent.parent
 QUIET = ["--quiet", "--device", "cpu"]
 NUMBERS = {"r", "images", "macs", "params", "calibration_images", "seed"}
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,14 +60,7 @@ def call(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(*argv: str) -> Outcome:
-        try:
-            status = main([*QUIET, *argv])
-        except SystemExit as end:
-            status = end.code
-        return Outcome(status, *capsys.readouterr())
-
-    return run
+    return lambda *argv: called(main, [*QUIET, *argv], capsys)
 
 
 def read(path: str | Path = "results.csv") -> list[EvalRecord]:

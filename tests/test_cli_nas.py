@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from calls import Outcome, called
 from scipy.stats import spearmanr
 from test_trained import tiny_checkpoint
 
@@ -31,12 +31,6 @@ from nas.timing import Settings
 WIDE = "ofa_mbv3_d234_e346_k357_w1.2"
 MEASURED = [name for name, device in DEVICES.items() if device.model]
 SHIPPED = [name for name in NAMES if name in pipeline.NETWORKS]
-
-
-class Result(NamedTuple):
-    status: int | str | None
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,18 +52,11 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def call(capsys, tmp_path, monkeypatch) -> Callable[..., Result]:
+def call(capsys, tmp_path, monkeypatch) -> Callable[..., Outcome]:
     """The command in an empty folder, as a function."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*argv: str) -> Result:
-        try:
-            status = main(argv)
-        except SystemExit as end:
-            status = end.code
-        return Result(status, *capsys.readouterr())
-
-    return run
+    return lambda *argv: called(main, argv, capsys)
 
 
 @pytest.fixture

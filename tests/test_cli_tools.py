@@ -2,10 +2,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from calls import Outcome, called
 
 from compofa.calibrate import calibrate
 from compofa.checkpoint import file_hash, load_checkpoint
@@ -18,12 +18,6 @@ from compofa.seeds import rng
 from compofa.subnet import Subnet
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def call(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -31,14 +25,7 @@ def call(
     """The command in an empty folder, as a function."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*argv: str) -> Outcome:
-        try:
-            status = main(argv)
-        except SystemExit as end:
-            status = end.code
-        return Outcome(status, *capsys.readouterr())
-
-    return run
+    return lambda *argv: called(main, argv, capsys)
 
 
 def export(*argv: str) -> tuple[str, ...]:

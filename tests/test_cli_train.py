@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from calls import Outcome, called
 from PIL import Image
 
 from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -27,12 +27,6 @@ QUICK = shlex.split(
     "--epochs 1 --image-size 8 --batch-size 45 --dynamic-batch-size 1 --calibration-images 30 "
     "--width-mult 0.1 --device cpu --quiet"
 )
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,14 +48,7 @@ def call(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(*argv: str) -> Outcome:
-        try:
-            status = main(argv)
-        except SystemExit as end:
-            status = end.code
-        return Outcome(status, *capsys.readouterr())
-
-    return run
+    return lambda *argv: called(main, argv, capsys)
 
 
 def photos(folder: Path, per_class: int = 15, classes: tuple[str, ...] = ("cat", "dog")) -> Path:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from calls import Outcome, called
 from PIL import Image
 from test_weights import make
 
@@ -27,12 +27,6 @@ from compofa.seeds import rng
 QUIET = ["--quiet", "--device", "cpu"]
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def call(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,8 +35,7 @@ def call(
 
     def run(*argv: str | Path, main: Callable = evaluate.main) -> Outcome:
         words = [str(word) for word in argv]
-        status = main([*words, *QUIET] if main is evaluate.main else words)
-        return Outcome(status, *capsys.readouterr())
+        return called(main, [*words, *QUIET] if main is evaluate.main else words, capsys)
 
     return run
 
