@@ -73,6 +73,26 @@ def test_folding_uses_running_statistics_of_a_training_network() -> None:
     torch.testing.assert_close(folded(images()), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "net_id", ["compofa-elastic-small", "ofa-proxyless-small", "ofa-resnet50-small"]
+)
+def test_a_subnet_can_be_scripted(net_id: str) -> None:
+    network, _ = make(2, net_id)
+    for plain in (network, fold_bn(network)):
+        scripted = torch.jit.script(plain)
+        assert not scripted.training
+        for count in (1, 4):
+            with torch.no_grad():
+                assert torch.equal(scripted(images(count)), plain(images(count)))
+    network.train()
+    assert torch.jit.script(network).training and network.training
+    first = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    first.eval()  # a user's choice
+    torch.jit.script(network)
+    assert not first.training
+
+
 def test_card_tells_what_layout_tells() -> None:
     spec = network_spec("ofa-small", 5, resolutions=(SIDE,))
     subnet = spec.space.sample(rng(1))
