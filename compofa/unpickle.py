@@ -136,10 +136,13 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Any:
 
 def _read_pickles(file: BinaryIO, size: int) -> Any:
     storages: dict[Any, tuple[Tensor, int]] = {}
+    total = 0
 
     def numbers(key: Any, count: int, width: int) -> Tensor:
+        nonlocal total
         if key not in storages:
-            if count * width + sum(len(other) for other, _ in storages.values()) > size:
+            total += count * width
+            if total > size:
                 raise ValueError("content of far more bytes than the file has")
             storages[key] = torch.empty(count * width, dtype=torch.uint8), count
         return storages[key][0]
@@ -296,6 +299,7 @@ class _Machine:
             raise TypeError("a storage of unknown size")
         if dtype is None:
             return Skipped(_name(storage_type))
+        self._spend(_TENSOR_STEPS)
         numbers = self._numbers(key, count, dtype.itemsize)
         if len(numbers) != count * dtype.itemsize:
             raise ValueError(f"expected {count * dtype.itemsize} bytes, got {len(numbers)}")

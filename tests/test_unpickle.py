@@ -224,6 +224,32 @@ def test_steps_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(copies) == 90
 
 
+@ZIPPED
+def test_damage_within_the_pickle_ends_in_one_line(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "net.pth"
+    data = {"a": torch.arange(6.0).view(2, 3), "b": [np.float64(1), argparse.Namespace(c=(1, 2))]}
+    save(data, path, zipped)
+    whole, generator, counts = path.read_bytes(), np.random.default_rng(0), collections.Counter()
+    for _ in range(400):
+
+        def damaged(content: bytes) -> bytes:
+            at, bit = generator.integers(len(content)), generator.integers(8)
+            return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+
+        path.write_bytes(whole)
+        if zipped:  # with a checksum that fits what is there now
+            rezip(path, lambda name, part: damaged(part) if name.endswith(".pkl") else part)
+        else:
+            path.write_bytes(damaged(whole))
+        try:
+            read_safely(path)
+            counts["taken"] += 1
+        except CheckpointError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+            counts["refused"] += 1
+    assert min(counts.values()) > 50, counts
+
+
 # --- tensors ---
 
 
