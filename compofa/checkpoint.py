@@ -3,14 +3,15 @@
 A file of this library is what ``torch.save`` makes of a mapping with ``format``, ``version``,
 ``network`` (its definition), ``weights``, what :class:`Checkpoint` lists, and the
 checksum of it all, see :mod:`compofa.tensorfile` (earlier files have none, and are read as well).
-Files of Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights
-themselves; :func:`load_weights` reads both kinds.
+Files of other programs hold the weights themselves or, under one of several keys, a mapping that
+does; :func:`load_weights` reads both kinds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
@@ -20,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compofa.convert import unwrap
 from compofa.errors import CheckpointError, SpaceError
 from compofa.fixed import Network, network_from_json
 from compofa.layout import params
@@ -28,10 +30,18 @@ from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
 from compofa.tensorfile import first_line, read_safely, write_tensors
+from compofa.unpickle import Skipped, skipped_names
 from compofa.weights import load_state
+
+log = logging.getLogger(__name__)
 
 FORMAT = "compofa-checkpoint"
 VERSION = 1
+KEYS = (
+    "weights", "state_dict", "state_dict_ema", "model_state_dict", "model", "net", "network",
+    "module", "student", "params", "model_ema", "ema_state_dict", "ema", "ema_model", "params_ema",
+)  # fmt: skip
+"""Where programs keep weights, one in another; of several, the first in this order is used."""
 _SMALL = 50_000_000  # parameters of a network that may be built before its weights are looked at
 
 
@@ -149,6 +159,8 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         CheckpointError: Something is missing, of another type or of a newer version.
     """
     try:
+        if skipped := skipped_names(data):
+            raise TypeError(f"expected tensors and plain data, got {ascii(min(skipped))[1:-1]}")
         version = field(data, "version", int)
         if version != VERSION:
             raise CheckpointError(f"{path}: expected format version {VERSION}, got {version}")
@@ -199,32 +211,44 @@ def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str
 
     Args:
         net: The network; it changes only when everything fits.
-        source: A file or a state dict. Kernel matrices may be there or not: lacking ones are
-            the identity, and those of a fixed-kernel network are applied to its kernels.
+        source: A file or what one holds; see :func:`weights_in`. Kernel matrices may be there or
+            not: lacking ones are the identity, and those of a fixed-kernel network are applied to
+            its kernels.
 
     Raises:
         CheckpointError: The file cannot be read, or weights are missing, extra or misshapen;
             all are listed.
     """
-    if isinstance(source, Mapping):
-        load_state(net, source)
-        return
-    load_state(net, weights_in(source, read_safely(source)), str(source))
+    name, data = (
+        ("state dict", source) if isinstance(source, Mapping) else (source, read_safely(source))
+    )
+    load_state(net, weights_in(name, data), str(name))
 
 
 def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the state dict within what was read from ``path``: ours or another program's.
 
+    Mappings around it (:data:`KEYS`) and wrappers of its names (:func:`compofa.convert.unwrap`) are
+    taken off. What is left out by that, such as averages of the same weights, is logged.
+
     Raises:
         CheckpointError: There is none.
     """
-    keys = ("weights", "state_dict", "state_dict_ema")
-    weights = next((data[key] for key in keys if key in data), data)
-    if not isinstance(weights, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
-        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got other data")
-    return dict(weights)
+    while found := [key for key in KEYS if isinstance(data.get(key), Mapping) and data[key]]:
+        if len(found) > 1:
+            log.info("%s: uses %s, not %s", path, found[0], ", ".join(found[1:]))
+        data = data[found[0]]
+    for name, value in data.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            kind = value.name if isinstance(value, Skipped) else type(value).__name__
+            entry = f"{ascii(name)[:60]}: {ascii(kind)[1:-1][:60]}"
+            raise CheckpointError(
+                f"{path}: expected a mapping from names to dense tensors, got {entry}"
+            )
+    state, beside = unwrap(data)
+    if beside:
+        log.info("%s: leaves out %d tensors such as %s", path, len(beside), ascii(beside[0])[:60])
+    return state
 
 
 def file_hash(path: str | Path) -> str:

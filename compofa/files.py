@@ -1,6 +1,9 @@
 """Writing files so that a reader sees the old content or the new, never half of either."""
 
+import io
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +26,9 @@ def write_atomic(
     the place of ``path``. When anything fails, ``path`` stays as it was and the temporary file
     is removed. A process that is killed leaves the temporary file: :func:`remove_drafts`.
 
+    A symbolic link stays, and the file it leads to is replaced; an existing file passes its mode
+    on, and its owner where that is permitted. What :func:`is_stream` tells of is written to.
+
     Args:
         path: The file.
         writer: Writes its content.
@@ -32,21 +38,26 @@ def write_atomic(
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
     """
-    path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(_DRAFT, f".{path.name}.", path.parent)
+        if is_stream(path):
+            _write_through(path, writer)
+            return
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(_DRAFT, f".{target.name}.", target.parent)
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            _take_after(target, file.fileno())
             writer(file)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None:
-            _keep(path, Path(previous))
-        os.replace(temporary, path)
+            _keep(target, Path(previous))
+        os.replace(temporary, target)
         temporary = None
-        _flush_folder(path.parent)
+        _flush_folder(target.parent)
     except OSError as error:
         raise CompofaError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -54,16 +65,61 @@ def write_atomic(
             Path(temporary).unlink(missing_ok=True)
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether ``path`` cannot be replaced, only written to.
+
+    That is a device, a FIFO or a socket, and whatever this process's stdout or stderr is, be it
+    ``/dev/stdout`` or the name of the file that it was redirected to.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return not plain or _standard(found) is not None
+
+
+def _standard(found: os.stat_result) -> int | None:
+    """Return the descriptor of stdout or stderr that is open on ``found``, if one is."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # a daemon may have closed it
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _write_through(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
+    """Write to a stream, all at once: not every writer can do without seeking."""
+    buffer = io.BytesIO()
+    writer(buffer)
+    standard = _standard(os.stat(path))
+    handle = os.open(path, os.O_WRONLY) if standard is None else os.dup(standard)
+    with os.fdopen(handle, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def _take_after(target: Path, handle: int) -> None:
+    """Give a new file the mode and owner of the one that it is to replace, if there is one."""
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        os.fchmod(handle, 0o666 & ~_umask())
+        return
+    with suppress(PermissionError):
+        os.fchown(handle, found.st_uid, found.st_gid)
+    os.fchmod(handle, stat.S_IMODE(found.st_mode) & 0o777)
+
+
 def _keep(path: Path, previous: Path) -> None:
     """Let ``previous`` be what ``path`` is."""
-    link = path.with_name(f".{path.name}.link{_DRAFT}")
+    link = previous.with_name(f".{path.name}.link{_DRAFT}")
     try:
         link.unlink(missing_ok=True)
         os.link(path, link)
     except FileNotFoundError:  # nothing to keep
         return
-    except OSError:  # a file system without hard links
-        os.replace(path, previous)
+    except OSError:  # a file system without hard links, or two of them
+        shutil.move(path, previous)
         return
     os.replace(link, previous)
     link.unlink(missing_ok=True)  # it stays where both were one file already
@@ -120,6 +176,41 @@ def require_writable(folder: str | Path, create: bool = True) -> Path:
             f"cannot write to the output folder {folder}: {error.strerror or error}"
         ) from error
     return folder
+
+
+def require_other(path: str | Path, *inputs: str | Path | None) -> None:
+    """Check that what is to be written is none of the files that are read.
+
+    Args:
+        path: The file.
+        inputs: What is read; those that are no files do not matter.
+
+    Raises:
+        CompofaError: It is one of ``inputs``, under that name, another or a link.
+    """
+    for source in () if is_stream(path) else filter(None, inputs):
+        with suppress(OSError, ValueError):
+            if os.path.samefile(path, source):
+                raise CompofaError(f"expected an output apart from the input {source}, got {path}")
+
+
+def require_output(path: str | Path, *inputs: str | Path | None, create: bool = True) -> None:
+    """Prove that a file can be written at ``path``.
+
+    Args:
+        path: The file.
+        inputs: What it must not be; see :func:`require_other`.
+        create: As for :func:`require_writable`.
+
+    Raises:
+        CompofaError: It cannot, or it is one of ``inputs``.
+    """
+    require_other(path, *inputs)
+    if os.path.isdir(path):
+        raise CompofaError(f"cannot write {path}: expected a file, got a folder")
+    if not is_stream(path):
+        target = os.path.realpath(path) if os.path.islink(path) else path
+        require_writable(Path(target).parent, create)
 
 
 def _umask() -> int:

@@ -89,6 +89,13 @@ def find_specialised(path: str | Path) -> SpecialisedFiles | None:
     return SpecialisedFiles(config, path.with_suffix(".pth")) if known else None
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """Return every file that is read for the network at ``path``, of any format."""
+    found = find_specialised(path)
+    files = [found.config, found.weights, found.run] if found else [Path(path)]
+    return [file for file in files if file is not None]
+
+
 def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = None) -> Checkpoint:
     """Read a specialised network, its weights exactly as the file has them.
 

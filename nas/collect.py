@@ -21,7 +21,7 @@ from tqdm import tqdm
 from compofa.checkpoint import Checkpoint
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
-from compofa.files import require_writable
+from compofa.files import is_stream, require_output
 from compofa.records import EvalRecord, append_record, read_records, trim_records
 from compofa.seeds import rng
 from compofa.space import SearchSpace
@@ -86,7 +86,7 @@ def collect(
     output, backend = Path(output), backend or Alone()
 
     def earlier() -> list[EvalRecord]:
-        require_writable(output.parent)
+        require_output(output)
         return list(_known(output, digest, evaluator))
 
     known = {record.subnet: record for record in backend.from_main(earlier)}
@@ -113,7 +113,7 @@ def collect(
 
 def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalRecord]:
     """Read the records of an earlier call, cutting off a line that it did not finish."""
-    if not output.exists():
+    if not output.exists() or is_stream(output):
         return []
     records = read_records(output)
     wanted = _conditions(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
@@ -257,8 +256,9 @@ def _main(argv: Sequence[str] | None) -> None:
     from compofa.calibrate import calibrate
     from compofa.checkpoint import file_hash
     from compofa.evaluate import Evaluator
-    from compofa.files import require_writable
+    from compofa.files import is_stream, require_output
     from compofa.records import write_csv
+    from compofa.specialised_files import files_of
     from compofa.training.setup import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -283,11 +283,12 @@ def _main(argv: Sequence[str] | None) -> None:
     )
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
-    require_writable(Path(args.output).parent)
+    require_output(args.output, *files_of(path), args.subnet)
     digest, records = file_hash(path), []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
         records.append(evaluator.measure(network, subnet, args.net, digest))
-        write_csv(args.output, records)
+        if len(records) == len(subnets) or not is_stream(args.output):
+            write_csv(args.output, records)
     print_table(records)
     top1 = [record.top1 for record in records]
     what = f"{len(records)} subnet(s) of {checkpoint.network.space.name}" if elastic else args.net

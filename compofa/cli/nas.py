@@ -12,6 +12,7 @@ import numpy as np
 
 from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.errors import ConfigError, SpaceError, TableError
+from compofa.files import is_stream, require_output
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays, arrays_of
@@ -195,7 +196,7 @@ def _predict(args: argparse.Namespace) -> None:
         return pipeline.named_space(args.net, args.width_mult, sizes)[1]
 
     space = _ask(known, arrays, args.input)
-    pipeline.require_writable(Path(args.output).parent)
+    require_output(args.output)
     columns: dict[str, np.ndarray] = {}
     for name in args.columns.split(","):
         if name in ("top1", "top1_std"):
@@ -314,7 +315,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
         _say_made(reproduce(Path(args.shipped), Path(args.output)))
         return
     source = _require_input(args)
-    pipeline.require_writable(Path(args.output).parent)
+    _require_model(args.output, source)
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
         top1 = columns["top1"]
@@ -344,7 +345,7 @@ def _fit_latency(args: argparse.Namespace) -> None:
         _say_made(reproduce(Path(args.shipped), Path(args.output)))
         return
     source = _require_input(args)
-    pipeline.require_writable(Path(args.output).parent)
+    _require_model(args.output, source)
     arrays, columns = read_subnets(source, [args.column])
     backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
     model = fit_network(arrays, columns[args.column], backbone, args.name)
@@ -356,6 +357,13 @@ def _require_input(args: argparse.Namespace) -> Path:
     if not args.input:
         raise ConfigError("expected --input FILE, or --shipped DIR to make the models that ship")
     return Path(args.input)
+
+
+def _require_model(output: str, source: Path) -> None:
+    if is_stream(output):
+        raise ConfigError(f"--output: expected a file, for its card goes beside it, got {output}")
+    for file in (output, Path(output).with_suffix(".json")):
+        require_output(file, source)
 
 
 def _say_made(paths: Sequence[Path]) -> None:
