@@ -12,7 +12,6 @@ import importlib.util
 import io
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
+from compofa.files import draft_folder
 from compofa.fixed import FixedNetwork, Network, network_from_json
 from compofa.layout import macs, params
 from compofa.nn.static import ConvBN, StaticNetwork
@@ -174,13 +174,12 @@ def _difference(reference: StaticNetwork, run: Run, side: int) -> float:
 
 @contextmanager
 def _draft_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside ``path`` that is gone afterwards."""
+    """Give a folder beside the file ``path`` that is gone afterwards."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            yield Path(folder)
+        with draft_folder(path) as folder:
+            yield folder
     except OSError as error:
         raise CompofaError(f"cannot write {path}: {error.strerror or error}") from error
 

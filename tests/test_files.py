@@ -6,7 +6,13 @@ from typing import BinaryIO
 import pytest
 
 from compofa.errors import CompofaError
-from compofa.files import require_writable, write_atomic, write_text_atomic
+from compofa.files import (
+    draft_folder,
+    remove_drafts,
+    require_writable,
+    write_atomic,
+    write_text_atomic,
+)
 
 
 class WriterError(Exception):
@@ -88,3 +94,19 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     folder = require_writable(tmp_path / "out" / "run")
     assert folder.is_dir()
     assert list(folder.iterdir()) == []
+
+
+def test_a_draft_folder_is_gone_afterwards_or_found_when_its_process_was_killed(
+    tmp_path: Path,
+) -> None:
+    with draft_folder(tmp_path / "a.net") as folder:
+        (folder / "deep").mkdir()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    (folder / "deep").write_text("half of a network")
+    others = tmp_path / ".a.net.more.a1b2c3d4.draft"
+    others.touch()
+    remove_drafts(tmp_path, "a.net")
+    assert list(tmp_path.iterdir()) == [others]
+    remove_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError, DataError
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, open_checkpoint
 from compofa.plain import parse_json, read_text
 from compofa.seeds import rng
@@ -251,13 +251,18 @@ def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = Non
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     check_numbers(args)
+    with exclusive(args.output):
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    """Evaluate what the options say, write the table and print it."""
     import torch
     from tqdm import tqdm
 
     from compofa.calibrate import calibrate
     from compofa.checkpoint import file_hash
     from compofa.evaluate import Evaluator
-    from compofa.files import require_writable
     from compofa.records import write_csv
     from compofa.training.setup import check_device
 
@@ -283,7 +288,6 @@ def _main(argv: Sequence[str] | None) -> None:
     )
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
-    require_writable(Path(args.output).parent)
     digest, records = file_hash(path), []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
         records.append(evaluator.measure(network, subnet, args.net, digest))

@@ -15,6 +15,7 @@ from compofa.cli.evaluate import open_data, read_subnet
 from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
 from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
@@ -126,9 +127,7 @@ def _add_arch(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from compofa.checkpoint import file_hash
-    from compofa.export import SUFFIXES, export, require_packages, subnet_card
-    from compofa.files import require_writable
+    from compofa.export import SUFFIXES, require_packages
 
     require_packages(args.to)
     if args.calibration_images < 1:
@@ -142,7 +141,17 @@ def _export(args: argparse.Namespace) -> None:
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
     output = Path(args.output or stem + SUFFIXES[args.to])
-    require_writable(output.parent, create=False)
+    with exclusive(output):
+        _export_subnet(args, path, checkpoint, subnet, output)
+
+
+def _export_subnet(
+    args: argparse.Namespace, path: Path, checkpoint: Checkpoint, subnet: Subnet, output: Path
+) -> None:
+    """Export a subnet of the checkpoint at ``path`` to ``output``."""
+    from compofa.checkpoint import file_hash
+    from compofa.export import export, subnet_card
+
     network, calibration = _network(args, checkpoint, subnet)
     card = {
         **subnet_card(checkpoint.network, subnet),
@@ -227,6 +236,11 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    with exclusive(args.output):
+        _convert_file(args)
+
+
+def _convert_file(args: argparse.Namespace) -> None:
     from compofa.formats import save_as
     from compofa.specialised_files import find_specialised
 
