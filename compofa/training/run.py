@@ -150,7 +150,8 @@ class Run:
         """
         setup, config = self.setup, self.setup.config
         main = self.backend.is_main
-        journal = Journal(setup.folder, self.progress.epoch) if main else None
+        first = self.progress.epoch
+        journal = Journal(setup.folder, first, first * setup.trainer.steps) if main else None
         setup.describe()
         try:
             with self.stop.deferred():
