@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from compofa.errors import CheckpointError, SpaceError
+from compofa.data.catalog import Normalisation
+from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.fixed import Network, network_from_json
 from compofa.layout import params
 from compofa.network import NetworkSpec, field
@@ -160,8 +161,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         mean, std = (
             tuple(map(float, numbers(key, field(data, key, list)))) for key in ("mean", "std")
         )
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise SpaceError("mean and std: expected three numbers each, those of std above 0")
+        Normalisation(mean, std)
         network.check_resolution(field(data, "image_size", int))
         return Checkpoint(
             network=network,
@@ -177,7 +177,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
             figures=_json(field(data, "figures", dict)),
             training=field(data, "training", dict, NoneType),
         )
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
 
 

@@ -352,6 +352,18 @@ def test_an_output_that_cannot_be_written(call, net):
     assert Path("file").read_text() == "in the way"
 
 
+def test_a_network_that_answers_nothing_writes_nothing(call, net, tmp_path):
+    checkpoint = load_checkpoint(net)
+    huge = {name: value * 1e30 for name, value in checkpoint.weights.items()}
+    save_checkpoint(tmp_path / "huge.pt", replace(checkpoint, weights={
+        name: huge[name] if name.endswith("conv.weight") else value
+        for name, value in checkpoint.weights.items()
+    }))  # fmt: skip
+    done = call("--net", str(tmp_path / "huge.pt"), "--samples", "1")
+    assert done.status == 1 and "finite" in done.err and done.err.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
 # --- parts ---
 
 

@@ -204,7 +204,7 @@ def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisa
     """Return what images are normalised with: what the options say, or the checkpoint.
 
     Raises:
-        DataError: Not one or three numbers, or a deviation that is not positive.
+        DataError: Not one or three numbers, or one out of its range.
     """
     from compofa.data import Normalisation
 
