@@ -9,7 +9,6 @@ themselves; :func:`load_weights` reads both kinds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from compofa.network import NetworkSpec, field
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
-from compofa.tensorfile import first_line, read_safely, write_tensors
+from compofa.tensorfile import first_line, read_hashed, read_safely, short_hash, write_tensors
 from compofa.weights import load_state
 
 FORMAT = "compofa-checkpoint"
@@ -53,6 +52,7 @@ class Checkpoint:
         image_size: Resolution to evaluate at, in pixels.
         figures: Measured figures, such as ``{"largest": {"top1": 98.2}}``; JSON data.
         training: State to resume from; ``None`` in a file meant for use only.
+        digest: Hash (:func:`file_hash`) of the file that it was read from; empty without one.
     """
 
     network: Network
@@ -67,6 +67,7 @@ class Checkpoint:
     image_size: int = 224
     figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    digest: str = attribute(default="", compare=False)
 
     def slim(self) -> Checkpoint:
         """Return the checkpoint to pass on: no training state, matrices in half precision.
@@ -74,7 +75,7 @@ class Checkpoint:
         Vectors (BN, biases) keep their precision.
         """
         weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
-        return replace(self, weights=weights, training=None)
+        return replace(self, weights=weights, training=None, digest="")
 
     def build(self, source: str = "checkpoint") -> Supernet | StaticNetwork:
         """Build the network with these weights, in evaluation mode.
@@ -134,21 +135,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, foreign or of a newer version.
     """
-    data = read_safely(path)
+    return from_data(path, *read_hashed(path))
+
+
+def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Checkpoint:
+    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
+
+    Args:
+        path: For errors.
+        data: What :func:`as_data` made.
+        digest: Hash of the file.
+
+    Raises:
+        CheckpointError: Something is missing, of another type or of a newer version.
+    """
     if data.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected a checkpoint of this library, got a file without its mark; "
             "weights of other programs are loaded with compofa.checkpoint.load_weights"
         )
-    return from_data(path, data)
-
-
-def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
-    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
-
-    Raises:
-        CheckpointError: Something is missing, of another type or of a newer version.
-    """
     try:
         version = field(data, "version", int)
         if version != VERSION:
@@ -176,6 +181,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
             image_size=data["image_size"],
             figures=_json(field(data, "figures", dict)),
             training=field(data, "training", dict, NoneType),
+            digest=digest,
         )
     except (TypeError, ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
@@ -228,8 +234,12 @@ def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def file_hash(path: str | Path) -> str:
-    """Return the first 16 hexadecimal digits of the file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    """Return the first 16 hexadecimal digits of the file's SHA-256.
+
+    Of a file that was loaded, :attr:`Checkpoint.digest` is the hash of what was loaded.
+    """
+    with open(path, "rb") as file:
+        return short_hash(file)
 
 
 def _json(figures: Mapping[str, Any]) -> dict[str, Any]:

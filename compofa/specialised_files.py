@@ -20,9 +20,7 @@ from compofa.checkpoint import (
     Checkpoint,
     as_data,
     from_data,
-    read_safely,
     weights_in,
-    write_tensors,
 )
 from compofa.convert import from_ours, from_slots, in_slots, to_ours
 from compofa.errors import CheckpointError, CompofaError, SpaceError
@@ -30,6 +28,7 @@ from compofa.files import write_text_atomic
 from compofa.fixed import FixedNetwork
 from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.network import MAX_RESOLUTION, field
+from compofa.tensorfile import read_hashed, write_tensors
 
 CONFIG, RUN, INIT = "net.config", "run.config", "init"
 EXTRA = "compofa"
@@ -104,7 +103,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
         CheckpointError: The weights cannot be read or are those of another network.
     """
     network = network or files.network()
-    data = read_safely(files.weights)
+    data, digest = read_hashed(files.weights)
     state = to_ours(*in_slots(weights_in(files.weights, data), network.depths))
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping):
@@ -120,7 +119,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
             network, state, dataset=dataset, image_size=network.resolution, **norm
         )
     checkpoint.build(str(files.weights))
-    return checkpoint
+    return replace(checkpoint, digest=digest)
 
 
 def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:

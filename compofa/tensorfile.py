@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -69,14 +69,23 @@ def write_tensors(
 
 
 def read_safely(path: str | Path) -> dict[str, Any]:
+    """Read a mapping that ``torch.save`` wrote; :func:`read_hashed` without the hash."""
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     """Read a mapping that ``torch.save`` wrote, refusing anything that would run code.
 
     Content that does not agree with its checksum is refused, and so is what would need far more
     memory than the file is long: compressed archives, tensors that repeat a few numbers.
 
+    Returns:
+        The mapping, and the hash (:func:`short_hash`) of the very bytes that it was read from,
+        whatever is at ``path`` by now.
+
     Raises:
-        CheckpointError: The file is missing, damaged, not a mapping or holds more than tensors
-            and plain data.
+        CheckpointError: The file is missing, damaged, not a mapping, holds more than tensors
+            and plain data, or was written to while it was read.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -85,14 +94,19 @@ def read_safely(path: str | Path) -> dict[str, Any]:
             what = "a folder" if os.path.isdir(path) else "something else"
         raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
     try:
-        size = path.stat().st_size
-        archived = _check_archive(path, size)
-        with warnings.catch_warnings():
+        # One open file throughout: another that takes its name meanwhile is another file.
+        with path.open("rb") as file, warnings.catch_warnings():
+            before = os.fstat(file.fileno())
+            digest = short_hash(file)
+            archived = _check_archive(file, before.st_size)
             warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(data, Mapping):
-            data = dict(data)
-            _check_content(path, data, _GROWTH * size + _SLACK, archived)
+            data = torch.load(file, map_location="cpu", weights_only=True)
+            if isinstance(data, Mapping):
+                data = dict(data)
+                _check_content(file, data, _GROWTH * before.st_size + _SLACK, archived)
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise CheckpointError(f"{path}: expected a finished file, got one being written to")
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:
@@ -105,7 +119,17 @@ def read_safely(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path}: expected a mapping, got {type(data).__name__}")
-    return data
+    return data, digest
+
+
+def short_hash(file: BinaryIO) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file, and go to its start."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(1 << 20):
+        digest.update(part)
+    file.seek(0)
+    return digest.hexdigest()[:16]
 
 
 def checksum(data: Mapping[str, Any]) -> str:
@@ -123,17 +147,19 @@ def first_line(error: BaseException) -> str:
     return (text or type(error).__name__)[:120]
 
 
-def _check_archive(path: Path, size: int) -> bool:
+def _check_archive(file: BinaryIO, size: int) -> bool:
     """Refuse an archive that would unpack to more than it holds; tell whether it is one.
 
     Raises:
         ValueError: It would. ``torch.save`` never compresses.
     """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # how torch.load tells
-            return False
-    with zipfile.ZipFile(path) as archive:
+    archived = file.read(4) == b"PK\x03\x04"  # how torch.load tells
+    file.seek(0)
+    if not archived:
+        return False
+    with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
+    file.seek(0)
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise ValueError("a compressed archive")
     if (claimed := sum(record.file_size for record in records)) > size:
@@ -141,7 +167,7 @@ def _check_archive(path: Path, size: int) -> bool:
     return True
 
 
-def _check_content(path: Path, data: dict[str, Any], most: int, archived: bool) -> None:
+def _check_content(file: BinaryIO, data: dict[str, Any], most: int, archived: bool) -> None:
     """Hold ``data`` against its checksum, which is taken out, or else against the archive's.
 
     Raises:
@@ -155,7 +181,7 @@ def _check_content(path: Path, data: dict[str, Any], most: int, archived: bool) 
     for _ in _bounded(_pieces(data, values=False), most):
         pass
     if archived:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             # All are 0 where set_crc32_options(False) was in force.
             stored = any(record.CRC for record in archive.infolist())
             if stored and (name := archive.testzip()) is not None:

@@ -55,7 +55,6 @@ def draw_subnets(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
 
 def collect(
     checkpoint: Checkpoint,
-    digest: str,
     net: str,
     subnets: Sequence[Subnet],
     evaluator: Evaluator,
@@ -67,9 +66,8 @@ def collect(
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
     Args:
-        checkpoint: The supernet.
-        digest: Hash of its file; records in ``output`` of another checkpoint, other images or
-            another number of calibration images are refused.
+        checkpoint: The supernet. Records in ``output`` of another one (by its ``digest``), of
+            other images or of another number of calibration images are refused.
         net: Name or path for the records.
         subnets: What to measure.
         evaluator: On what.
@@ -82,8 +80,10 @@ def collect(
 
     Raises:
         DataError: ``output`` cannot be read or written, or holds something else.
+        ConfigError: Workers have read different checkpoints.
     """
-    output, backend = Path(output), backend or Alone()
+    output, backend, digest = Path(output), backend or Alone(), checkpoint.digest
+    backend.require_same("checkpoint", digest)
 
     def earlier() -> list[EvalRecord]:
         require_writable(output.parent)

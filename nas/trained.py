@@ -50,13 +50,11 @@ class Trained:
     Attributes:
         name: For tables.
         checkpoint: What the file holds.
-        digest: Hash of the file.
         resolutions: Where to search, pixels.
     """
 
     name: str
     checkpoint: Checkpoint
-    digest: str
     resolutions: tuple[int, ...]
 
     @property
@@ -111,7 +109,7 @@ def trained_targets(
     costs = [load_cost(network.backbone, space, network.classes) for space in spaces]
     if predictor is None:
         records = collect(
-            trained.checkpoint, trained.digest, trained.name, subnets,
+            trained.checkpoint, trained.name, subnets,
             evaluator, folder / "records.jsonl", bar=bar,
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name)
@@ -171,8 +169,7 @@ def measure_found(
     subnets = [found.subnet for found in outcome.found]
     measured = {
         "measured_top1": [
-            evaluator.measure(supernet, subnet, trained.name, trained.digest).top1
-            for subnet in subnets
+            evaluator.measure(supernet, subnet, trained.name).top1 for subnet in subnets
         ]
     }
     if device in ("cpu", "gpu"):

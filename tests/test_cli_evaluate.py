@@ -15,6 +15,7 @@ from calls import Outcome, called
 from PIL import Image
 from test_cli_train import as_ofa
 
+import compofa.cli.evaluate
 from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import choose_subnets, main, open_data, parser
 from compofa.data import load_dataset
@@ -202,6 +203,22 @@ def test_weights_of_other_programs_name_their_network(call, tmp_path):
     assert done.status == 0 and "2 subnet(s) of compofa-elastic on" in done.out
     done = call(*words, "--arch", "compofa-elastic", "--image-size", "8")
     assert done.status == 1 and done.err.count("\n") == 1
+
+
+def test_records_carry_the_hash_of_the_weights_that_were_evaluated(
+    call, net, tmp_path, monkeypatch
+):
+    path = tmp_path / "last.pt"
+    path.write_bytes(Path(net).read_bytes())
+    opened = compofa.cli.evaluate.open_data
+
+    def beside_a_training(*args: object) -> object:
+        save_checkpoint(path, load_checkpoint(net).slim())
+        return opened(*args)
+
+    monkeypatch.setattr(compofa.cli.evaluate, "open_data", beside_a_training)
+    assert call("--net", str(path), "--samples", "1").status == 0
+    assert read()[0].checkpoint == file_hash(net) != file_hash(path)
 
 
 def test_without_arguments_it_evaluates_the_network_that_ships(call):

@@ -241,7 +241,7 @@ def test_resolutions_are_those_asked_for_or_the_data_sets(net):
 
 
 def test_the_free_space_undoes_the_coupling(net):
-    trained = Trained("mine", load_checkpoint(net), "0", (8, 12))
+    trained = Trained("mine", load_checkpoint(net), (8, 12))
     own, free = trained.space, trained.free_space
     assert (own.size, own.name, own.resolutions) == (2 * 2**5, "mine", (8, 12))
     assert free.name == "mine-free" and free.size == 2 * (2**2 + 2**3) ** 5
@@ -253,7 +253,7 @@ def test_the_free_space_undoes_the_coupling(net):
 
 def test_few_records_are_not_fitted(searched, net):
     records = read_records(searched.folder / "records.jsonl")
-    space = Trained("mine", load_checkpoint(net), "0", (8,)).free_space
+    space = Trained("mine", load_checkpoint(net), (8,)).free_space
     with pytest.raises(DataError, match="20"):
         fit_records(records[:19], space, "mine")
     model = fit_records(records, space, "mine")

@@ -255,7 +255,6 @@ def _main(argv: Sequence[str] | None) -> None:
     from tqdm import tqdm
 
     from compofa.calibrate import calibrate
-    from compofa.checkpoint import file_hash
     from compofa.evaluate import Evaluator
     from compofa.files import require_writable
     from compofa.records import write_csv
@@ -263,7 +262,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    path, checkpoint = open_checkpoint(args.net, args.arch)
+    _, checkpoint = open_checkpoint(args.net, args.arch)
     subnets = subnets_to_measure(checkpoint, args)
     elastic = checkpoint.network.elastic
     splits = open_data(checkpoint, args)
@@ -284,9 +283,9 @@ def _main(argv: Sequence[str] | None) -> None:
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
     require_writable(Path(args.output).parent)
-    digest, records = file_hash(path), []
+    records: list[EvalRecord] = []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
-        records.append(evaluator.measure(network, subnet, args.net, digest))
+        records.append(evaluator.measure(network, subnet, args.net, checkpoint.digest))
         write_csv(args.output, records)
     print_table(records)
     top1 = [record.top1 for record in records]

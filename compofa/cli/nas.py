@@ -252,7 +252,6 @@ def _measure(args: argparse.Namespace) -> None:
 def _collect(args: argparse.Namespace) -> None:
     import torch
 
-    from compofa.checkpoint import file_hash
     from compofa.cli.evaluate import open_data
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
@@ -267,12 +266,11 @@ def _collect(args: argparse.Namespace) -> None:
         check_device(args.device)
         if args.samples < 1:
             raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
-        path, checkpoint = open_checkpoint(args.net)
+        _, checkpoint = open_checkpoint(args.net)
         wanted = sorted({r for group in args.resolutions or [] for r in group})
         trained = Trained(
             pipeline.network_name(args.net),
             checkpoint,
-            file_hash(path),
             search_resolutions(checkpoint, wanted),
         )
         space = trained.space if args.space == "own" else trained.free_space or trained.space
@@ -293,7 +291,7 @@ def _collect(args: argparse.Namespace) -> None:
         only_main_speaks(workers)
         trained, subnets, evaluator = workers.in_turn(opened)
         return collect(
-            trained.checkpoint, trained.digest, args.net, subnets, evaluator, args.output,
+            trained.checkpoint, args.net, subnets, evaluator, args.output,
             bar=not args.quiet, backend=workers,
         )  # fmt: skip
 

@@ -126,7 +126,6 @@ def _add_arch(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from compofa.checkpoint import file_hash
     from compofa.export import SUFFIXES, export, require_packages, subnet_card
     from compofa.files import require_writable
 
@@ -137,7 +136,7 @@ def _export(args: argparse.Namespace) -> None:
         )
     for chatty in ("onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    path, checkpoint = open_checkpoint(args.net, args.arch)
+    _, checkpoint = open_checkpoint(args.net, args.arch)
     subnet = _subnet(args, checkpoint)
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
@@ -149,7 +148,7 @@ def _export(args: argparse.Namespace) -> None:
         "classes": list(checkpoint.classes),
         "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
         "source": args.net,
-        "checkpoint": file_hash(path),
+        "checkpoint": checkpoint.digest,
         "dataset": checkpoint.dataset,
         "calibration": calibration,
         "figures": _figures(checkpoint, subnet),
