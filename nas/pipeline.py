@@ -20,7 +20,7 @@ from compofa.subnet import SubnetArrays
 from nas.cost import Cost, macs_cost, params_cost
 from nas.evolution import Evolution
 from nas.pareto import pareto_front
-from nas.predictor import UNMEASURED, AccuracyModel, load_accuracy_model
+from nas.predictor import AccuracyModel, load_accuracy_model
 from nas.report import FoundRow, ReportData, Series, write_report
 from nas.search import Found, Points, sample_points, search, search_front
 from nas.tables import write_subnets
@@ -93,20 +93,8 @@ class Percent:
 
 
 def accuracy_model(name_or_path: str | Path, width_mult: float | None = None) -> AccuracyModel:
-    """Open a predictor, in percent whatever its file's unit.
-
-    Args:
-        name_or_path: A network's name, or a predictor's file.
-        width_mult: Width multiplier of the networks where it is not the named network's own:
-            their level is then as uncertain as that of other networks without measurements.
-
-    Raises:
-        TableError: It is neither a known name nor a predictor's file.
-    """
-    model = load_accuracy_model(name_or_path)
-    row = NETWORKS.get(str(name_or_path))
-    if row is not None and width_mult not in (None, row.width_mult):
-        model.extra_std = max(UNMEASURED.values())
+    """Open a predictor, in percent whatever its file's unit; see :func:`load_accuracy_model`."""
+    model = load_accuracy_model(name_or_path, width_mult)
     return Percent(model) if hasattr(model, "predict_percent") else model
 
 

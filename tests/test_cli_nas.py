@@ -88,6 +88,7 @@ def test_devices_are_listed_with_source_and_error(call):
         assert first.split()[0] == name and device.description in first
         assert device.source in second and device.error in second
         assert "MAPE" in second or not device.model
+    assert "; w0.6 to 2.4; r 128 to 224]" in lines[0] and "; w1; " in lines[2]
 
 
 def test_predictions_keep_order_and_columns(call, tmp_path, caplog):

@@ -57,6 +57,17 @@ def test_sums_follow_end_to_end_latency(tmp_path, fake_times):
     assert TableCost(tmp_path / "tables", TINY, 10)(arrays) == pytest.approx(cost(arrays))
 
 
+def test_a_line_that_falls_below_zero_is_not_taken(tmp_path, fake_times):
+    cost = measure(TINY, SPACE, 10, QUICK, tmp_path, progress=False)
+    arrays = SPACE.arrays(SPACE.enumerate_genes())
+    cost.line = (0.0, 1.0)
+    sums = cost(arrays)
+    cost.fit_line(arrays, 2 * sums - 0.5 * sums.min())
+    assert cost.line == pytest.approx((-0.5 * sums.min(), 2))
+    cost.fit_line(arrays, 2 * sums - 1.5 * sums.min())
+    assert cost.line[0] == 0 < cost.line[1], "half of the least would take less than no time"
+
+
 def test_nothing_is_timed_twice(tmp_path, fake_times):
     first = measure(TINY, SPACE, 10, QUICK, tmp_path, progress=False)
     count = len(fake_times)

@@ -209,6 +209,32 @@ def test_a_network_is_not_compared_with_itself():
         require_distinct(["a", "b", "a"])
 
 
+@pytest.mark.parametrize("width", [0.3, 0.79, 1.3, 8.0])
+@pytest.mark.parametrize("net", ["compofa", "ofa_mbv3_d234_e346_k357_w1.2"])
+def test_widths_far_from_those_that_were_measured_are_refused(net, width):
+    with pytest.raises(TableError, match=rf"measured at .* 1: .* 0\.8 to 1\.25, got {width:g}"):
+        accuracy_model(net, width)
+
+
+def test_the_measured_width_is_certain_whatever_the_network_usually_has():
+    named, own = (
+        accuracy_model("ofa_mbv3_d234_e346_k357_w1.2", width).extra_std for width in (None, 1.0)
+    )
+    assert named == 1.5 and own == 0
+
+
+def test_a_file_knows_the_width_that_it_was_measured_on(tmp_path):
+    model = accuracy_model("compofa")
+    for width in (0.1, None):
+        model.card["width_mult"] = width
+        model.save(tmp_path / "own.npz")
+        assert accuracy_model(tmp_path / "own.npz", 0.1).extra_std == 0
+    model.card["width_mult"] = 0.1
+    model.save(tmp_path / "own.npz")
+    with pytest.raises(TableError, match="the accuracy model own was measured at"):
+        accuracy_model(tmp_path / "own.npz", 1.0)
+
+
 def test_another_width_makes_accuracy_uncertain():
     arrays = target().space.arrays(target().space.enumerate_genes())
     own = accuracy_model("compofa", 1.0)
@@ -224,6 +250,9 @@ def test_the_published_predictor_is_turned_into_percent(reference_data):
     assert model.unit == "top-1 %" and model.error
     assert 60 < model.predict(arrays).min() < model.predict(arrays).max() < 95
     assert (model.std(arrays) == 6).all()
+    accuracy_model(reference_data / "predictors" / "acc_predictor.pth", 1.2)
+    with pytest.raises(TableError, match=r"width multiplier 1 or 1\.2, not 0\.3"):
+        accuracy_model(reference_data / "predictors" / "acc_predictor.pth", 0.3)
 
 
 def test_a_predictor_that_is_none(tmp_path):

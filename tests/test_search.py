@@ -180,13 +180,23 @@ def test_budgets_that_are_none(budgets):
         search(compound_space(), Rugged(), Work(), budgets)
 
 
-def test_answers_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("answer", [np.nan, np.inf, -1.0])
+def test_costs_that_are_none_are_refused(answer):
     class Broken(Work):
         def __call__(self, arrays):
-            return np.full(len(arrays.r), np.nan)
+            return np.full(len(arrays.r), answer)
 
-    with pytest.raises(SearchError, match="finite numbers from the cost work"):
+    with pytest.raises(SearchError, match=f"finite numbers from the cost work.* got {answer:g}"):
         search(compound_space(), Rugged(), Broken(), [300.0])
+
+
+def test_accuracies_that_are_not_finite_are_refused():
+    class Broken(Rugged):
+        def predict(self, arrays):
+            return np.where(arrays.r == arrays.r.max(), np.nan, super().predict(arrays))
+
+    with pytest.raises(SearchError, match="finite numbers from the accuracy model"):
+        search(compound_space(), Broken(), Work(), [1e9])
 
 
 @pytest.mark.parametrize("change", [{"population": 0}, {"generations": -1}, {"restarts": 300}])

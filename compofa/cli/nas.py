@@ -178,10 +178,9 @@ def _add_fit(sub: Parser, source: str, result: str) -> None:
 
 def _devices(args: argparse.Namespace) -> None:
     for name, device in DEVICES.items():
-        widths = ", ".join(f"w{width:g}" for width in device.width_mults) or "any width"
         r = device.resolutions
         where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
-        print(f"{name:14} {device.description} [{device.unit}; {widths}; {where}]")
+        print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
         print(f"{'':14} {device.source}; {device.error}")
 
 
@@ -199,7 +198,9 @@ def _predict(args: argparse.Namespace) -> None:
     columns: dict[str, np.ndarray] = {}
     for name in args.columns.split(","):
         if name in ("top1", "top1_std"):
-            model = pipeline.accuracy_model(args.accuracy_predictor or args.net, args.width_mult)
+            model = pipeline.accuracy_model(
+                args.accuracy_predictor or args.net, backbone.width_mult
+            )
             columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
             log.info("%s: %s, %s", name, model.name, model.error)
         elif name in ("macs", "params"):
