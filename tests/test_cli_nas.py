@@ -18,13 +18,15 @@ from test_trained import tiny_checkpoint
 
 import nas.fit_accuracy
 import nas.measure
+from compofa.backbones import MOBILENET_V3
 from compofa.cli.nas import main
 from compofa.cli.search import main as search
 from compofa.records import read_records
 from compofa.subnet import SubnetArrays
 from nas import pipeline
+from nas.cost import macs_cost
 from nas.devices import DEVICES, load_cost
-from nas.predictor import NAMES
+from nas.predictor import NAMES, FittedPredictor
 from nas.tables import read_subnets, write_subnets
 from nas.timing import Settings
 
@@ -109,6 +111,42 @@ def test_predictions_keep_order_and_columns(call, tmp_path, caplog):
     assert (values["top1_std"] == model.std(arrays)).all()
     assert (values["latency:note10"] == load_cost("note10")(arrays)).all()
     assert (values["macs"] > 5e7).all() and (values["params"] > 3e6).all()
+
+
+def test_columns_are_added_to_those_of_the_input(call, tmp_path, caplog):
+    caplog.set_level("INFO")
+    arrays = table(tmp_path / "plain.csv")
+    with Path("plain.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    for number, row in enumerate(rows):
+        row.insert(0, f'"name", {number}' if number else "name")
+        row += ["macs", "ünit"] if number == 0 else ["7", f"{number / 3}"]
+    with Path("in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    argv = ["predict", "--columns", "top1,macs", "--input", "in.csv", "--output"]
+    for output in ("out.csv", "in.csv"):  # in place last
+        result = call(*argv, output)
+        assert result.status == 0 and "macs: replaced what in.csv holds" in caplog.text
+        with Path(output).open(newline="") as file:
+            header, *back = csv.reader(file)
+        assert header == ["name", "ks", "e", "d", "r", "macs", "ünit", "top1"]
+        for old, new in zip(rows[1:], back, strict=True):
+            assert (new[:5], new[6]) == (old[:5], old[6])
+        assert [int(row[5]) for row in back] == macs_cost(MOBILENET_V3)(arrays).tolist()
+        top1 = pipeline.accuracy_model("compofa").predict(arrays)
+        assert [float(row[7]) for row in back] == top1.tolist()
+    before = Path("in.csv").read_bytes()
+    assert call(*argv, "in.csv").status == 0 and Path("in.csv").read_bytes() == before
+    Path("in.csv").write_text("ks,e,d,r,name,name\n")
+    assert "line 1: expected different columns, got 'name' twice" in call(*argv, "out.csv").err
+
+
+def test_predictions_that_are_no_numbers_are_not_written(call, tmp_path, monkeypatch):
+    table(tmp_path / "in.csv")
+    monkeypatch.setattr(FittedPredictor, "predict", lambda self, arrays: arrays.r * np.nan)
+    result = call("predict", "--columns", "macs,top1", "--input", "in.csv", "--output", "out.csv")
+    assert result.status == 1 and "finite numbers from top1" in result.err
+    assert not Path("out.csv").exists()
 
 
 def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):

@@ -18,7 +18,8 @@ from compofa.subnet import SubnetArrays, arrays_of
 from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
-from nas.tables import lines, read_subnets, require_members, write_subnets
+from nas.evolution import require_finite
+from nas.tables import lines, read_csv, read_subnets, require_members, write_columns
 
 if TYPE_CHECKING:
     from compofa.records import EvalRecord
@@ -64,10 +65,17 @@ def parser() -> Parser:
         help="commas between: top1, top1_std, macs, params, latency:DEVICE",
     )
     sub.add_argument(
-        "--input", required=True, metavar="CSV", help="columns ks, e, d and r; .gz is read too"
+        "--input",
+        required=True,
+        metavar="CSV",
+        help="columns ks, e, d and r, and any others; .gz is read too",
     )
     sub.add_argument(
-        "--output", required=True, metavar="CSV", help="the same rows in the same order"
+        "--output",
+        required=True,
+        metavar="CSV",
+        help="the rows and columns of --input, which it may replace, with those of --columns added; "
+        "columns of the same name are replaced",
     )
     sub.add_argument(
         "--latency-table",
@@ -185,7 +193,8 @@ def _devices(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    arrays, _ = read_subnets(args.input)
+    table = read_csv(args.input)
+    arrays, _ = read_subnets(table)
     backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
     arrays = require_members(arrays, space, args.input)
 
@@ -215,7 +224,10 @@ def _predict(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
             )
-    write_subnets(args.output, arrays, columns)
+        require_finite(name, columns[name], 0)
+    replaced = write_columns(args.output, table, columns)
+    if replaced:
+        log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
     print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
 
 
