@@ -125,22 +125,8 @@ def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalReco
             raise DataError(
                 f"{output}: expected records of {wanted}, got one of {got}; choose another file"
             )
-    _require_cut_off(output, len(records))
     trim_records(output, records)
     return records
-
-
-def _require_cut_off(output: Path, count: int) -> None:
-    """Check that what follows the first ``count`` lines is the beginning of a record, if anything.
-
-    Raises:
-        DataError: It is a line of something else, which must not be lost.
-    """
-    text = output.read_text()
-    rest = text.splitlines()[count:]
-    begun = '{"ks": ['
-    if rest and (text.endswith("\n") or rest[0][: len(begun)] != begun[: len(rest[0])]):
-        raise DataError(f"{output}, line {count + 1}: not an evaluation record")
 
 
 def _conditions(checkpoint: str, part: str, dataset: str, calibration_images: int) -> str:

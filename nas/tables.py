@@ -118,6 +118,13 @@ def read_subnets(
     return arrays, {name: whole[name][:, 0] for name in columns}
 
 
+def without_repeats(arrays: SubnetArrays, values: np.ndarray) -> tuple[SubnetArrays, np.ndarray]:
+    """Return the rows that say something new: of equal subnets with equal values [n] the first."""
+    wide = np.column_stack([*arrays[:3], arrays.w, arrays.r, values])
+    rows = np.sort(np.unique(wide, axis=0, return_index=True)[1])
+    return SubnetArrays(*(array[rows] for array in arrays)), values[rows]
+
+
 def _text(path: Path) -> str:
     """Read a text file, gzipped by its ending, that is not too large, unpacked."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

@@ -316,6 +316,12 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
     more = ["--target-hardware", "flops", "--compare", "none", "--output", "s", "--quiet"]
     assert search(["--net", net, "--accuracy-predictor", "p.npz", "--resolutions", "8", *more]) == 0
 
+    twice = Path("r.jsonl").read_text() * 2
+    Path("twice.jsonl").write_text(twice)
+    assert call("fit-accuracy", "--input", "twice.jsonl", "--output", "same.npz").status == 0
+    with np.load("p.npz") as one, np.load("same.npz") as same:
+        assert all((one[key] == same[key]).all() for key in one.files)
+
     other = Path("r.jsonl").read_text().replace('"checkpoint": "', '"checkpoint": "0')
     Path("two.jsonl").write_text(Path("r.jsonl").read_text() + other)
     mixed = call("fit-accuracy", "--input", "two.jsonl", "--output", "m.npz")
@@ -327,7 +333,7 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
         for row in rows:
             config = row.subnet.to_config(3)
             parts = [" ".join(map(str, config[key])) for key in ("ks", "e", "d")]
-            file.write(",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n")
+            file.write((",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n") * 2)
     assert call("fit-accuracy", "--input", "t.csv", "--output", "q.npz").status == 0
     with np.load("p.npz") as one, np.load("q.npz") as other:
         assert all((one[key] == other[key]).all() for key in one.files)

@@ -210,11 +210,18 @@ def test_records_survive_the_file(tmp_path, records):
     assert first["d"] == list(records[0].subnet.depths) and first["top1"] == 90
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path, records):
+@pytest.mark.parametrize("net_id", ["ofa-small", "ofa-resnet50-small"])
+def test_a_line_that_was_cut_off_is_left_out(tmp_path, records, net_id):
     path = tmp_path / "records.jsonl"
+    space = network_spec(net_id).space
+    records = [replace(each, subnet=space.sample(rng(i))) for i, each in enumerate(records)]
     for record in records:
         append_record(path, record)
     text = path.read_text()
+    whole, last = text[: text.index("\n") + 1], text.splitlines(True)[1]
+    for length in range(len(last) - 1):
+        path.write_text(whole + last[:length])
+        assert read_records(path) == records[:1]
     path.write_text(text[:-30])
     kept = read_records(path)
     assert kept == records[:2]
@@ -223,6 +230,39 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path, records):
     assert path.read_text() == text
     path.write_text(text.replace('"top1"', '"top"', 1))
     with pytest.raises(DataError, match=r"records\.jsonl, line 1: .*top1"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("end", ['{"a": ', "something", '{"ks": [3]}\n', '{"ks": [3, 3\n'])
+def test_a_last_line_of_something_else_is_no_record_that_was_cut_off(tmp_path, records, end):
+    path = tmp_path / "records.jsonl"
+    append_record(path, records[0])
+    path.write_text(path.read_text() + end)
+    with pytest.raises(DataError, match=r"records\.jsonl, line 2: not an evaluation record"):
+        read_records(path)
+
+
+def test_what_was_written_twice_is_read_once(tmp_path, records):
+    path = tmp_path / "records.jsonl"
+    other = replace(records[0], seed=9)
+    for record in [*records, other, *records, replace(records[1], top1=1.0, device="cuda")]:
+        append_record(path, record)
+    assert read_records(path) == [*records, other]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("images", float("inf")), ("images", 1.5), ("images", -1), ("images", [1]),
+        ("images", True), ("macs", float("nan")), ("params", "many"), ("top1", float("nan")),
+        ("top1", float("inf")), ("top5", 100.5), ("top1", -1), ("top1", None), ("top1", 10**400),
+        ("seed", None), ("net", 3), ("checkpoint", None), ("r", float("inf")),
+    ],
+)  # fmt: skip
+def test_records_with_values_that_are_none(tmp_path, records, field, value):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({**records[0].to_json(), field: value}) + "\n")
+    with pytest.raises(DataError, match=r"records\.jsonl, line 1: not an evaluation record"):
         read_records(path)
 
 

@@ -19,7 +19,14 @@ from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
 from nas.evolution import require_finite
-from nas.tables import lines, read_csv, read_subnets, require_members, write_columns
+from nas.tables import (
+    lines,
+    read_csv,
+    read_subnets,
+    require_members,
+    without_repeats,
+    write_columns,
+)
 
 if TYPE_CHECKING:
     from compofa.records import EvalRecord
@@ -74,7 +81,7 @@ def parser() -> Parser:
         "--output",
         required=True,
         metavar="CSV",
-        help="the rows and columns of --input, which it may replace, with those of --columns added; "
+        help="the rows and columns of --input, which it may replace, and those of --columns; "
         "columns of the same name are replaced",
     )
     sub.add_argument(
@@ -328,7 +335,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     pipeline.require_writable(Path(args.output).parent)
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
-        top1 = columns["top1"]
+        arrays, top1 = without_repeats(arrays, columns["top1"])
     else:
         records = read_records(source)
         if not records:
