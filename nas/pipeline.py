@@ -62,7 +62,7 @@ class Outcome:
 
     Attributes:
         targets: The network searched, then those compared.
-        found: The best subnet for each budget.
+        found: The best subnet for each budget that can be met.
         fronts: The front of each target.
         clouds: Random subnets of each target.
         measured: Columns measured afterwards, a value a found subnet.
@@ -150,7 +150,8 @@ def run_search(
         evolution: Effort where a space is not enumerated.
 
     Raises:
-        SearchError: A budget that no subnet meets; the message names the least possible.
+        SearchError: No budget can be met; the message names the least possible. One among several
+            is left out with a warning.
     """
     first = targets[0]
     found = search(first.space, first.accuracy, first.cost, budgets, seed=seed, evolution=evolution)

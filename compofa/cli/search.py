@@ -64,7 +64,9 @@ def parser() -> Parser:
         type=float,
         nargs="+",
         metavar="X",
-        help="budgets in the device's unit; by default the published ones or four that spread",
+        help="budgets in the device's unit; by default the published ones or four that spread. "
+        "Those that no subnet meets are left out with a warning that names the least possible; it "
+        "is an error if none can be met",
     )
     p.add_argument(
         "--resolutions",
