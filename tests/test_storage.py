@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 
-from compofa import files
+from compofa import files, tensorfile
 from compofa.checkpoint import Checkpoint, as_data, file_hash, load_checkpoint, save_checkpoint
 from compofa.errors import CheckpointError, CompofaError
 from compofa.model_zoo import network_spec
-from compofa.tensorfile import CHECKSUM, checksum, read_safely
+from compofa.tensorfile import CHECKSUM, checksum, read_safely, short_hash
 
 
 @cache
@@ -50,13 +51,13 @@ def saved(tmp_path: Path) -> Path:
 def test_the_hash_is_that_of_what_was_loaded(saved, tmp_path, monkeypatch):
     wanted, first = content(saved), file_hash(saved)
     save_checkpoint(tmp_path / "next.pt", checkpoint(1))
-    load = torch.load
 
-    def beside_a_training(*args: object, **kwargs: object) -> object:
+    def beside_a_training(file: BinaryIO) -> str:
+        digest = short_hash(file)
         os.replace(tmp_path / "next.pt", saved)
-        return load(*args, **kwargs)
+        return digest
 
-    monkeypatch.setattr(torch, "load", beside_a_training)
+    monkeypatch.setattr(tensorfile, "short_hash", beside_a_training)
     found = load_checkpoint(saved)
     assert (found.digest, checksum(as_data(found))) == (first, wanted)
     monkeypatch.undo()
@@ -65,15 +66,14 @@ def test_the_hash_is_that_of_what_was_loaded(saved, tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(saved, monkeypatch):
-    load = torch.load
+    def beside_another_program(file: BinaryIO) -> str:
+        digest = short_hash(file)
+        with saved.open("r+b") as other:
+            other.seek(0, os.SEEK_END)
+            other.write(b"\0")
+        return digest
 
-    def beside_another_program(*args: object, **kwargs: object) -> object:
-        data = load(*args, **kwargs)
-        with saved.open("ab") as file:
-            file.write(b"more")
-        return data
-
-    monkeypatch.setattr(torch, "load", beside_another_program)
+    monkeypatch.setattr(tensorfile, "short_hash", beside_another_program)
     with pytest.raises(CheckpointError, match="being written to"):
         load_checkpoint(saved)
 
