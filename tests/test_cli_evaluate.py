@@ -221,6 +221,16 @@ def test_records_carry_the_hash_of_the_weights_that_were_evaluated(
     assert read()[0].checkpoint == file_hash(net) != file_hash(path)
 
 
+def test_a_name_that_is_not_utf8_is_written_as_an_escape(call, net, tmp_path):
+    path = tmp_path / "z\udcff\x1b[31m.pt"
+    path.write_bytes(Path(net).read_bytes())
+    done = call("--net", str(path), "--samples", "1")
+    assert done.status == 0, done.err
+    assert read()[0].net == f"{tmp_path}/z\\udcff\x1b[31m.pt"
+    done = call("--net", f"{path}x")
+    assert done.status == 1 and "z\\udcff\\x1b[31m.ptx" in done.err and "\x1b" not in done.err
+
+
 def test_without_arguments_it_evaluates_the_network_that_ships(call):
     done = call()
     assert done.status == 0, done.err

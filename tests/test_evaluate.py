@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,6 +285,13 @@ def test_a_table_that_a_spreadsheet_reads(tmp_path, records):
         assert row["net"] == "a,net" and float(row["top1"]) == record.top1
         data = {**row, **{key: [int(v) for v in row[key].split()] for key in ("ks", "e", "d")}}
         assert EvalRecord.from_json({**data, "r": int(row["r"])}) == record
+
+
+def test_the_legend_has_every_name_as_it_is(tmp_path, records):
+    names = ["_x", "$a$", "a_$b", "\x1b[1m"]
+    plot_accuracy(dict.fromkeys(names, records), tmp_path / "plot.svg", "$10^9")
+    texts = re.findall("<!-- (.*?) -->", (tmp_path / "plot.svg").read_text("utf-8"))
+    assert {"_x (3)", "$a$ (3)", "a_$b (3)", "\\x1b[1m (3)", "$10^9"} <= set(texts)
 
 
 @pytest.mark.parametrize(("name", "start"), [("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")])

@@ -215,6 +215,14 @@ def test_a_card_whose_width_is_none_is_refused(tmp_path, width):
         load_cost(tmp_path / "model.npz")
 
 
+def test_cards_cannot_write_to_the_terminal(tmp_path):
+    model = load_model(MODELS / "latency_note10.npz")
+    model.card.update(name="\x1b]0;x\x07phone", error="\x1b[2Jnone\nat all")
+    model.save(tmp_path / "model.npz")
+    cost = load_cost(tmp_path / "model.npz")
+    assert cost.name == "\\x1b]0;x\\x07phone" and cost.error == "\\x1b[2Jnone\\nat all"
+
+
 def test_a_batch_size_for_what_is_not_timed_here_is_refused():
     for device in ("note10", "v100-b32", "flops", MODELS / "latency_p40.npz"):
         with pytest.raises(ConfigError, match="no batch size"):

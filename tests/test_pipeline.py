@@ -2,14 +2,18 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import nas.plots
 from compofa.backbones import MOBILENET_V3
 from compofa.errors import CompofaError, ConfigError, SearchError, SpaceError, TableError
 from compofa.model_zoo import NETWORKS
+from compofa.plain import printable
 from compofa.subnet import Subnet, SubnetArrays
 from nas.cost import macs_cost, params_cost
 from nas.evolution import Evolution
@@ -19,6 +23,7 @@ from nas.pipeline import (
     accuracy_model,
     found_columns,
     named_space,
+    network_name,
     report_data,
     require_distinct,
     run_search,
@@ -111,6 +116,57 @@ def test_tables_hold_what_was_found(outcome, tmp_path):
         config = json.loads(path.read_text())
         assert Subnet.from_config(config) == found.subnet
         assert row["ks"] == " ".join(map(str, config["ks"])) and row["r"] == str(config["r"])
+
+
+NAMES = [
+    "$a$",
+    "a_$\\frac",
+    "_x",
+    "a\nb\t",
+    "\x1b[31mred\x07",
+    "z\udcff",
+    "名前",
+    "n" * 240,
+    "a\u202eb",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_search_is_written_whatever_the_network_is_called(outcome, tmp_path, name):
+    called = network_name(f"{name}.pt")
+    first = replace(outcome.targets[0], name=called)
+    paths = write_outcome(replace(outcome, targets=(first, outcome.targets[1])), tmp_path)
+    assert [path.name for path in paths[-2:]] == ["pareto.png", "pareto.svg"]
+    assert {row["net"] for row in rows_of(paths[0])} == {called}
+    texts = re.findall("<!-- (.*?) -->", paths[-1].read_text("utf-8"))
+    shown = printable(name)
+    if len(shown) < 30:
+        assert {f"{shown}: front", f"{shown}: found", f"{shown} on made up"} <= set(texts)
+    assert max(map(len, (text for text in texts if "front" in text))) <= 40
+    assert ascii(shown)[1:-1] in ascii(paths[-3].read_text("utf-8"))
+
+
+def test_what_a_picture_lacks_is_said_and_the_rest_is_written(
+    outcome, tmp_path, monkeypatch, caplog
+):
+    whole = write_outcome(outcome, tmp_path)
+
+    def fails(*args: object) -> None:
+        raise ValueError("no\nfont")
+
+    monkeypatch.setattr(nas.plots, "write_plot", fails)
+    paths = write_outcome(outcome, tmp_path)
+    assert paths == whole[:-2] and set(tmp_path.iterdir()) == set(paths), "no other search's"
+    assert caplog.messages == ["no pictures: no font"]
+
+
+def test_the_subnets_of_an_earlier_search_go(outcome, tmp_path):
+    other = replace(outcome, found=(replace(outcome.found[0], budget=10.25), outcome.found[1]))
+    (tmp_path / "subnet_7.json").write_text("my own")
+    (tmp_path / "results.csv").write_text("constraint\nnone\n")
+    for each in (other, outcome):
+        paths = write_outcome(each, tmp_path, pictures=False)
+        assert set(tmp_path.iterdir()) == {*paths, tmp_path / "subnet_7.json"}
 
 
 def test_both_fronts_are_in_one_table(outcome, tmp_path):

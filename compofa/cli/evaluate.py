@@ -11,7 +11,7 @@ from compofa.cli.common import Parser, run
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError, DataError
 from compofa.model_zoo import NETWORKS, open_checkpoint
-from compofa.plain import parse_json, read_text
+from compofa.plain import parse_json, printable, read_text
 from compofa.seeds import rng
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet
@@ -291,7 +291,7 @@ def _main(argv: Sequence[str] | None) -> None:
     top1 = [record.top1 for record in records]
     what = f"{len(records)} subnet(s) of {checkpoint.network.space.name}" if elastic else args.net
     print(
-        f"{what} on {records[0].images} {args.part} images of "
+        f"{printable(what)} on {records[0].images} {args.part} images of "
         f"{splits.name}: top-1 {min(top1):.2f} to {max(top1):.2f} %; written to {args.output}"
     )
     if evaluator.broken.paths:
