@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compofa.errors import ConfigError, TableError
-from compofa.files import require_writable, write_text_atomic
+from compofa.errors import CompofaError, ConfigError, TableError
+from compofa.files import write_text_atomic
 from compofa.plain import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def cache_folder() -> Path:
 class Samples:
     """Timings of one machine: an append-only file of JSON lines ``{"key": ..., "ms": ...}``.
 
+    Where they cannot be kept, as on a full disk, a warning says so and they last for this run.
+
     Args:
         folder: Of the caches; one file a machine.
         identity: What :func:`machine` returned.
@@ -118,9 +120,9 @@ class Samples:
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         self.path = Path(folder) / f"latency-{identity['device']}-{digest}.jsonl"
         self.values: dict[str, list[float]] = {}
-        require_writable(folder)
+        self._kept = True
         lines = []
-        if self.path.is_file():
+        if os.path.isfile(self.path):
             try:
                 lines = read_text(self.path).splitlines(True)
             except (OSError, ValueError) as error:
@@ -128,10 +130,10 @@ class Samples:
             if lines and not lines[-1].endswith("\n"):
                 _LOG.warning("%s: the last line was cut off and is dropped", self.path)
                 lines.pop()
-                write_text_atomic(self.path, "".join(lines))
+                self._rewrite(lines)
         if not lines:
-            write_text_atomic(self.path, text + "\n")
             lines = [text + "\n"]
+            self._rewrite(lines)
         for number, line in enumerate(lines, 1):
             try:
                 data = parse_json(line)
@@ -151,8 +153,24 @@ class Samples:
     def add(self, key: str, ms: float) -> None:
         """Append a sample to the file."""
         self.values.setdefault(key, []).append(ms)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
+        if not self._kept:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
+        except OSError as error:
+            self._lose(f"cannot write {self.path}: {error.strerror or error}")
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        try:
+            write_text_atomic(self.path, "".join(lines))
+        except CompofaError as error:
+            self._lose(str(error))
+
+    def _lose(self, reason: str) -> None:
+        """Write no more: what follows half of a line would be no line."""
+        self._kept = False
+        _LOG.warning("timings from here on are not kept for later runs: %s", reason)
 
     def count(self, key: str) -> int:
         """Return how many samples there are of ``key``."""
