@@ -96,11 +96,11 @@ class FittedPredictor:
     @property
     def error(self) -> str:
         """Held-out error in words, from the card: the range over measured resolutions."""
-        groups = [g for r, g in self.card.get("held_out", {}).items() if r != "all"]
         try:
+            groups = [g for r, g in self.card["held_out"].items() if r != "all"]
             mae, rho = [g["mae"] for g in groups], [g["spearman"] for g in groups]
             text = f"held-out MAE {_span(mae)} points, Spearman {_span(rho)} by resolution"
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             text = "error not recorded"
         if self.extra_std:
             text += f", measured on another width: ranks, level uncertain by {self.extra_std:g}"

@@ -213,6 +213,8 @@ def test_subnets_of_another_space_are_named_by_their_lines(call, tmp_path):
         (["--columns", "top1,"], "latency:DEVICE, got ''"),
         (["--columns", "latency:nosuch"], f"one of {', '.join(DEVICES)}"),
         (["--columns", "latency:v100", "--width-mult", "1.2"], "of width multiplier 1.0"),
+        (["--columns", "top1", "--width-mult", "0.3"], "0.8 to 1.25, got 0.3"),
+        (["--columns", "latency:note10", "--width-mult", "8"], "0.6 to 2.4, got 8"),
         (["--columns", "macs", "--net", "nosuch"], "unknown network 'nosuch'"),
         (["--columns", "macs", "--width-mult", "-1"], "expected a width multiplier"),
         (["--columns", "macs", "--input", "nosuch.csv"], "cannot read the table nosuch.csv"),

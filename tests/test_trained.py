@@ -149,7 +149,9 @@ def test_the_predictor_can_be_used_again(searched, net, tmp_path):
 
     space = load_checkpoint(net).network.space
     arrays = space.arrays(space.enumerate_genes())
-    predicted = load_accuracy_model(searched.folder / "predictor.npz").predict(arrays)
+    model = load_accuracy_model(searched.folder / "predictor.npz")
+    assert model.width_mult == 0.1
+    predicted = model.predict(arrays)
     assert float(rows[-1]["top1"]) <= predicted.max() + 1e-3
 
 
@@ -177,6 +179,8 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
         (["--target-hardware", "flops", "--device", "tpu"], "tpu"),
         (["--target-hardware", "flops", "--resolutions", "4"], "expected an image size from 8"),
         (["--target-hardware", "flops", "--accuracy-predictor", "nosuch.npz"], "nosuch.npz"),
+        (["--target-hardware", "flops", "--accuracy-predictor", "compofa"], "1.25, got 0.1"),
+        (["--target-hardware", "flops", "--batch-size", "7"], "no batch size for flops"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys, more, message):

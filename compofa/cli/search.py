@@ -97,7 +97,10 @@ def parser() -> Parser:
         help="predictor's file: .npz of fit-accuracy, or a published .pth (ofa_resnet50 has one)",
     )
     p.add_argument(
-        "--output", metavar="DIR", help="folder of the results; by default runs/search-NET-DEVICE"
+        "--output",
+        metavar="DIR",
+        help="folder of the results, which replace those of an earlier search there; by default "
+        "runs/search-NET-DEVICE",
     )
     p.add_argument("--seed", type=int, default=0, help="of all randomness")
     p.add_argument(
