@@ -9,7 +9,6 @@ does; :func:`load_weights` reads both kinds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -22,14 +21,15 @@ from typing import Any
 from torch import Tensor
 
 from compofa.convert import unwrap
-from compofa.errors import CheckpointError, SpaceError
+from compofa.data.catalog import Normalisation
+from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.fixed import Network, network_from_json
 from compofa.layout import params
 from compofa.network import NetworkSpec, field
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
-from compofa.tensorfile import first_line, read_safely, write_tensors
+from compofa.tensorfile import first_line, read_hashed, read_safely, short_hash, write_tensors
 from compofa.unpickle import Skipped, skipped_names
 from compofa.weights import load_state
 
@@ -62,6 +62,7 @@ class Checkpoint:
         image_size: Resolution to evaluate at, in pixels.
         figures: Measured figures, such as ``{"largest": {"top1": 98.2}}``; JSON data.
         training: State to resume from; ``None`` in a file meant for use only.
+        digest: Hash (:func:`file_hash`) of the file that it was read from; empty without one.
     """
 
     network: Network
@@ -76,6 +77,7 @@ class Checkpoint:
     image_size: int = 224
     figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    digest: str = attribute(default="", compare=False)
 
     def slim(self) -> Checkpoint:
         """Return the checkpoint to pass on: no training state, matrices in half precision.
@@ -83,7 +85,7 @@ class Checkpoint:
         Vectors (BN, biases) keep their precision.
         """
         weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
-        return replace(self, weights=weights, training=None)
+        return replace(self, weights=weights, training=None, digest="")
 
     def build(self, source: str = "checkpoint") -> Supernet | StaticNetwork:
         """Build the network with these weights, in evaluation mode.
@@ -143,21 +145,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, foreign or of a newer version.
     """
-    data = read_safely(path)
+    return from_data(path, *read_hashed(path))
+
+
+def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Checkpoint:
+    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
+
+    Args:
+        path: For errors.
+        data: What :func:`as_data` made.
+        digest: Hash of the file.
+
+    Raises:
+        CheckpointError: Something is missing, of another type or of a newer version.
+    """
     if data.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected a checkpoint of this library, got a file without its mark; "
             "weights of other programs are loaded with compofa.checkpoint.load_weights"
         )
-    return from_data(path, data)
-
-
-def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
-    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
-
-    Raises:
-        CheckpointError: Something is missing, of another type or of a newer version.
-    """
     try:
         if skipped := skipped_names(data):
             raise TypeError(f"expected tensors and plain data, got {ascii(min(skipped))[1:-1]}")
@@ -172,8 +178,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         mean, std = (
             tuple(map(float, numbers(key, field(data, key, list)))) for key in ("mean", "std")
         )
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise SpaceError("mean and std: expected three numbers each, those of std above 0")
+        Normalisation(mean, std)
         network.check_resolution(field(data, "image_size", int))
         return Checkpoint(
             network=network,
@@ -188,8 +193,9 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
             image_size=data["image_size"],
             figures=_json(field(data, "figures", dict)),
             training=field(data, "training", dict, NoneType),
+            digest=digest,
         )
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
 
 
@@ -252,8 +258,12 @@ def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def file_hash(path: str | Path) -> str:
-    """Return the first 16 hexadecimal digits of the file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    """Return the first 16 hexadecimal digits of the file's SHA-256.
+
+    Of a file that was loaded, :attr:`Checkpoint.digest` is the hash of what was loaded.
+    """
+    with open(path, "rb") as file:
+        return short_hash(file)
 
 
 def _json(figures: Mapping[str, Any]) -> dict[str, Any]:

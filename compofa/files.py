@@ -178,8 +178,12 @@ def remove_drafts(folder: str | Path, name: str | None = None) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace ``path`` with ``text`` (UTF-8), as :func:`write_atomic` does."""
-    write_atomic(path, lambda file: file.write(text.encode()) and None)
+    """Replace ``path`` with ``text``, as :func:`write_atomic` does.
+
+    It is written as UTF-8; bytes of file names that are not (lone surrogates) become escapes.
+    """
+    data = text.encode(errors="backslashreplace")
+    write_atomic(path, lambda file: file.write(data) and None)
 
 
 def require_writable(folder: str | Path, create: bool = True) -> Path:

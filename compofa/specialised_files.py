@@ -19,9 +19,7 @@ from compofa.checkpoint import (
     Checkpoint,
     as_data,
     from_data,
-    read_safely,
     weights_in,
-    write_tensors,
 )
 from compofa.convert import from_ours, from_slots, in_slots, to_ours
 from compofa.errors import CheckpointError, CompofaError, SpaceError
@@ -29,6 +27,7 @@ from compofa.files import draft_folder, write_text_atomic
 from compofa.fixed import FixedNetwork
 from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.network import MAX_RESOLUTION, field
+from compofa.tensorfile import read_hashed, write_tensors
 
 CONFIG, RUN, INIT = "net.config", "run.config", "init"
 EXTRA = "compofa"
@@ -110,7 +109,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
         CheckpointError: The weights cannot be read or are those of another network.
     """
     network = network or files.network()
-    data = read_safely(files.weights)
+    data, digest = read_hashed(files.weights)
     state = to_ours(*in_slots(weights_in(files.weights, data), network.depths))
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping):
@@ -126,7 +125,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
             network, state, dataset=dataset, image_size=network.resolution, **norm
         )
     checkpoint.build(str(files.weights))
-    return checkpoint
+    return replace(checkpoint, digest=digest)
 
 
 def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ def write_tensors(
 
 
 def read_safely(path: str | Path) -> dict[str, Any]:
+    """Read a mapping that ``torch.save`` wrote; :func:`read_hashed` without the hash."""
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     """Read a mapping that ``torch.save`` wrote, running nothing that is in it.
 
     Objects other than dense tensors and plain data are :class:`compofa.unpickle.Skipped`; a line
@@ -74,8 +79,13 @@ def read_safely(path: str | Path) -> dict[str, Any]:
     is what would need far more memory than the file is long: compressed archives, tensors that
     repeat a few numbers.
 
+    Returns:
+        The mapping, and the hash (:func:`short_hash`) of the very bytes that it was read from,
+        whatever is at ``path`` by now.
+
     Raises:
-        CheckpointError: The file is missing, damaged or not a mapping.
+        CheckpointError: The file is missing, damaged, not a mapping, or was written to while it
+            was read.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -84,9 +94,16 @@ def read_safely(path: str | Path) -> dict[str, Any]:
             what = "a folder" if os.path.isdir(path) else "something else"
         raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
     try:
-        data = unpickle(path)
+        # One open file throughout: another that takes its name meanwhile is another file.
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            digest = short_hash(file)
+            data = unpickle(file)
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise CheckpointError(f"{path}: expected a finished file, got one being written to")
         if isinstance(data, dict):
-            _check_content(data, _GROWTH * path.stat().st_size + _SLACK)
+            _check_content(data, _GROWTH * before.st_size + _SLACK)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:
@@ -102,7 +119,17 @@ def read_safely(path: str | Path) -> dict[str, Any]:
         listed = ", ".join(ascii(name)[1:-1][:60] for name in names[:_LISTED])
         more = ", …" * (len(names) > _LISTED)
         log.info("%s: skipped what is no tensor or plain data: %s%s", path, listed, more)
-    return data
+    return data, digest
+
+
+def short_hash(file: BinaryIO) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file, and go to its start."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(1 << 20):
+        digest.update(part)
+    file.seek(0)
+    return digest.hexdigest()[:16]
 
 
 def checksum(data: Mapping[str, Any]) -> str:

@@ -56,7 +56,6 @@ def draw_subnets(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
 
 def collect(
     checkpoint: Checkpoint,
-    digest: str,
     net: str,
     subnets: Sequence[Subnet],
     evaluator: Evaluator,
@@ -68,9 +67,8 @@ def collect(
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
     Args:
-        checkpoint: The supernet.
-        digest: Hash of its file; records in ``output`` of another checkpoint, other images or
-            another number of calibration images are refused.
+        checkpoint: The supernet. Records in ``output`` of another one (by its ``digest``), of
+            other images or of another number of calibration images are refused.
         net: Name or path for the records.
         subnets: What to measure.
         evaluator: On what.
@@ -84,15 +82,16 @@ def collect(
     Raises:
         BusyError: Another process is collecting to ``output``.
         DataError: ``output`` cannot be read or written, or holds something else.
+        ConfigError: Workers have read different checkpoints.
     """
     backend = backend or Alone()
+    backend.require_same("checkpoint", checkpoint.digest)
     with exclusive_by_main(backend, output):
-        return _collect(checkpoint, digest, net, subnets, evaluator, Path(output), bar, backend)
+        return _collect(checkpoint, net, subnets, evaluator, Path(output), bar, backend)
 
 
 def _collect(
     checkpoint: Checkpoint,
-    digest: str,
     net: str,
     subnets: Sequence[Subnet],
     evaluator: Evaluator,
@@ -100,6 +99,8 @@ def _collect(
     bar: bool,
     backend: Backend,
 ) -> list[EvalRecord]:
+    digest = checkpoint.digest
+
     def earlier() -> list[EvalRecord]:
         require_output(output)
         return _known(output, digest, evaluator)
@@ -143,31 +144,8 @@ def _known(output: Path, digest: str, evaluator: Evaluator) -> list[EvalRecord]:
             raise DataError(
                 f"{output}: expected records of {wanted}, got one of {got}; choose another file"
             )
-    _require_cut_off(output, len(records))
-    first = {record.subnet: record for record in reversed(records)}
-    kept = [record for record in records if first[record.subnet] is record]
-    if len(kept) < len(records):
-        again = len(records) - len(kept)
-        log.warning("%s: %d record(s) of subnets that it has already are removed", output, again)
-    trim_records(output, kept)
-    return kept
-
-
-def _require_cut_off(output: Path, count: int) -> None:
-    """Check that what follows the first ``count`` lines is the beginning of a record, if anything.
-
-    Raises:
-        DataError: It is a line of something else, which must not be lost.
-    """
-    text = output.read_text()
-    rest = text.splitlines()[count:]
-    begun = ('{"ks": [', '{"d": [')  # of MobileNetV3 and ProxylessNAS, of ResNet50D
-    if rest and (text.endswith("\n") or not any(_begins(rest[0], text) for text in begun)):
-        raise DataError(f"{output}, line {count + 1}: not an evaluation record")
-
-
-def _begins(line: str, text: str) -> bool:
-    return line.startswith(text) or text.startswith(line)
+    trim_records(output, records)
+    return records
 
 
 def _conditions(checkpoint: str, part: str, dataset: str, calibration_images: int) -> str:

@@ -185,6 +185,7 @@ def reproduce(reference_data: Path, out: Path) -> list[Path]:
         card = {
             "license": "Apache-2.0",
             "unit": "top-1 %",
+            "width_mult": 1.0,
             "sources": [_SOURCES[table] for table in recipe["tables"]],
             "related_sources": [_SOURCES[table] for table in recipe["related"]],
             "command": "python -m nas fit-accuracy --shipped DIR --output nas/models",

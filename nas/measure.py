@@ -122,7 +122,8 @@ class MachineCost(LayerSumCost):
             solved = np.linalg.lstsq(x * weight[:, None], weight, rcond=None)[0]
             weight = 1 / np.sqrt(np.maximum(np.abs(1 - x @ solved), 0.01))
         intercept, slope = solved
-        if not 0.2 < slope < 5:  # networks too alike for a line
+        # Networks too alike for a line, or one that falls below 0 for networks half as large.
+        if not 0.2 < slope < 5 or intercept + slope * sums.min() / 2 <= 0:
             intercept, slope = 0.0, float(np.median(measured_ms / sums))
         self.line = (float(intercept), float(slope))
 

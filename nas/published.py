@@ -27,11 +27,25 @@ class PublishedPredictor:
     error = "a ranking: values lie about 0.06 above measured top-1"
     resolutions = np.arange(112, 225, 16)
     OFFSET = 0.06
+    WIDTHS = (1.0, 1.2)
+    """Width multipliers that it is published for."""
     INPUTS = 128
 
     def __init__(self, layers: list[tuple[np.ndarray, np.ndarray]], name: str) -> None:
         self.layers = layers
         self.name = name
+
+    def serve(self, width_mult: float) -> None:
+        """Check that it may be asked about networks of this width multiplier.
+
+        Raises:
+            TableError: It is published for others.
+        """
+        if width_mult not in self.WIDTHS:
+            raise TableError(
+                f"the accuracy model {self.name} is published for width multiplier "
+                f"{' or '.join(f'{width:g}' for width in self.WIDTHS)}, not {width_mult:g}"
+            )
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
         """Return top-1 as a fraction on the published scale, float64 of shape [n].
@@ -115,6 +129,7 @@ class PublishedResNetPredictor(PublishedPredictor):
     error = "a ranking: its level was never checked, nor its assumed resolutions"
     resolutions = np.array([128, 144, 160, 176, 192, 224, 240, 256])
     INPUTS = 82
+    WIDTHS = (1.0,)
 
     def _check(self, arrays: SubnetArrays) -> None:
         shape = (len(WIDE) * max(form.slots for form in WIDE), RESNET50D.choices)

@@ -13,15 +13,15 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compofa.errors import ConfigError, TableError
-from compofa.files import require_writable, write_text_atomic
+from compofa.errors import CompofaError, ConfigError, TableError
+from compofa.files import write_text_atomic
 from compofa.locks import exclusive
 from compofa.plain import parse_json, read_text
 
@@ -116,6 +116,8 @@ def cache_folder() -> Path:
 class Samples:
     """Timings of one machine: an append-only file of JSON lines ``{"key": ..., "ms": ...}``.
 
+    Where they cannot be kept, as on a full disk, a warning says so and they last for this run.
+
     Args:
         folder: Of the caches; one file a machine.
         identity: What :func:`machine` returned.
@@ -128,9 +130,9 @@ class Samples:
         text = json.dumps(identity, sort_keys=True)
         self.path = _samples_path(folder, identity)
         self.values: dict[str, list[float]] = {}
-        require_writable(folder)
+        self._kept = True
         lines = []
-        if self.path.is_file():
+        if os.path.isfile(self.path):
             try:
                 lines = read_text(self.path).splitlines(True)
             except (OSError, ValueError) as error:
@@ -138,10 +140,10 @@ class Samples:
             if lines and not lines[-1].endswith("\n"):
                 _LOG.warning("%s: the last line was cut off and is dropped", self.path)
                 lines.pop()
-                write_text_atomic(self.path, "".join(lines))
+                self._rewrite(lines)
         if not lines:
-            write_text_atomic(self.path, text + "\n")
             lines = [text + "\n"]
+            self._rewrite(lines)
         for number, line in enumerate(lines, 1):
             try:
                 data = parse_json(line)
@@ -165,21 +167,32 @@ class Samples:
 
         What that one has measured is read then, and not measured again.
         """
-        with exclusive(_samples_path(folder, identity), wait=True):
+        with ExitStack() as stack:
+            with suppress(CompofaError):  # where nothing can be written, nothing is to be guarded
+                stack.enter_context(exclusive(_samples_path(folder, identity), wait=True))
             yield cls(folder, identity)
 
     def add(self, key: str, ms: float) -> None:
-        """Append a sample to the file.
-
-        Raises:
-            TableError: It cannot be written.
-        """
+        """Append a sample to the file."""
         self.values.setdefault(key, []).append(ms)
+        if not self._kept:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
         except OSError as error:
-            raise TableError(f"cannot write {self.path}: {error.strerror or error}") from error
+            self._lose(f"cannot write {self.path}: {error.strerror or error}")
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        try:
+            write_text_atomic(self.path, "".join(lines))
+        except CompofaError as error:
+            self._lose(str(error))
+
+    def _lose(self, reason: str) -> None:
+        """Write no more: what follows half of a line would be no line."""
+        self._kept = False
+        _LOG.warning("timings from here on are not kept for later runs: %s", reason)
 
     def count(self, key: str) -> int:
         """Return how many samples there are of ``key``."""

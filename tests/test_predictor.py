@@ -137,6 +137,15 @@ def test_saved_model_is_read_back_exactly(small, tmp_path):
     assert "held-out MAE" in back.error
 
 
+@pytest.mark.parametrize(
+    "held_out",
+    [None, [], {}, "text", 3, {"24": {}}, {"24": 1}, {"24": {"mae": "\x1b[1m", "spearman": 1}}],
+)
+def test_a_card_without_figures_is_said_to_have_none(small, held_out):
+    model = FittedPredictor(small.arrays, {**small.card, "held_out": held_out}, "mine")
+    assert model.error == "error not recorded"
+
+
 def broken_files(model: FittedPredictor, folder: Path) -> dict[str, Path]:
     model.save(folder / "good.npz")
     good = (folder / "good.npz").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from compofa.errors import CompofaError, OtherWorkerError, StoppedError
+from compofa.plain import printable
 
 if TYPE_CHECKING:
     from compofa.workers import Backend
@@ -94,6 +96,14 @@ def only_main_speaks(backend: Backend) -> None:
         logging.getLogger(name).setLevel(logging.NOTSET if backend.is_main else logging.WARNING)
 
 
+class _Printable(logging.Formatter):
+    """Lines of the log as a terminal may show them, whatever names from files stand in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str) -> int:
     """Call ``main``, turning what a user can mend into one line and exit status 1.
 
@@ -102,8 +112,12 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     Returns:
         The exit status.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.captureWarnings(True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8, or in ASCII
     try:
         main(argv)
     except OtherWorkerError:
@@ -112,7 +126,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.stderr.write(f"{prog}: {error}\n")
         return error.status
     except CompofaError as error:
-        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{prog}: error: {printable(' '.join(str(error).split()))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")

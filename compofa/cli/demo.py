@@ -41,7 +41,7 @@ def _demo(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from compofa.checkpoint import file_hash, load_checkpoint, save_checkpoint
+    from compofa.checkpoint import load_checkpoint, save_checkpoint
     from compofa.data import load_dataset
     from compofa.evaluate import Evaluator
     from compofa.plots import plot_accuracy
@@ -59,8 +59,8 @@ def _demo(args: argparse.Namespace) -> None:
             backend=Alone(), stop=Stopping(),
         )  # fmt: skip
     path = args.output / "compofa-digits.pt"
-    checkpoint = load_checkpoint(result.best).slim()
-    save_checkpoint(path, checkpoint)
+    save_checkpoint(path, load_checkpoint(result.best).slim())
+    checkpoint = load_checkpoint(path)
     supernet, space = checkpoint.build(), checkpoint.network.space
     random = [
         subnet
@@ -68,9 +68,8 @@ def _demo(args: argparse.Namespace) -> None:
         if subnet not in (space.smallest, space.largest)
     ][:10]
     evaluator = Evaluator(load_dataset("digits"), "test", seed=args.seed)
-    digest = file_hash(path)
     records = [
-        evaluator.measure(supernet, subnet, str(path), digest)
+        evaluator.measure(supernet, subnet, str(path), checkpoint.digest)
         for subnet in tqdm(
             [space.smallest, space.largest, *random],
             desc="subnets",

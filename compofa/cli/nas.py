@@ -20,7 +20,15 @@ from compofa.subnet import SubnetArrays, arrays_of
 from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
-from nas.tables import lines, read_subnets, require_members, write_subnets
+from nas.evolution import require_finite
+from nas.tables import (
+    lines,
+    read_csv,
+    read_subnets,
+    require_members,
+    without_repeats,
+    write_columns,
+)
 
 if TYPE_CHECKING:
     from compofa.records import EvalRecord
@@ -66,10 +74,17 @@ def parser() -> Parser:
         help="commas between: top1, top1_std, macs, params, latency:DEVICE",
     )
     sub.add_argument(
-        "--input", required=True, metavar="CSV", help="columns ks, e, d and r; .gz is read too"
+        "--input",
+        required=True,
+        metavar="CSV",
+        help="columns ks, e, d and r, and any others; .gz is read too",
     )
     sub.add_argument(
-        "--output", required=True, metavar="CSV", help="the same rows in the same order"
+        "--output",
+        required=True,
+        metavar="CSV",
+        help="the rows and columns of --input, which it may replace, and those of --columns; "
+        "columns of the same name are replaced",
     )
     sub.add_argument(
         "--latency-table",
@@ -180,15 +195,15 @@ def _add_fit(sub: Parser, source: str, result: str) -> None:
 
 def _devices(args: argparse.Namespace) -> None:
     for name, device in DEVICES.items():
-        widths = ", ".join(f"w{width:g}" for width in device.width_mults) or "any width"
         r = device.resolutions
         where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
-        print(f"{name:14} {device.description} [{device.unit}; {widths}; {where}]")
+        print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
         print(f"{'':14} {device.source}; {device.error}")
 
 
 def _predict(args: argparse.Namespace) -> None:
-    arrays, _ = read_subnets(args.input)
+    table = read_csv(args.input)
+    arrays, _ = read_subnets(table)
     backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
     arrays = require_members(arrays, space, args.input)
 
@@ -201,7 +216,9 @@ def _predict(args: argparse.Namespace) -> None:
     columns: dict[str, np.ndarray] = {}
     for name in args.columns.split(","):
         if name in ("top1", "top1_std"):
-            model = pipeline.accuracy_model(args.accuracy_predictor or args.net, args.width_mult)
+            model = pipeline.accuracy_model(
+                args.accuracy_predictor or args.net, backbone.width_mult
+            )
             columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
             log.info("%s: %s, %s", name, model.name, model.error)
         elif name in ("macs", "params"):
@@ -216,7 +233,10 @@ def _predict(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
             )
-    write_subnets(args.output, arrays, columns)
+        require_finite(name, columns[name], 0)
+    replaced = write_columns(args.output, table, columns)
+    if replaced:
+        log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
     print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
 
 
@@ -254,7 +274,6 @@ def _measure(args: argparse.Namespace) -> None:
 def _collect(args: argparse.Namespace) -> None:
     import torch
 
-    from compofa.checkpoint import file_hash
     from compofa.cli.evaluate import open_data
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
@@ -269,12 +288,11 @@ def _collect(args: argparse.Namespace) -> None:
         check_device(args.device)
         if args.samples < 1:
             raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
-        path, checkpoint = open_checkpoint(args.net)
+        _, checkpoint = open_checkpoint(args.net)
         wanted = sorted({r for group in args.resolutions or [] for r in group})
         trained = Trained(
             pipeline.network_name(args.net),
             checkpoint,
-            file_hash(path),
             search_resolutions(checkpoint, wanted),
         )
         space = trained.space if args.space == "own" else trained.free_space or trained.space
@@ -295,7 +313,7 @@ def _collect(args: argparse.Namespace) -> None:
         only_main_speaks(workers)
         trained, subnets, evaluator = workers.in_turn(opened)
         return collect(
-            trained.checkpoint, trained.digest, args.net, subnets, evaluator, args.output,
+            trained.checkpoint, args.net, subnets, evaluator, args.output,
             bar=not args.quiet, backend=workers,
         )  # fmt: skip
 
@@ -319,7 +337,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     _require_model(args.output, source)
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
-        top1 = columns["top1"]
+        arrays, top1 = without_repeats(arrays, columns["top1"])
     else:
         records = read_records(source)
         if not records:

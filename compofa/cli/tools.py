@@ -148,14 +148,13 @@ def _export(args: argparse.Namespace) -> None:
     for file in (output,) if is_stream(output) else (output, card_path(output)):
         require_output(file, *files_of(path), args.subnet, create=False)
     with exclusive(output):
-        _export_subnet(args, path, checkpoint, subnet, output)
+        _export_subnet(args, checkpoint, subnet, output)
 
 
 def _export_subnet(
-    args: argparse.Namespace, path: Path, checkpoint: Checkpoint, subnet: Subnet, output: Path
+    args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet, output: Path
 ) -> None:
-    """Export a subnet of the checkpoint at ``path`` to ``output``."""
-    from compofa.checkpoint import file_hash
+    """Export a subnet of a checkpoint to ``output``."""
     from compofa.export import card_path, export, subnet_card
 
     network, calibration = _network(args, checkpoint, subnet)
@@ -164,7 +163,7 @@ def _export_subnet(
         "classes": list(checkpoint.classes),
         "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
         "source": args.net,
-        "checkpoint": file_hash(path),
+        "checkpoint": checkpoint.digest,
         "dataset": checkpoint.dataset,
         "calibration": calibration,
         "figures": _figures(checkpoint, subnet),
