@@ -84,9 +84,10 @@ def read_safely(path: str | Path) -> dict[str, Any]:
             what = "a folder" if os.path.isdir(path) else "something else"
         raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
     try:
-        data = unpickle(path)
+        with path.open("rb") as file:
+            data, size = unpickle(file), os.fstat(file.fileno()).st_size
         if isinstance(data, dict):
-            _check_content(data, _GROWTH * path.stat().st_size + _SLACK)
+            _check_content(data, _GROWTH * size + _SLACK)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -72,23 +72,26 @@ class _Storage:
         self.numbers, self.dtype = numbers, dtype
 
 
-def unpickle(path: Path) -> Any:
-    """Return what ``torch.save`` wrote to a file: tensors on the CPU, plain data, and the skipped.
+def unpickle(file: BinaryIO) -> Any:
+    """Return what ``torch.save`` wrote: tensors on the CPU, plain data, and what was skipped.
 
     Parameters come as tensors, ordered mappings as ``dict``, ``torch.Size`` as a tuple.
+
+    Args:
+        file: A file on the disk, open at its start.
 
     Raises:
         OSError: It cannot be read.
         ValueError, TypeError, LookupError, RuntimeError, MemoryError, zipfile.BadZipFile: It is
             damaged, something else, or of far more content than bytes.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(len(_ARCHIVE)) == _ARCHIVE:
-            with zipfile.ZipFile(file) as archive:
-                return _read_archive(archive, size)
-        file.seek(0)
+    size = os.fstat(file.fileno()).st_size
+    archived = file.read(len(_ARCHIVE)) == _ARCHIVE  # which is how torch tells
+    file.seek(0)
+    if not archived:
         return _read_pickles(file, size)
+    with zipfile.ZipFile(file) as archive:
+        return _read_archive(archive, size)
 
 
 def skipped_names(data: Any) -> set[str]:
