@@ -2,17 +2,18 @@
 
 import io
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from compofa.errors import CompofaError
 
-_DRAFT = ".draft"  # ending of files that are being written
+_DRAFT = ".draft"  # ending of files and folders that are being written
 
 
 def write_atomic(
@@ -135,15 +136,43 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_drafts(folder: str | Path) -> None:
-    """Remove what processes that were killed while they wrote have left in ``folder``.
+@contextmanager
+def draft_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path``, for what is to be moved there; it is gone afterwards.
+
+    A process that is killed leaves it: :func:`remove_drafts`.
 
     Raises:
-        CompofaError: The folder cannot be written.
+        OSError: It cannot be made.
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(_DRAFT, f".{path.name}.", path.parent) as folder:
+        yield Path(folder)
+
+
+def remove_drafts(folder: str | Path, name: str | None = None) -> None:
+    """Remove what processes that were killed while they wrote have left in ``folder``.
+
+    What belongs to other users, and cannot be removed, stays.
+
+    Args:
+        folder: The folder; nobody else may be writing what is removed.
+        name: The file or folder in it whose drafts are meant; by default those of all.
+
+    Raises:
+        CompofaError: The disk fails.
+    """
+    draft = re.compile(rf"\.{'.*' if name is None else re.escape(name)}\.\w+{re.escape(_DRAFT)}")
     try:
-        for draft in Path(folder).glob(f".*{_DRAFT}"):
-            draft.unlink(missing_ok=True)
+        with suppress(PermissionError):
+            for entry in list(os.scandir(folder)):
+                if draft.fullmatch(entry.name):
+                    with suppress(PermissionError, FileNotFoundError):
+                        if entry.is_dir(follow_symlinks=False):
+                            shutil.rmtree(entry.path)
+                        else:
+                            os.unlink(entry.path)
     except OSError as error:
         raise CompofaError(f"cannot clean up {folder}: {error.strerror or error}") from error
 

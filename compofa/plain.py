@@ -22,14 +22,24 @@ def read_text(path: str | Path, most: int = MAX_BYTES) -> str:
         OSError: It cannot be read.
         ValueError: It is larger, or no UTF-8.
     """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("bytes that are not UTF-8 text") from None
+
+
+def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """Read a file of at most ``most`` bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger.
+    """
     with open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"more than {most} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("bytes that are not UTF-8 text") from None
+    return data
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from compofa.checkpoint import (
 )
 from compofa.convert import from_ours, from_slots, in_slots, to_ours
 from compofa.errors import CheckpointError, CompofaError, SpaceError
-from compofa.files import write_text_atomic
+from compofa.files import draft_folder, write_text_atomic
 from compofa.fixed import FixedNetwork
 from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.network import MAX_RESOLUTION, field
@@ -148,9 +147,8 @@ def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:
     tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
-            place = Path(draft) / "network"
+        with draft_folder(folder) as draft:
+            place = draft / "network"
             for name, content in texts.items():
                 write_text_atomic(place / name, json.dumps(content, indent=4) + "\n")
             write_tensors(place / INIT, {"state_dict": tensors, EXTRA: extra})

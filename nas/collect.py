@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from compofa.checkpoint import Checkpoint
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.files import is_stream, require_output
+from compofa.locks import exclusive_by_main
 from compofa.records import EvalRecord, append_record, read_records, trim_records
 from compofa.seeds import rng
 from compofa.space import SearchSpace
@@ -81,13 +82,27 @@ def collect(
         The records of ``subnets``, in their order.
 
     Raises:
+        BusyError: Another process is collecting to ``output``.
         DataError: ``output`` cannot be read or written, or holds something else.
     """
-    output, backend = Path(output), backend or Alone()
+    backend = backend or Alone()
+    with exclusive_by_main(backend, output):
+        return _collect(checkpoint, digest, net, subnets, evaluator, Path(output), bar, backend)
 
+
+def _collect(
+    checkpoint: Checkpoint,
+    digest: str,
+    net: str,
+    subnets: Sequence[Subnet],
+    evaluator: Evaluator,
+    output: Path,
+    bar: bool,
+    backend: Backend,
+) -> list[EvalRecord]:
     def earlier() -> list[EvalRecord]:
         require_output(output)
-        return list(_known(output, digest, evaluator))
+        return _known(output, digest, evaluator)
 
     known = {record.subnet: record for record in backend.from_main(earlier)}
     todo = [subnet for subnet in subnets if subnet not in known]
@@ -111,8 +126,11 @@ def collect(
     return [known[subnet] for subnet in subnets]
 
 
-def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalRecord]:
-    """Read the records of an earlier call, cutting off a line that it did not finish."""
+def _known(output: Path, digest: str, evaluator: Evaluator) -> list[EvalRecord]:
+    """Read the records of an earlier call, each subnet's first, and leave no others in the file.
+
+    What goes is a line that was not finished, and what two processes have measured at once.
+    """
     if not output.exists() or is_stream(output):
         return []
     records = read_records(output)
@@ -126,8 +144,13 @@ def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalReco
                 f"{output}: expected records of {wanted}, got one of {got}; choose another file"
             )
     _require_cut_off(output, len(records))
-    trim_records(output, records)
-    return records
+    first = {record.subnet: record for record in reversed(records)}
+    kept = [record for record in records if first[record.subnet] is record]
+    if len(kept) < len(records):
+        again = len(records) - len(kept)
+        log.warning("%s: %d record(s) of subnets that it has already are removed", output, again)
+    trim_records(output, kept)
+    return kept
 
 
 def _require_cut_off(output: Path, count: int) -> None:
@@ -138,9 +161,13 @@ def _require_cut_off(output: Path, count: int) -> None:
     """
     text = output.read_text()
     rest = text.splitlines()[count:]
-    begun = '{"ks": ['
-    if rest and (text.endswith("\n") or rest[0][: len(begun)] != begun[: len(rest[0])]):
+    begun = ('{"ks": [', '{"d": [')  # of MobileNetV3 and ProxylessNAS, of ResNet50D
+    if rest and (text.endswith("\n") or not any(_begins(rest[0], text) for text in begun)):
         raise DataError(f"{output}, line {count + 1}: not an evaluation record")
+
+
+def _begins(line: str, text: str) -> bool:
+    return line.startswith(text) or text.startswith(line)
 
 
 def _conditions(checkpoint: str, part: str, dataset: str, calibration_images: int) -> str:

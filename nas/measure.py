@@ -181,13 +181,13 @@ def measure(
     """
     settings = settings or Settings()
     identity = machine(settings)
-    samples = Samples(folder or cache_folder(), identity)
     watch = Stopwatch(settings)
     draws = rng(settings.seed, "measured-subnets")
     subnets = [space.sample(draws) for _ in range(2 * settings.networks)]
     timed = _timed_layers(sum(space_layers(backbone, space, classes).values(), ()), watch)
     timed |= _timed_networks(subnets, backbone, classes, watch)
-    _rounds(timed, samples, settings, progress)
+    with Samples.alone(folder or cache_folder(), identity) as samples:
+        _rounds(timed, samples, settings, progress)
     cost = MachineCost(backbone, classes, samples, identity, settings.device)
     measured = np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])
     half = settings.networks
@@ -253,7 +253,7 @@ def time_networks(
 ) -> np.ndarray:
     """Time whole networks end to end on this machine, ms, shape [n]; arguments as for measure."""
     settings = settings or Settings()
-    samples = Samples(folder or cache_folder(), machine(settings))
     timed = _timed_networks(subnets, backbone, classes, Stopwatch(settings))
-    _rounds(timed, samples, settings, progress)
+    with Samples.alone(folder or cache_folder(), machine(settings)) as samples:
+        _rounds(timed, samples, settings, progress)
     return np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])

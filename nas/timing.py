@@ -12,7 +12,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import numpy as np
 
 from compofa.errors import ConfigError, TableError
 from compofa.files import require_writable, write_text_atomic
+from compofa.locks import exclusive
 from compofa.plain import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -97,9 +99,18 @@ def _cpu_name() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of measurements: ``$XDG_CACHE_HOME/compofa``, or ``~/.cache/compofa``."""
+    """Return the folder of measurements: ``$XDG_CACHE_HOME/compofa``, or ``~/.cache/compofa``.
+
+    Raises:
+        ConfigError: There is neither.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "compofa"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "compofa"
+    except RuntimeError:
+        raise ConfigError(
+            "expected a home folder to keep measurements in, got none: set HOME or XDG_CACHE_HOME"
+        ) from None
 
 
 class Samples:
@@ -115,8 +126,7 @@ class Samples:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
         text = json.dumps(identity, sort_keys=True)
-        digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        self.path = Path(folder) / f"latency-{identity['device']}-{digest}.jsonl"
+        self.path = _samples_path(folder, identity)
         self.values: dict[str, list[float]] = {}
         require_writable(folder)
         lines = []
@@ -148,11 +158,28 @@ class Samples:
                 ) from None
             self.values.setdefault(key, []).append(ms)
 
+    @classmethod
+    @contextmanager
+    def alone(cls, folder: str | Path, identity: Mapping[str, Any]) -> Iterator[Samples]:
+        """Be the only process that measures for the file; another one is waited for.
+
+        What that one has measured is read then, and not measured again.
+        """
+        with exclusive(_samples_path(folder, identity), wait=True):
+            yield cls(folder, identity)
+
     def add(self, key: str, ms: float) -> None:
-        """Append a sample to the file."""
+        """Append a sample to the file.
+
+        Raises:
+            TableError: It cannot be written.
+        """
         self.values.setdefault(key, []).append(ms)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
+        except OSError as error:
+            raise TableError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def count(self, key: str) -> int:
         """Return how many samples there are of ``key``."""
@@ -165,6 +192,12 @@ class Samples:
         belong to the layer; the second guards against a timer's slip.
         """
         return float(np.mean(sorted(self.values[key])[:2]))
+
+
+def _samples_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
+    text = json.dumps(identity, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return Path(folder) / f"latency-{identity['device']}-{digest}.jsonl"
 
 
 class Stopwatch:

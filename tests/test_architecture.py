@@ -35,6 +35,7 @@ LIGHT = (
     "compofa.form",
     "compofa.genes",
     "compofa.layout",
+    "compofa.locks",
     "compofa.mmrazor",
     "compofa.model_zoo",
     "compofa.plain",

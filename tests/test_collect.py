@@ -10,8 +10,10 @@ from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint
 from compofa.data import load_dataset
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
+from compofa.model_zoo import network_spec
 from compofa.records import read_records
 from compofa.subnet import Subnet
+from compofa.supernet import Supernet
 from nas.collect import collect, draw_subnets
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -151,3 +153,32 @@ def test_a_file_of_one_half_line_begins_again(run, tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"ks": [3, 3, 0')
     assert len(run(path, count=2)) == 2 == len(read_records(path))
+
+
+def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
+    """As two processes that collected to one file at once have left it."""
+    path = tmp_path / "r.jsonl"
+    whole = run(path)
+    lines = path.read_text().splitlines(True)
+    twice = [*lines[:5], *(line.replace('"top1": ', '"top1": 1') for line in lines[2:4]), lines[0]]
+    path.write_text("".join(twice))
+    never = evaluator(Stops)
+    never.left = 3
+    assert run(path, never) == whole and never.left == 0
+    assert path.read_text() == "".join(lines)
+    assert "3 record(s) of subnets that it has already are removed" in caplog.text
+
+
+def test_wide_subnets_go_on_after_a_torn_line(tmp_path):
+    spec = network_spec("ofa-resnet50-small", 10, width_mult=0.1, resolutions=(8,))
+    wide = Checkpoint(spec, Supernet(spec, seed=0).state_dict(), dataset="digits", image_size=8)
+    subnets, path = draw_subnets(spec.space, 3, 0), tmp_path / "r.jsonl"
+
+    def call() -> list:
+        return collect(wide, "0123", "wide", subnets, evaluator(), path, bar=False)
+
+    whole = call()
+    text = path.read_text()
+    path.write_text(text[:-30])
+    assert call() == whole
+    assert path.read_text() == text

@@ -10,7 +10,9 @@ import pytest
 
 from compofa.errors import CompofaError
 from compofa.files import (
+    draft_folder,
     is_stream,
+    remove_drafts,
     require_output,
     require_writable,
     write_atomic,
@@ -197,3 +199,19 @@ def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
     assert is_stream("/dev/null") and not is_stream(path) and not is_stream(tmp_path)
     require_output("/dev/null", path)
     assert path.read_text() == "read" and not (tmp_path / "new").exists()
+
+
+def test_a_draft_folder_is_gone_afterwards_or_found_when_its_process_was_killed(
+    tmp_path: Path,
+) -> None:
+    with draft_folder(tmp_path / "a.net") as folder:
+        (folder / "deep").mkdir()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    (folder / "deep").write_text("half of a network")
+    others = tmp_path / ".a.net.more.a1b2c3d4.draft"
+    others.touch()
+    remove_drafts(tmp_path, "a.net")
+    assert list(tmp_path.iterdir()) == [others]
+    remove_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from compofa.cli.common import Parser, run
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError, DataError
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, open_checkpoint
 from compofa.plain import parse_json, read_text
 from compofa.seeds import rng
@@ -250,6 +251,12 @@ def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = Non
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     check_numbers(args)
+    with exclusive(args.output):
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    """Evaluate what the options say, write the table and print it."""
     import torch
     from tqdm import tqdm
 

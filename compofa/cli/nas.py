@@ -13,6 +13,7 @@ import numpy as np
 from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.files import is_stream, require_output
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays, arrays_of
@@ -372,7 +373,12 @@ def _say_made(paths: Sequence[Path]) -> None:
 
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
-    args.call(args)
+    if args.command in ("devices", "collect"):  # one writes nothing, the other is many workers
+        args.call(args)
+        return
+    folder = args.command == "measure" or vars(args).get("shipped") is not None
+    with exclusive(args.output, folder):
+        args.call(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

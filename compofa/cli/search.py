@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compofa.backbones import Backbone
 from compofa.cli.common import Parser, run, sizes
 from compofa.errors import ConfigError
-from compofa.files import require_writable
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
 from nas import pipeline
@@ -190,7 +190,12 @@ def search(argv: Sequence[str] | None) -> None:
     device = Path(str(args.target_hardware)).stem
     name = args.net if args.net in NETWORKS else pipeline.network_name(args.net)
     output = Path(args.output or f"runs/search-{name}-{device}")
-    require_writable(output, create=False)
+    with exclusive(output, folder=True):
+        _search(args, output)
+
+
+def _search(args: argparse.Namespace, output: Path) -> None:
+    """Search, write the results to ``output`` and print them."""
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from compofa.cli.search_checkpoint import search_checkpoint
 

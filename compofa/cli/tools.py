@@ -17,6 +17,7 @@ from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.files import is_stream
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
 from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
@@ -128,8 +129,7 @@ def _add_arch(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from compofa.checkpoint import file_hash
-    from compofa.export import SUFFIXES, card_path, export, require_packages, subnet_card
+    from compofa.export import SUFFIXES, card_path, require_packages
     from compofa.files import require_output
     from compofa.specialised_files import files_of
 
@@ -147,6 +147,17 @@ def _export(args: argparse.Namespace) -> None:
     output = Path(args.output or stem + SUFFIXES[args.to])
     for file in (output,) if is_stream(output) else (output, card_path(output)):
         require_output(file, *files_of(path), args.subnet, create=False)
+    with exclusive(output):
+        _export_subnet(args, path, checkpoint, subnet, output)
+
+
+def _export_subnet(
+    args: argparse.Namespace, path: Path, checkpoint: Checkpoint, subnet: Subnet, output: Path
+) -> None:
+    """Export a subnet of the checkpoint at ``path`` to ``output``."""
+    from compofa.checkpoint import file_hash
+    from compofa.export import card_path, export, subnet_card
+
     network, calibration = _network(args, checkpoint, subnet)
     card = {
         **subnet_card(checkpoint.network, subnet),
@@ -233,6 +244,11 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    with exclusive(args.output):
+        _convert_file(args)
+
+
+def _convert_file(args: argparse.Namespace) -> None:
     from compofa.files import require_other
     from compofa.formats import save_as
     from compofa.specialised_files import files_of, find_specialised

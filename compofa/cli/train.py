@@ -48,7 +48,8 @@ Several workers, each with a part of every step's images, one a GPU:
   horovodrun -np 4 python train_ofa_net.py ...
 
 Each phase leaves best.pt, last.pt, config.json, metrics.jsonl, summary.json and TensorBoard
-files in runs/NAME/PHASE. SIGTERM and Ctrl-C save and exit with 143 and 130; --resume goes on.
+files in runs/NAME/PHASE. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 (a scheduler's notice) and Ctrl-C save
+and exit with 128 and the signal's number; --resume goes on.
 Evaluate a checkpoint with eval_sampled_config.py --net PATH.
 """
 
@@ -168,7 +169,7 @@ def parser() -> Parser:
         type=float,
         default=30.0,
         metavar="M",
-        help="minutes between saves within an epoch; every epoch, SIGTERM and Ctrl-C save, too",
+        help="minutes between saves within an epoch; epochs and signals to stop save, too",
     )
     where.add_argument(
         "--max-skipped",

@@ -14,7 +14,7 @@ from compofa.errors import CheckpointError, ConfigError
 from compofa.files import remove_drafts, require_other, require_writable
 from compofa.plain import parse_json, read_text
 from compofa.training.config import TrainConfig
-from compofa.training.journal import SUMMARY
+from compofa.training.journal import DAMAGED, METRICS, SUMMARY
 from compofa.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,8 @@ def clear(folder: Path) -> None:
     """Remove what an earlier run left in a phase's folder."""
     require_writable(folder)
     remove_drafts(folder)
-    for name in (SUMMARY, LAST, PREVIOUS, BEST, "metrics.jsonl", CONFIG):
+    damaged = (path.name for path in folder.glob(DAMAGED.format("*")))
+    for name in (SUMMARY, LAST, PREVIOUS, BEST, METRICS, *damaged, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 
