@@ -123,9 +123,10 @@ def fetch(
                     os.replace(part.name, path)
                     return path
         except CutError as error:
+            kept = path.with_name(f"{path.name}.part").is_file()
+            again = "try again to go on from there" if kept else "try again"
             raise CheckpointError(
-                f"cannot download {shown(url)} ({error}): try again to go on from there, "
-                f"or {by_hand}"
+                f"cannot download {shown(url)} ({error}): {again}, or {by_hand}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise CheckpointError(

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.errors import BusyError, CompofaError
-from compofa.files import remove_drafts
+from compofa.files import is_stream, remove_drafts
 from compofa.plain import parse_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def exclusive(path: str | Path, folder: bool = False, wait: bool = False) -> Ite
         try:
             target = Path(os.path.realpath(path))
             lock = target / ".lock" if folder else target.with_name(f".{target.name}.lock")
-            if folder or target.is_file() or target.is_dir() or not target.exists():
+            if folder or not is_stream(path):
                 _make_folders(lock.parent, made)
                 handle = _acquire(lock, path, wait)
         except OSError as error:

@@ -153,7 +153,7 @@ def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:
             write_tensors(place / INIT, {"state_dict": tensors, EXTRA: extra})
             if folder.is_dir():
                 for name in (INIT, RUN, CONFIG):
-                    os.replace(place / name, folder / name)
+                    os.replace(place / name, os.path.realpath(folder / name))
             else:
                 os.rename(place, folder)
     except OSError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickletools
 import struct
 import zipfile
@@ -72,21 +73,20 @@ class _Storage:
 
 
 def unpickle(file: BinaryIO) -> Any:
-    """Return what ``torch.save`` wrote: tensors on the CPU, plain data, and the skipped.
+    """Return what ``torch.save`` wrote: tensors on the CPU, plain data, and what was skipped.
 
     Parameters come as tensors, ordered mappings as ``dict``, ``torch.Size`` as a tuple.
 
     Args:
-        file: Open at its start.
+        file: A file on the disk, open at its start.
 
     Raises:
         OSError: It cannot be read.
         ValueError, TypeError, LookupError, RuntimeError, MemoryError, zipfile.BadZipFile: It is
             damaged, something else, or of far more content than bytes.
     """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    archived = file.read(len(_ARCHIVE)) == _ARCHIVE
+    size = os.fstat(file.fileno()).st_size
+    archived = file.read(len(_ARCHIVE)) == _ARCHIVE  # which is how torch tells
     file.seek(0)
     if not archived:
         return _read_pickles(file, size)

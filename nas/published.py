@@ -164,7 +164,7 @@ class PublishedResNetPredictor(PublishedPredictor):
 
 
 def read_published(path: Path) -> PublishedPredictor:
-    """Read ``acc_predictor.pth``, or ResNet50D's: a state dict, loaded with ``weights_only``.
+    """Read ``acc_predictor.pth``, or ResNet50D's: a state dict, as it is or within something.
 
     Raises:
         TableError: The file is something else.
@@ -173,22 +173,13 @@ def read_published(path: Path) -> PublishedPredictor:
         f"{path}: expected a published accuracy predictor (linear 128-400-400-400-1, or "
         "82-400-400-400-1 for ResNet50D)"
     )
-    import torch  # Only this foreign format needs it; searches on other models must not wait.
-
-    from compofa.tensorfile import read_safely
+    # Only this foreign format needs torch; searches on other models must not wait for it.
+    from compofa.checkpoint import read_safely, weights_in
 
     try:
-        state = read_safely(path)
+        state = weights_in(path, read_safely(path))
     except CheckpointError as error:
         raise TableError(f"{expected}, got a file that cannot be read as one") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    plain = isinstance(state, dict) and all(
-        torch.is_tensor(value) and value.layout is torch.strided and not value.is_quantized
-        for value in state.values()
-    )
-    if not plain:
-        raise TableError(f"{expected}, got {type(state).__name__} of something else")
     shapes = [tuple(value.shape) for value in state.values()]
     kinds = (PublishedPredictor, PublishedResNetPredictor)
     kind = next((kind for kind in kinds if kind.shapes() == shapes), None)

@@ -168,20 +168,31 @@ def test_a_writer_that_fails_sends_a_stream_nothing(tmp_path: Path) -> None:
         write_text_atomic("/dev/full", "text")
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "log"])
-def test_a_redirected_stdout_gets_it_after_what_it_has(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "piped"),
+    [("/dev/stdout", True), ("/dev/fd/1", True), ("/dev/stdout", False), ("log", False)],
+)
+def test_stdout_gets_it_after_what_it_has(name: str, piped: bool, tmp_path: Path) -> None:
     program = (
-        "from compofa.files import write_text_atomic\n"
+        "from compofa.files import require_output, write_text_atomic\n"
+        "from compofa.locks import exclusive\n"
         "print('before', flush=True)\n"
-        f"write_text_atomic({name!r}, 'content\\n')\n"
+        f"require_output({name!r})\n"
+        f"with exclusive({name!r}):\n"
+        f"    write_text_atomic({name!r}, 'content\\n')\n"
         "print('after')\n"
     )
     with (tmp_path / "log").open("wb") as log:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-        subprocess.run(
-            [sys.executable, "-c", program], stdout=log, check=True, cwd=tmp_path, env=environment
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE if piped else log,
+            check=True,
+            cwd=tmp_path,
+            env=environment,
         )
-    assert (tmp_path / "log").read_text() == "before\ncontent\nafter\n"
+    found = done.stdout if piped else (tmp_path / "log").read_bytes()
+    assert found == b"before\ncontent\nafter\n"
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 

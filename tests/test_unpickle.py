@@ -21,12 +21,13 @@ from test_hostile import rezip
 from compofa.checkpoint import load_weights, weights_in
 from compofa.cli import tools
 from compofa.convert import from_ours
-from compofa.errors import CheckpointError
+from compofa.errors import CheckpointError, TableError
 from compofa.formats import read_any
 from compofa.model_zoo import network_spec
 from compofa.supernet import Supernet
 from compofa.tensorfile import read_safely
 from compofa.unpickle import Skipped
+from nas.published import PublishedPredictor, read_published
 
 ZIPPED = pytest.mark.parametrize("zipped", [True, False], ids=["archive", "older format"])
 
@@ -391,6 +392,17 @@ def test_a_wrapped_file_is_recognised(tmp_path: Path) -> None:
     kind, checkpoint = read_any(save(data, tmp_path / "net.pth"))
     assert kind == "compofa" and checkpoint.network.classes == 3
     assert checkpoint.weights.keys() == net.state_dict().keys()
+
+
+def test_a_published_predictor_may_be_wrapped(tmp_path: Path) -> None:
+    shapes = PublishedPredictor.shapes()
+    state = {f"module.{i}": torch.full(s, i + 1.0) for i, s in enumerate(shapes)}
+    path = save({"model": state, "best_acc": np.float64(1)}, tmp_path / "acc.pth")
+    found = read_published(path)
+    assert found.layers[0][0].sum() == state["module.0"].sum()
+    save({"model": {**state, "module.0": torch.eye(2).to_sparse()}}, path)
+    with pytest.raises(TableError, match="cannot be read as one"):
+        read_published(path)
 
 
 def test_of_several_the_first_is_used_and_said(caplog: pytest.LogCaptureFixture) -> None:
