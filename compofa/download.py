@@ -89,10 +89,19 @@ def _check_weights(path: Path) -> None:
 
 
 def published_path(name: str) -> Path:
-    """Return where a published file is kept: in ``checkpoints`` of torch hub's folder."""
+    """Return where a published file is kept: in ``checkpoints`` of torch hub's folder.
+
+    Raises:
+        CheckpointError: There is no such folder, for want of a home folder.
+    """
     import torch
 
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
+    folder = Path(torch.hub.get_dir())
+    if folder.parts[:1] == ("~",):
+        raise CheckpointError(
+            f"expected a home folder to keep {name} in, got none: set HOME or TORCH_HOME"
+        )
+    return folder / "checkpoints" / name
 
 
 def fetch(

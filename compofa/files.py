@@ -186,23 +186,16 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(data) and None)
 
 
-def require_writable(folder: str | Path, create: bool = True) -> Path:
-    """Prove that a file can be written in ``folder``.
-
-    Args:
-        folder: The folder.
-        create: Make it if need be; otherwise the nearest folder above that exists is tried, so
-            that nothing is left behind when the inputs turn out to be wrong.
+def require_writable(folder: str | Path) -> Path:
+    """Make ``folder`` if need be, and prove that a file can be written in it.
 
     Raises:
         CompofaError: The folder cannot be made or written.
     """
     folder = Path(folder)
     try:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        probed = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=probed):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise CompofaError(

@@ -40,7 +40,7 @@ _MOST_BYTES = 4096
 
 
 @contextmanager
-def exclusive(path: str | Path, folder: bool = False, wait: bool = False) -> Iterator[None]:
+def exclusive(path: str | Path, folder: bool | None = False, wait: bool = False) -> Iterator[None]:
     """Be the only process that writes ``path`` within the block.
 
     Drafts that a killed process has left of it are removed. Folders that are missing are made, and
@@ -48,7 +48,8 @@ def exclusive(path: str | Path, folder: bool = False, wait: bool = False) -> Ite
 
     Args:
         path: The file, or the folder, that is about to be written.
-        folder: Whether it is a folder that the block may write any file of.
+        folder: Whether it is a folder that the block may write any file of; ``None`` for a file or
+            a folder that is replaced as a whole.
         wait: Whether to wait for another process that is writing it.
 
     Raises:
@@ -61,6 +62,8 @@ def exclusive(path: str | Path, folder: bool = False, wait: bool = False) -> Ite
         try:
             target = Path(os.path.realpath(path))
             lock = target / ".lock" if folder else target.with_name(f".{target.name}.lock")
+            if folder is False and target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if folder or not is_stream(path):
                 _make_folders(lock.parent, made)
                 handle = _acquire(lock, path, wait)

@@ -225,7 +225,6 @@ def test_the_folder_has_a_name_of_its_own(call, tmp_path):
         ([*ALONE, "--constraints", "4", "3"], "compofa meets 3, 4 ms on note10: expected at least"),
         ([*ALONE, "--constraints", "3"], '{"ks":[3,3,0,0,5,5,0,0,3,3,0,0,3,3,0,0,5,5,0,0],"e":'),
         (["--net", OFA, *ALONE, "--constraints", "3"], '"d":[2,2,2,2,2],"r":160}'),
-        ([*ALONE, "--constraints", "nan"], "expected finite numbers as budgets"),
         ([*ALONE, "--resolutions", "226"], "resolutions from 128 to 224"),
         ([*ALONE, "--resolutions", "8"], "expected an image size from 32 to 2048"),
         ([*ALONE, "--width-mult", "0"], "expected a width multiplier above 0"),

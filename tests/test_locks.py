@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,8 +18,9 @@ from calls import called
 from test_trained import tiny_checkpoint
 
 from compofa.cli import demo, evaluate, nas, search, tools, train
-from compofa.errors import BusyError, CompofaError
+from compofa.errors import BusyError, CompofaError, TableError
 from compofa.locks import exclusive
+from nas.timing import Samples
 
 ROOT = Path(__file__).parent.parent
 HOLD = """
@@ -192,3 +194,24 @@ def test_no_command_writes_what_another_process_writes(
     assert done.err.count("\n") == 1 and names(tmp_path) == before
     if folder:
         assert names(tmp_path / "out") == [".lock"]
+
+
+def test_what_another_process_measures_meanwhile_is_not_measured_again(held, tmp_path):
+    identity = {"device": "cpu", "processor": "one"}
+    path = Samples(tmp_path, identity).path
+    other = held(path)
+
+    def measured() -> None:
+        with path.open("a") as file:
+            file.write('{"key": "stem", "ms": 1.5}\n')
+        other.communicate()
+
+    later = threading.Timer(0.3, measured)
+    later.start()
+    with Samples.alone(tmp_path, identity) as samples:
+        assert samples.latency_ms("stem") == 1.5
+    later.join()
+    path.unlink()
+    path.mkdir()  # in place of a disk that is full
+    with pytest.raises(TableError, match=r"cannot write .*jsonl: Is a directory"):
+        samples.add("stem", 2.0)

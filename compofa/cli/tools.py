@@ -243,7 +243,7 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    with exclusive(args.output):
+    with exclusive(args.output, folder=None):
         _convert_file(args)
 
 

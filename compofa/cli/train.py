@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -252,7 +253,7 @@ def _report(result: RunResult) -> None:
         f"{value:.4g} {name.replace('_', ' ')}" for name, value in result.cost.items()
     )
     print(f"spent {spent}; best checkpoint: {result.best}")
-    print(f"next: python eval_sampled_config.py --net {result.best}")
+    print(f"next: {shlex.join(['python', 'eval_sampled_config.py', '--net', str(result.best)])}")
 
 
 def _read_single(args: argparse.Namespace) -> None:

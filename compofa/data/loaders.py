@@ -5,6 +5,8 @@ workers costs about 0.1 s each with fork, and a few seconds with spawn (they imp
 every time a loader is gone through: with small data, no workers are fastest.
 """
 
+import multiprocessing
+import resource
 from typing import NamedTuple
 
 import numpy as np
@@ -193,6 +195,8 @@ def _loader(
 ) -> DataLoader[Batch]:
     if workers < 0:
         raise DataError(f"expected 0 or more data workers, got {workers}")
+    if workers:
+        _require_processes(workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -202,6 +206,28 @@ def _loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # else it draws from the global one
     )
+
+
+def _require_processes(workers: int) -> None:
+    """Check that data-loading processes can be started: torch fails half-way, with tracebacks.
+
+    Raises:
+        DataError: Few files may be open (three are for each, beside what batches take on their
+            way), or no semaphore can be made.
+    """
+    most, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 48 + 3 * workers
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise DataError(
+            f"expected a limit of at least {needed} open files for {workers} data-loading "
+            f"processes, got {most}: raise it (ulimit -n {needed}), or use fewer"
+        )
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise DataError(
+            f"expected to share memory with {workers} data-loading processes, got: "
+            f"{error.strerror or error}: make /dev/shm writable, or load data without any"
+        ) from error
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -237,7 +238,7 @@ def _explained(error: TrainingError, folder: Path) -> TrainingError:
     what, start = "nothing was saved yet", ""
     if kept:
         what = f"{folder / kept[0]} keeps the last good state"
-        start = f", from --init-path {folder / kept[-1]}"
+        start = f", from --init-path {shlex.quote(str(folder / kept[-1]))}"
     return TrainingError(
         f"{error}; {what}: begin again with a lower --lr{start}, or raise --max-skipped"
     )
