@@ -99,7 +99,9 @@ class FittedPredictor:
         try:
             groups = [g for r, g in self.card["held_out"].items() if r != "all"]
             mae, rho = [g["mae"] for g in groups], [g["spearman"] for g in groups]
-            text = f"held-out MAE {_span(mae)} points, Spearman {_span(rho)} by resolution"
+            rho = [value for value in rho if value is not None]  # null where all were equal
+            ranks = f"Spearman {_span(rho)}" if rho else "no ranks"
+            text = f"held-out MAE {_span(mae)} points, {ranks} by resolution"
         except (AttributeError, KeyError, TypeError, ValueError):
             text = "error not recorded"
         if self.extra_std:

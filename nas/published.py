@@ -9,6 +9,7 @@ import numpy as np
 from compofa.backbones import RESNET50D
 from compofa.errors import CheckpointError, SpaceError, TableError
 from compofa.form import WIDE, columns
+from compofa.plain import printable
 from compofa.subnet import SubnetArrays
 from nas.choices import CHUNK, ChoiceCodes
 
@@ -189,4 +190,4 @@ def read_published(path: Path) -> PublishedPredictor:
     values = [value.detach().float().numpy() for value in state.values()]
     if not all(np.isfinite(value).all() for value in values):
         raise TableError(f"{expected}, got weights that are not finite")
-    return kind.of(values, path.stem)
+    return kind.of(values, printable(path.stem))

@@ -9,12 +9,13 @@ from test_trained import tiny_checkpoint
 
 from compofa.checkpoint import Checkpoint, load_checkpoint
 from compofa.data import load_dataset
-from compofa.errors import DataError
+from compofa.errors import ConfigError, DataError
 from compofa.evaluate import Evaluator
 from compofa.model_zoo import network_spec
 from compofa.records import read_records
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
+from compofa.workers import Alone
 from nas.collect import collect, draw_subnets
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -132,6 +133,19 @@ def test_records_of_something_else_are_refused(run, tmp_path, trained, subnets):
     with pytest.raises(DataError, match=r"calibrated on 21, got one .* calibrated on 20"):
         run(path, evaluator(calibration_images=21))
     assert path.read_text() == before
+
+
+def test_workers_that_have_read_different_checkpoints_do_not_collect(trained, subnets, tmp_path):
+    class Beside(Alone):
+        """A worker beside one that opened the file when a training had saved again."""
+
+        def gather(self, value: object) -> list:
+            return [value, "0123" if value == trained.digest else value]
+
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(ConfigError, match="same checkpoint on all workers"):
+        collect(trained, "tiny", subnets, evaluator(), path, bar=False, backend=Beside())
+    assert not path.exists()
 
 
 def test_a_file_of_something_else_is_left_alone(run, tmp_path):

@@ -146,6 +146,18 @@ def test_a_card_without_figures_is_said_to_have_none(small, held_out):
     assert model.error == "error not recorded"
 
 
+def test_accuracies_that_are_all_equal_have_no_ranks(tmp_path):
+    arrays = subnets(40, (24, 32), 3)
+    same = np.where(arrays.r == 24, 70.0, truth(arrays))
+    for top1, error in ((same, "Spearman"), (np.full(40, 70.0), "no ranks")):
+        model = fit_accuracy(arrays, top1, steps=5, samples=1000, folds=2)
+        model.save(tmp_path / "mine.npz")
+        assert error in load_accuracy_model(tmp_path / "mine.npz").error
+        assert model.card["held_out"]["24"]["spearman"] is None
+        text = (tmp_path / "mine.json").read_text()
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
 def broken_files(model: FittedPredictor, folder: Path) -> dict[str, Path]:
     model.save(folder / "good.npz")
     good = (folder / "good.npz").read_bytes()
