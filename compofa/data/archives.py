@@ -67,6 +67,11 @@ class TarFolder:
                 found.setdefault(folder, {})[rest] = place
         return found
 
+    @property
+    def files(self) -> list[str]:
+        """The names of the files in it, not deeper."""
+        return [name for name in self.members if "/" not in name]
+
     def __truediv__(self, name: str) -> TarFolder:
         return TarFolder(self.archive, self.folders.get(name, {}), f"{self.inside}{name}/")
 
