@@ -103,6 +103,7 @@ class Evaluator:
         seed: Picks the calibration images.
         device: Where to run.
         backend: Workers that measure together, each on a part of the images.
+        named: See :class:`compofa.data.BrokenImages`.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Evaluator:
         seed: int = 0,
         device: str | torch.device = "cpu",
         backend: Backend | None = None,
+        named: set[str] | None = None,
     ) -> None:
         self.splits = splits
         self.part = part
@@ -134,7 +136,7 @@ class Evaluator:
             "normalisation": normalisation,
             "pin_memory": self.device.type == "cuda",
         }
-        self.broken = BrokenImages(len(self.source) + self.calibration_images)
+        self.broken = BrokenImages(len(self.source) + self.calibration_images, named)
         self._calibration: tuple[int, list[Tensor]] = (0, [])
         self._evaluation: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
 

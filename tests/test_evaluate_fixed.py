@@ -152,6 +152,22 @@ def test_a_specialised_network_is_exported(call, tmp_path: Path) -> None:
     assert done.status == 1 and "SUBNET: expected a subnet of compofa-digits" in done.err
 
 
+def test_unreadable_images_are_named_once_and_with_the_reason(
+    call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path / "net.pt", fixed())
+    data = photos(tmp_path / "data", tuple("abcde"), 3)
+    (data / "c" / "1.png").write_bytes(b"")
+    Image.new("I", (9, 9), 1).save(data / "d" / "0.png", format="TIFF")
+    for workers in (0, 2):
+        done = call("--net", "net.pt", "--data-path", data, "--workers", workers)
+        assert done.status == 1 and done.err.count("\n") == 1 and not Path("results.csv").exists()
+        assert "2 of 15 images cannot be read" in done.err and ".png" not in done.err
+        first, second = caplog.messages
+        assert "c/1.png: empty" in first and "d/0.png: grey of 32 bits" in second
+        caplog.clear()
+
+
 # --- ImageNet's classes ---
 
 

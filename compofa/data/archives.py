@@ -146,9 +146,10 @@ class TarSource(FilesSource):
         try:
             with self.archive.open("rb") as file:
                 file.seek(offset)
-                content = file.read(max(0, min(size, MAX_IMAGE_BYTES)))
-        except (OSError, ValueError, OverflowError) as error:  # no place in any file
-            raise UnreadableImageError(self.path(index)) from error
+                content = file.read(min(size, MAX_IMAGE_BYTES))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UnreadableImageError(self.path(index), reason) from error
         return decode_rgb(self.path(index), io.BytesIO(content))
 
     def subset(self, indices: NDArray[np.integer]) -> TarSource:

@@ -27,13 +27,14 @@ class Batch(NamedTuple):
             size, at worst 0, where images were broken.
         targets: int64 [n].
         resolution: Side, pixels.
-        broken: Paths of images that were skipped: for :class:`compofa.data.BrokenImages`.
+        broken: Path of each image that was skipped, and what is wrong with it: for
+            :class:`compofa.data.BrokenImages`.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     resolution: int
-    broken: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
 
 
 class TransformedImages(Dataset[Batch]):

@@ -97,6 +97,7 @@ class Trainer:
             seed=config.seed,
             device=self.device,
             backend=self.backend,
+            named=self.broken.named,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,7 +130,7 @@ class Trainer:
             done = tally.steps * workers // self.backend.size  # the same images, in other batches
             self.tally = replace(tally if self.backend.is_main else Tally(tally.epoch), steps=done)
             self.skipped, self.skipped_in_a_row = map(int, state.get("skipped", (0, 0)))
-            self.broken.add(state.get("broken", ()))
+            self.broken.count(state.get("broken", ()))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the training state cannot be resumed: {error}") from error
 
@@ -262,9 +263,8 @@ class Trainer:
         self.tally = replace(self.tally, **{**dict.fromkeys(names, 0), **kept})
         self.sums = self.sums.new_tensor([self.tally.loss, self.tally.right, self.tally.answers])
         self.backend.average_buffers(self.net)
-        for broken in self.backend.gather(tuple(self.broken.paths)):
-            self.broken.paths.update(dict.fromkeys(broken))  # their workers have named them
-        self.backend.in_turn(lambda: self.broken.add(()))
+        broken = self.backend.gather(tuple(self.broken.paths))
+        self.backend.in_turn(lambda: self.broken.count(path for paths in broken for path in paths))
         return sums
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
