@@ -172,7 +172,7 @@ class Evaluator:
         batches = (self._checked(batch) for batch in loader)
         if len(self.source) * resolution**2 > 20_000_000:
             return batches
-        self._evaluation = (resolution, list(batches))
+        self._evaluation = (resolution, list(map(_unshared, batches)))
         return self._evaluation[1]
 
     def _checked(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -227,3 +227,9 @@ class Evaluator:
             checkpoint=checkpoint,
             device=str(self.device),
         )
+
+
+def _unshared(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a batch to keep: what workers made would fill the shared memory."""
+    images, targets = (tensor.clone() if tensor.is_shared() else tensor for tensor in batch)
+    return images, targets

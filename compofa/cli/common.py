@@ -117,6 +117,12 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return 130
+    except RuntimeError as error:
+        # Torch raises this wherever the process is when one of its data workers is killed.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        return 1
     except BrokenPipeError:
         sys.stderr.close()
         return 141
