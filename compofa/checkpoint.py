@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from compofa.errors import CheckpointError, SpaceError
+from compofa.data.identity import DataIdentity
+from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.fixed import Network, network_from_json
 from compofa.layout import params
 from compofa.network import NetworkSpec, field
@@ -46,7 +47,9 @@ class Checkpoint:
         mean: Mean that images are normalised with, one a channel.
         std: Standard deviation that images are normalised with, one a channel.
         dataset: Name of the data set it was trained on.
-        data_path: Folder that the data set was read from; empty for embedded data.
+        data_path: Absolute path that the data set was read from; empty for embedded data.
+        data: Which images these were, to know them again wherever they are; ``None`` in files of
+            earlier versions and of other programs.
         data_seed: Seed that the validation images were held out with.
         validation_images: How many were; ``None`` for the data set's usual number.
         image_size: Resolution to evaluate at, in pixels.
@@ -66,6 +69,7 @@ class Checkpoint:
     image_size: int = 224
     figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    data: DataIdentity | None = None
 
     def slim(self) -> Checkpoint:
         """Return the checkpoint to pass on: no training state, matrices in half precision.
@@ -124,6 +128,7 @@ def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
         "image_size": checkpoint.image_size,
         "figures": _json(checkpoint.figures),
         "training": checkpoint.training,
+        **({"data": checkpoint.data.to_json()} if checkpoint.data else {}),
     }
 
 
@@ -176,8 +181,9 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
             image_size=data["image_size"],
             figures=_json(field(data, "figures", dict)),
             training=field(data, "training", dict, NoneType),
+            data=DataIdentity.from_json(data["data"]) if "data" in data else None,
         )
-    except (TypeError, ValueError, RecursionError) as error:
+    except (DataError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
 
 

@@ -40,7 +40,8 @@ def read_split(
     Args:
         root: The data set.
         size: Side to resize images to; None keeps them as they are.
-        evaluation_only: Accept a missing ``train``: that source is then empty.
+        evaluation_only: Accept a missing ``train``: that source is then empty. Accept a test part
+            that lacks some of its classes.
 
     Returns:
         Classes in alphabetical order, training and test images.
@@ -59,9 +60,12 @@ def read_split(
             raise DataError(f"expected {root}/train with class folders beside {root}/{found[0]}")
         return classes, test.subset(np.arange(0)), test
     train_classes, train = read_classes(root / "train", size)
-    if train_classes != classes:
+    if evaluation_only and set(classes) < set(train_classes):
+        places = [train_classes.index(name) for name in classes]
+        test.targets = np.array(places, dtype=np.int64)[test.targets]
+    elif train_classes != classes:
         _compare(root, found[0], set(train_classes), set(classes))
-    return classes, train, test
+    return train_classes, train, test
 
 
 def read_classes(folder: Folder, size: int | None) -> tuple[tuple[str, ...], FilesSource]:
