@@ -69,7 +69,7 @@ def parser() -> Parser:
     p.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     data = p.add_argument_group("data (by default what the checkpoint names)")
     data.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    data.add_argument("--data-path", metavar="DIR", help="folder of the data set")
+    data.add_argument("--data-path", metavar="DIR", help="folder or tar file of the data set")
     data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
     data.add_argument(
         "--part", choices=("test", "validation"), default="test", help="images to evaluate on"
