@@ -22,6 +22,7 @@ from torch import Tensor
 
 from compofa.convert import unwrap
 from compofa.data.catalog import Normalisation
+from compofa.data.identity import DataIdentity
 from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.fixed import Network, network_from_json
 from compofa.layout import params
@@ -56,7 +57,9 @@ class Checkpoint:
         mean: Mean that images are normalised with, one a channel.
         std: Standard deviation that images are normalised with, one a channel.
         dataset: Name of the data set it was trained on.
-        data_path: Folder that the data set was read from; empty for embedded data.
+        data_path: Absolute path that the data set was read from; empty for embedded data.
+        data: Which images these were, to know them again wherever they are; ``None`` in files of
+            earlier versions and of other programs.
         data_seed: Seed that the validation images were held out with.
         validation_images: How many were; ``None`` for the data set's usual number.
         image_size: Resolution to evaluate at, in pixels.
@@ -78,6 +81,7 @@ class Checkpoint:
     figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
     digest: str = attribute(default="", compare=False)
+    data: DataIdentity | None = None
 
     def slim(self) -> Checkpoint:
         """Return the checkpoint to pass on: no training state, matrices in half precision.
@@ -136,6 +140,7 @@ def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
         "image_size": checkpoint.image_size,
         "figures": _json(checkpoint.figures),
         "training": checkpoint.training,
+        **({"data": checkpoint.data.to_json()} if checkpoint.data else {}),
     }
 
 
@@ -194,6 +199,7 @@ def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Ch
             figures=_json(field(data, "figures", dict)),
             training=field(data, "training", dict, NoneType),
             digest=digest,
+            data=DataIdentity.from_json(data["data"]) if "data" in data else None,
         )
     except (TypeError, ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error

@@ -12,6 +12,7 @@ from compofa.calibrate import calibrate
 from compofa.data import (
     BrokenImages,
     DataSplits,
+    MemorySource,
     Normalisation,
     calibration_loader,
     dataset_info,
@@ -146,19 +147,32 @@ class Evaluator:
         self._calibration: tuple[int, list[Tensor]] = (0, [])
         self._evaluation: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
 
+    def check_images(self, resolution: int, calibration: bool = True) -> None:
+        """Read every image file that a measurement needs; all workers call this together.
+
+        Args:
+            resolution: Of the measurement.
+            calibration: Whether it needs calibration images.
+
+        Raises:
+            DataError: More than 1 % of them are broken, or there are none.
+        """
+        if isinstance(self.source, MemorySource):
+            return
+        loaders = [self._evaluation_loader(resolution)]
+        if calibration:
+            loaders.append(self._calibration_loader(resolution, self.batch_size))
+        broken = tuple(path for loader in loaders for batch in loader for path in batch.broken)
+        found = [path for paths in self.backend.gather(broken) for path in paths]
+        self.backend.from_main(lambda: self.broken.add(found))
+        self.broken.paths.update(dict.fromkeys(found))
+
     def calibration_batches(self, resolution: int) -> list[Tensor]:
         """Return the calibration images at ``resolution``, on the device."""
         if self._calibration[0] != resolution:
             in_memory = resolution <= 64
-            batches = calibration_loader(
-                self.splits.train,
-                self.info,
-                resolution=resolution,
-                batch_size=self.calibration_images if in_memory else self.batch_size,
-                seed=self.seed,
-                n_images=self.calibration_images,
-                **self.options,
-            )
+            size = self.calibration_images if in_memory else self.batch_size
+            batches = self._calibration_loader(resolution, size)
             images = [self._checked(batch)[0].to(self.device) for batch in batches]
             images = [image.contiguous(memory_format=torch.channels_last) for image in images]
             self._calibration = (resolution, images)
@@ -168,18 +182,31 @@ class Evaluator:
         """Return (images, targets) of the part at ``resolution``."""
         if self._evaluation[0] == resolution:
             return self._evaluation[1]
-        loader = eval_loader(
+        batches = (self._checked(batch) for batch in self._evaluation_loader(resolution))
+        if len(self.source) * resolution**2 > 20_000_000:
+            return batches
+        self._evaluation = (resolution, list(map(_unshared, batches)))
+        return self._evaluation[1]
+
+    def _calibration_loader(self, resolution: int, batch_size: int) -> Iterable[Batch]:
+        return calibration_loader(
+            self.splits.train,
+            self.info,
+            resolution=resolution,
+            batch_size=batch_size,
+            seed=self.seed,
+            n_images=self.calibration_images,
+            **self.options,
+        )
+
+    def _evaluation_loader(self, resolution: int) -> Iterable[Batch]:
+        return eval_loader(
             self.source,
             self.info,
             resolution=resolution,
             batch_size=self.batch_size,
             **self.options,
         )
-        batches = (self._checked(batch) for batch in loader)
-        if len(self.source) * resolution**2 > 20_000_000:
-            return batches
-        self._evaluation = (resolution, list(map(_unshared, batches)))
-        return self._evaluation[1]
 
     def _checked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.broken.add(batch.broken)

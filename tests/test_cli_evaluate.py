@@ -19,6 +19,7 @@ import compofa.cli.evaluate
 from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import choose_subnets, main, open_data, parser
 from compofa.data import load_dataset
+from compofa.data.identity import identify
 from compofa.model_zoo import network_spec
 from compofa.records import EvalRecord
 from compofa.subnet import Subnet
@@ -161,15 +162,19 @@ def test_validation_images_are_those_of_the_training(call, net):
     assert read()[0].images == 25 and read()[0].part == "validation"
 
 
-def test_the_images_held_out_are_found_again(tmp_path):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_images_held_out_are_found_again(tmp_path, earlier):
     folder = photos(tmp_path / "photos")
     held = []
     for seed in range(5):
+        splits = load_dataset(
+            "imagefolder", folder, seed=seed, validation_images=4, by_position=earlier
+        )
         checkpoint = Checkpoint(
             network_spec("compofa-small", 2), {}, ("cat", "dog"), dataset="imagefolder",
             data_path=str(folder), data_seed=seed, validation_images=4,
+            data=None if earlier else identify(splits, seed),
         )  # fmt: skip
-        splits = load_dataset("imagefolder", folder, seed=seed, validation_images=4)
         found = open_data(checkpoint, parser().parse_args([])).validation
         assert found.paths.tolist() == splits.validation.paths.tolist()
         held.append(tuple(found.paths.tolist()))
@@ -360,7 +365,7 @@ def test_a_mapping_without_weights(call, tmp_path, data):
 @pytest.mark.parametrize(
     ("classes", "expected"),
     [
-        (("cat", "dog", "owl"), "expected the network's 3 classes, got 2 in imagefolder"),
+        (("ant", "dog", "owl"), "expected the network's classes, such as 'ant', got 'cat'"),
         (("cat", "owl"), "expected the network's classes, such as 'owl', got 'dog'"),
     ],
 )
@@ -370,6 +375,16 @@ def test_other_classes(call, tmp_path, classes, expected):
     done = call("--net", path, "--dataset", "imagefolder", "--data-path", str(folder))
     assert done.status == 1 and done.err.count("\n") == 1 and expected in done.err
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_classes_without_names_are_as_many(call, tmp_path):
+    folder = photos(tmp_path / "photos")
+    spec = network_spec("compofa-small", 3, width_mult=0.1)
+    checkpoint = Checkpoint(spec, Supernet(spec).state_dict(), image_size=8)
+    save_checkpoint(tmp_path / "net.pt", checkpoint)
+    words = ["--net", str(tmp_path / "net.pt"), "--dataset", "imagefolder"]
+    done = call(*words, "--data-path", str(folder))
+    assert done.status == 1 and "expected the network's 3 classes, got 2" in done.err
 
 
 def test_an_output_that_cannot_be_written(call, net):

@@ -75,8 +75,10 @@ def test_train_and_val_folders(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     splits = load_dataset("imagefolder", tmp_path)
     assert splits.classes == ("cat", "dog")
-    assert [len(part) for part in parts(splits)] == [36, 4, 6]
-    assert np.bincount(splits.validation.targets).tolist() == [2, 2]
+    assert [len(part) for part in parts(splits)] == [38, 2, 6]
+    assert np.bincount(splits.validation.targets).tolist() == [1, 1]
+    asked = load_dataset("imagefolder", tmp_path, validation_images=5).validation
+    assert sorted(np.bincount(asked.targets).tolist()) == [2, 3]
     train, validation, test = (set(names(part)) for part in parts(splits))
     assert not train & validation and all("/val/" in path for path in test)
     other = load_dataset("imagefolder", tmp_path, seed=1)
@@ -96,7 +98,7 @@ def test_names_of_the_test_folder(tmp_path, name):
 def test_one_folder_is_split_or_evaluated_as_a_whole(tmp_path):
     make_classes(tmp_path, 50)
     splits = load_dataset("imagefolder", tmp_path)
-    assert [len(part) for part in parts(splits)] == [80, 10, 10]
+    assert [len(part) for part in parts(splits)] == [83, 5, 12]
     assert len(set(chain(*map(names, parts(splits))))) == 100
     assert names(load_dataset("imagefolder", tmp_path, seed=9).test) == names(splits.test)
     whole = load_dataset("imagefolder", tmp_path, evaluation_only=True)

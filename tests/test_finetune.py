@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compofa.calibrate import calibrate
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli import evaluate
 from compofa.cli.train import main
 from compofa.data import Normalisation, load_dataset
@@ -139,7 +139,9 @@ def test_a_teacher_may_be_given(supernet, tmp_path):
     taught = go(config_of(supernet, epochs=1, teacher_path=str(supernet)), tmp_path / "taught")
     weights = [load_checkpoint(r.last).weights["stem.conv.weight"] for r in (plain, taught)]
     assert not torch.equal(*weights)
-    assert load_checkpoint(taught.last).training["teacher"] == str(supernet)
+    origins = load_checkpoint(taught.last).training["origins"]
+    origin = [str(supernet), file_hash(supernet)]
+    assert origins == {"teacher": origin, "start": origin}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compofa.checkpoint import load_checkpoint
+from compofa.checkpoint import file_hash, load_checkpoint
 from compofa.cli.train import main
 from compofa.data import load_dataset
 from compofa.errors import ConfigError, DataError
@@ -133,10 +133,11 @@ def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
     torch.save({"state_dict": start.state_dict()}, tmp_path / "x.pt")
     sorts = []
     monkeypatch.setattr(setup, "sort_channels", lambda net, groups: sorts.append(groups))
-    monkeypatch.setattr(setup, "load_teacher", lambda path, spec: extract(start, start.active))
+    monkeypatch.setattr(setup, "load_teacher", lambda *_: extract(start, start.active))
     config = TrainConfig(
-        task=task, phase=phase, init_path=str(tmp_path / "x.pt"), teacher_path="x", **SMALL
-    )
+        task=task, phase=phase, init_path=str(tmp_path / "x.pt"),
+        teacher_path=str(tmp_path / "x.pt"), **SMALL,
+    )  # fmt: skip
     train(config, tmp_path / "run", bar=False)
     assert sorts == ([] if groups is None else [groups])
 
@@ -157,8 +158,11 @@ def test_the_chain_trains_every_phase(whole):
     assert result.best == folder / "expand-2" / "best.pt"
     configs = [json.loads((folder / name / "config.json").read_text()) for name in CHAIN]
     assert {config["config"]["net"] for config in configs} == {"ofa-small"}
-    teachers = [load_checkpoint(folder / name / "last.pt").training["teacher"] for name in CHAIN]
-    assert teachers == ["", *[str(folder / "teacher" / "best.pt")] * 5]
+    origins = [load_checkpoint(folder / name / "last.pt").training["origins"] for name in CHAIN]
+    teacher = ["teacher/best.pt", file_hash(folder / "teacher" / "best.pt")]
+    assert origins[0] == {} and [of["teacher"] for of in origins[1:]] == [teacher] * 5
+    starts = [of["start"][0] for of in origins[1:]]
+    assert starts == [f"{name}/best.pt" for name in CHAIN[:-1]]
     spaces = [load_checkpoint(folder / name / "best.pt").network.space for name in CHAIN]
     stages = [sum((3 * n) ** depth for depth in d) for n, d in ((1, (4,)), (1, (3, 4)))]
     stages += [sum((3 * n) ** depth for depth in (2, 3, 4)) for n in (1, 2, 3)]
@@ -309,4 +313,4 @@ def test_a_supernet_is_trained_without_a_teacher(tmp_path):
     result = train(TrainConfig(task="supernet", **SMALL), tmp_path, bar=False)
     assert [path.name for path in tmp_path.iterdir()] == ["supernet-1"]
     assert result.figures.keys() == {"smallest", "largest"}
-    assert load_checkpoint(result.last).training["teacher"] == ""
+    assert load_checkpoint(result.last).training["origins"] == {}

@@ -264,10 +264,12 @@ def test_a_teacher_has_one_subnet_to_train_and_to_validate(digits):
 @pytest.fixture
 def photos(tmp_path: Path) -> DataSplits:
     for number, name in enumerate(("cat", "dog")):
-        (tmp_path / name).mkdir()
-        for i in range(75):
-            Image.new("RGB", (8, 8), (90 * number, i, 7)).save(tmp_path / name / f"{i:02d}.png")
-    return load_dataset("imagefolder", tmp_path)
+        for part, each in (("train", 65), ("val", 5)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(each):
+                image = Image.new("RGB", (8, 8), (90 * number, i, 7))
+                image.save(tmp_path / part / name / f"{i:02d}.png")
+    return load_dataset("imagefolder", tmp_path, validation_images=10)
 
 
 def photo_trainer(photos: DataSplits, **settings: object) -> Trainer:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
-from compofa.data.catalog import DATASETS
+from compofa.data.catalog import DATASETS, dataset_info
 from compofa.errors import ConfigError, DataError
 from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, open_checkpoint
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from compofa.checkpoint import Checkpoint
     from compofa.data import DataSplits, Normalisation
     from compofa.records import EvalRecord
+
+log = logging.getLogger(__name__)
 
 PROG = "eval_sampled_config.py"
 DESCRIPTION = """\
@@ -66,7 +70,7 @@ def parser() -> Parser:
     p.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     data = p.add_argument_group("data (by default what the checkpoint names)")
     data.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    data.add_argument("--data-path", metavar="DIR", help="folder of the data set")
+    data.add_argument("--data-path", metavar="DIR", help="folder or tar file of the data set")
     data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
     data.add_argument(
         "--part", choices=("test", "validation"), default="test", help="images to evaluate on"
@@ -168,36 +172,96 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
 def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
     """Load the data set that the options or the checkpoint name, and check its classes.
 
+    Images that the network was trained on are known again wherever they are: a data set that holds
+    some is split as it was in training. Of another one without parts all images are test images.
+
     Raises:
-        DataError: It cannot be found or has other classes than the network.
+        ConfigError: Two folders are named.
+        DataError: It cannot be found, has classes that the network has not, or its test or
+            validation part holds images that the network was trained on.
     """
     from compofa.data import load_dataset
+    from compofa.data.datasets import in_order_of
     from compofa.data.imagenet import by_wnid, is_imagenet
 
     name, path = args.dataset or checkpoint.dataset, args.data_path
     if args.imagenet_path:
+        if path is not None:
+            raise ConfigError("--imagenet-path: expected none beside --data-path")
         name, path = args.dataset or "imagenet", args.imagenet_path
     elif path is None and name == checkpoint.dataset:
         path = checkpoint.data_path or None
-    own = name == checkpoint.dataset and (path or "") == checkpoint.data_path
+    same_name = name == checkpoint.dataset
+    same_path = same_name and path and Path(path).resolve() == Path(checkpoint.data_path).resolve()
+    as_then = same_path or (same_name and not dataset_info(name).needs_path)
+    by_position = bool(same_path) and checkpoint.data is None
     splits = load_dataset(
         name,
         path,
         seed=checkpoint.data_seed,
-        validation_images=checkpoint.validation_images if own else None,
-        evaluation_only=not own,
+        validation_images=checkpoint.validation_images if as_then else None,
+        evaluation_only=not by_position,
+        known=checkpoint.data,
+        by_position=by_position,
     )
     if is_imagenet(checkpoint.classes, checkpoint.network.classes):
         splits = by_wnid(splits)
-    classes = checkpoint.classes or (None,) * checkpoint.network.classes
-    if len(splits.classes) != len(classes):
+    if checkpoint.classes:
+        splits = in_order_of(splits, checkpoint.classes)
+    elif len(splits.classes) != checkpoint.network.classes:
         raise DataError(
-            f"expected the network's {len(classes)} classes, got {len(splits.classes)} in {name}"
+            f"expected the network's {checkpoint.network.classes} classes, got "
+            f"{len(splits.classes)} in {name}"
         )
-    if checkpoint.classes and checkpoint.classes != splits.classes:
-        odd = next(pair for pair in zip(classes, splits.classes, strict=True) if len(set(pair)) > 1)
-        raise DataError(f"expected the network's classes, such as {odd[0]!r}, got {odd[1]!r}")
+    _check_images(checkpoint, splits, str(path or name), by_position)
     return splits
+
+
+def _check_images(
+    checkpoint: Checkpoint, splits: DataSplits, where: str, by_position: bool
+) -> None:
+    """Refuse to evaluate on images trained on, and say which images are evaluated on and why.
+
+    Raises:
+        DataError: The test or the validation part holds images that the network was trained on.
+    """
+    from compofa.data.identity import identify_part
+    from compofa.data.sources import FilesSource
+
+    known, test = checkpoint.data, len(splits.test)
+    for part in ("test", "validation"):
+        source = getattr(splits, part)
+        seen = known.seen_in(source) if known else 0
+        if known and seen and identify_part(source) != getattr(known, part):
+            raise DataError(
+                f"expected {part} images that the network was not trained on, got {seen} or more "
+                f"that it was among {len(source)} in {where}"
+            )
+    present = len({*splits.test.targets.tolist()})
+    if present < len(splits.classes):
+        log.info(
+            "%s has %d of the network's %d classes", where, present, len(splits.classes)
+        )  # fmt: skip
+    if not isinstance(splits.test, FilesSource):
+        return
+    if by_position:
+        log.info(
+            "the checkpoint is of an earlier version, which kept no names of images: %s is split "
+            "as then, which is right if no file came or went since",
+            where,
+        )
+    elif known is None:
+        log.info(
+            "the checkpoint does not say which images it was trained on: %d images of %s are taken "
+            "as test images",
+            test, where,
+        )  # fmt: skip
+    elif known.seen_in(splits.train):
+        log.info("%s is the data trained on: %d images of it were held out to test on", where, test)
+    else:
+        log.info(
+            "%s has no images that are known from training: %d of them are test images", where, test
+        )
 
 
 def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:

@@ -92,7 +92,7 @@ def parser() -> Parser:
     data.add_argument(
         "--data-path",
         metavar="DIR",
-        help="its folder; class folders in train/ and val/ for your own images",
+        help="its folder; of your own images class folders, in train/ and val/ or to be split",
     )
     data.add_argument(
         "--image-size",
@@ -130,7 +130,8 @@ def parser() -> Parser:
     how.add_argument(
         "--teacher-path",
         metavar="FILE",
-        help="checkpoint to learn from; by default the run's own teacher",
+        help="checkpoint to learn from, of any format; by default the run's own teacher. With "
+        "--resume where it is now, as --init-path",
     )
     how.add_argument(
         "--init-path", metavar="FILE", help="checkpoint to start from; by default the predecessor's"

@@ -4,7 +4,7 @@ import http.client
 import logging
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from compofa.data import folders
 from compofa.data.archives import TarFolder
 from compofa.data.catalog import DatasetInfo, Normalisation, dataset_info
-from compofa.data.sources import ImageSource, MemorySource
+from compofa.data.identity import DataIdentity, part_order
+from compofa.data.sampling import held_by_count, held_by_share, quotas
+from compofa.data.sources import FilesSource, ImageSource, MemorySource
 from compofa.data.torchvision_shim import import_torchvision
 from compofa.errors import DataError
 from compofa.seeds import rng
@@ -30,6 +32,7 @@ _DOWNLOADS = {  # name: torchvision's class, the folder it makes, and the files 
     "fashion-mnist": ("FashionMNIST", "FashionMNIST", "FashionMNIST/raw/*-ubyte.gz (4 files)"),
 }
 _FIXED = "test part"  # stream of the splits that no seed may change
+_TEST_SHARE = 0.1  # of a folder without parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class DataSplits:
         validation: Held out of the training images: for choices during training.
         test: For the final figures only.
         normalisation: The data set's own means and deviations.
+        held: Which of ``validation`` and ``test`` were held out of a folder, by its images' names.
     """
 
     name: str
@@ -51,6 +55,7 @@ class DataSplits:
     validation: ImageSource
     test: ImageSource
     normalisation: Normalisation
+    held: tuple[str, ...] = ()
 
 
 def load_dataset(
@@ -61,6 +66,8 @@ def load_dataset(
     validation_images: int | None = None,
     download: bool = True,
     evaluation_only: bool = False,
+    known: DataIdentity | None = None,
+    by_position: bool = False,
 ) -> DataSplits:
     """Find, check and split a data set. Image files are only listed here, and read later.
 
@@ -68,19 +75,25 @@ def load_dataset(
     downloaded when they are missing, or from class folders. Those may be in ``DIR/train`` and
     ``DIR/test`` (or other names of :data:`compofa.data.parts.PARTS`, in any letter case). A
     validation folder beside them is the validation part; without a test folder it is the test part.
-    A folder that holds the class folders directly is split 80/10/10, stratified. Which images are
-    in the test part never depends on ``seed``.
+    Of a folder that holds the class folders directly about a tenth is the test part, which does not
+    depend on ``seed``. A hash of its name, ``class/file``, assigns an image of class folders to its
+    part, whatever other images there are and wherever the folder is; only, every class keeps a
+    training image, and of two or more one is held out.
 
     Args:
         name: A name in :data:`compofa.data.catalog.DATASETS`.
         path: The folder; unused for ``digits``. Downloads go to ``data`` when it is None.
         seed: Decides which training images are held out (for ``digits`` the split is fixed).
-        validation_images: Images to hold out of the training images, stratified; by default a
-            tenth of them, at most 10,000 (for ``digits`` a fifth of all images), and none where
-            the data set comes with validation images.
+        validation_images: Images to hold out of the training images, of each class in proportion;
+            by default about a tenth of all images, at most 10,000 (of ``digits`` a fifth), and none
+            where the data set comes with validation images.
         download: Whether missing files may be downloaded.
         evaluation_only: Of class folders: the training part may be missing (it and the validation
-            part are then empty), and a folder without parts is the test part as a whole.
+            part are then empty), the test part may lack classes of the training part, and a
+            folder without parts is the test part as a whole.
+        known: What a network was trained on. Class folders that hold some of these images are
+            split as they were then, with ``seed``; see :meth:`DataIdentity.seen_in`.
+        by_position: Split class folders as earlier versions did, by the positions of the images.
 
     Raises:
         DataError: The name is unknown, or the folder is missing, empty, of one class (unless
@@ -88,33 +101,81 @@ def load_dataset(
     """
     info = dataset_info(name)
     if name == "digits":
+        if path:
+            raise DataError(f"digits is part of scikit-learn: expected no data path, got {path}")
         parts, seed = _digits(), 0
     elif name in _DOWNLOADS and not _has_folders(name, path):
         parts = _download(name, Path(path or DEFAULT_ROOT), download)
     else:
-        parts = _folders(info, path, evaluation_only)
+        parts = _folders(info, path, evaluation_only, known, by_position)
     if len(parts.classes) < 2 and not evaluation_only:
         raise DataError(f"expected 2 or more classes in {path}, got 1: {parts.classes[0]}")
     pool = parts.pool
-    if parts.validation is not None:
+    if known is not None and isinstance(pool, FilesSource):
+        validation_images = None
+        if "validation" in known.held and known.seen_in(pool):
+            held = known.held_in(pool, parts.classes, "validation", seed)
+            return _divided(info, parts, np.flatnonzero(~held), np.flatnonzero(held))
+    if parts.validation is not None and not by_position:
         if validation_images is None:
             return DataSplits(
                 name, parts.classes, pool, parts.validation, parts.test, info.normalisation
             )
         _LOG.info("validating on training images, as asked: %s has validation images", path)
     spare = len(pool) - len(np.unique(pool.targets))
-    if validation_images is None:
-        validation_images = min(MAX_VALIDATION, max(1, parts.hold_out), spare)
-        if validation_images == 0 and not evaluation_only:
+    n_held = validation_images
+    if n_held is None:
+        n_held = min(MAX_VALIDATION, max(1, parts.hold_out), spare)
+        if n_held == 0 and not evaluation_only:
             raise DataError(f"expected 2 or more training images per class, got {len(pool)} in all")
-    if not 0 <= validation_images <= spare:
+    if not 0 <= n_held <= spare:
         raise DataError(
             f"expected 0 to {spare} validation images (of {len(pool)} training images, one per "
-            f"class stays), got {validation_images}"
+            f"class stays), got {n_held}"
         )
-    kept, held = stratified_split(pool.targets, validation_images, rng(seed, "validation"))
-    train, validation = pool.subset(kept), pool.subset(held)
-    return DataSplits(name, parts.classes, train, validation, parts.test, info.normalisation)
+    if isinstance(pool, FilesSource) and not by_position:
+        order = part_order(pool, "validation", seed)
+        if validation_images is None:
+            share = min(parts.share, MAX_VALIDATION / max(1, len(pool)))
+            held = held_by_share(order, pool.targets, share)
+        else:
+            held = held_by_count(order, pool.targets, n_held)
+        return _divided(info, parts, np.flatnonzero(~held), np.flatnonzero(held))
+    halves = stratified_split(pool.targets, n_held, rng(seed, "validation"))
+    return _divided(info, parts, *halves)
+
+
+def in_order_of(splits: DataSplits, classes: tuple[str, ...]) -> DataSplits:
+    """Return a data set whose targets are numbers in ``classes``, some of which it may lack.
+
+    Raises:
+        DataError: It has classes that are not among them.
+    """
+    if splits.classes == classes:
+        return splits
+    places = {name: place for place, name in enumerate(classes)}
+    odd = [name for name in splits.classes if name not in places]
+    if odd:
+        lacking = next((name for name in classes if name not in splits.classes), classes[0])
+        raise DataError(f"expected the network's classes, such as {lacking!r}, got {odd[0]!r}")
+    index = np.array([places[name] for name in splits.classes], dtype=np.int64)
+    parts = {}
+    for name in ("train", "validation", "test"):
+        source = getattr(splits, name)
+        parts[name] = source.subset(np.arange(len(source)))
+        parts[name].targets = index[source.targets]
+    return replace(splits, classes=classes, **parts)
+
+
+def _divided(
+    info: DatasetInfo, parts: "_Parts", kept: NDArray[np.int64], held: NDArray[np.int64]
+) -> DataSplits:
+    train, validation = parts.pool.subset(kept), parts.pool.subset(held)
+    named = ("test",) * parts.divided + ("validation",)
+    return DataSplits(
+        info.name, parts.classes, train, validation, parts.test, info.normalisation,
+        named if isinstance(parts.pool, FilesSource) else (),
+    )  # fmt: skip
 
 
 def stratified_split(
@@ -133,14 +194,7 @@ def stratified_split(
         Sorted indices of the n - n_held images kept and of the n_held held out.
     """
     counts = np.bincount(targets)
-    most = np.maximum(counts - 1, 0)
-    assert n_held <= most.sum()
-    quota = n_held * counts / max(1, len(targets))
-    take = np.minimum(quota.astype(np.int64), most)
-    while (missing := n_held - take.sum()) > 0:
-        wish = np.where(take < most, quota - take, -np.inf)
-        order = np.argsort(-wish, kind="stable")[: min(missing, np.count_nonzero(take < most))]
-        take[order] += 1
+    take = quotas(counts, n_held)
     order = generator.permutation(len(targets))
     order = order[np.argsort(targets[order], kind="stable")]
     place = np.arange(len(targets)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -153,7 +207,9 @@ class _Parts(NamedTuple):
     pool: ImageSource  # training and validation images
     test: ImageSource
     hold_out: int  # images of the pool to validate on, unless told otherwise
+    share: float = 0.1  # the same of files, each assigned by itself
     validation: ImageSource | None = None  # what the data set has of its own for that
+    divided: bool = False  # whether the test images are held out of the same folder
 
 
 def _digits() -> _Parts:
@@ -220,7 +276,13 @@ def _source(part: Any, classes: int) -> MemorySource:
     return MemorySource(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), targets)
 
 
-def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) -> _Parts:
+def _folders(
+    info: DatasetInfo,
+    path: str | Path | None,
+    evaluation_only: bool,
+    known: DataIdentity | None,
+    by_position: bool,
+) -> _Parts:
     if path is None:
         raise DataError(f"{info.name} needs a data path: a folder with train/ and val/")
     root: folders.Folder = Path(path)
@@ -229,9 +291,11 @@ def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) 
     root = folders.data_root(root)
     if folders.has_split(root):
         classes, pool, test, own = folders.read_split(root, info.native_size, evaluation_only)
-        return _Parts(classes, pool, test, len(pool) // 10, own)
+        return _Parts(classes, pool, test, len(pool) // 10, validation=own)
     classes, source = folders.read_classes(root, info.native_size)
-    if evaluation_only:
+    if known is not None and not ("test" in known.held and known.seen_in(source)):
+        known = None
+    if evaluation_only and known is None:
         return _Parts(classes, source.subset(np.arange(0)), source, 0)
     n_test = max(1, len(source) // 10)
     if n_test > len(source) - len(classes):
@@ -239,5 +303,13 @@ def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) 
             f"expected at least 3 images per class to split {root}, got {len(source)} images in "
             f"{len(classes)} classes"
         )
-    kept, held = stratified_split(source.targets, n_test, rng(_FIXED))
-    return _Parts(classes, source.subset(kept), source.subset(held), len(source) // 10)
+    if by_position:
+        kept, held = stratified_split(source.targets, n_test, rng(_FIXED))
+        return _Parts(classes, source.subset(kept), source.subset(held), len(source) // 10)
+    if known is not None:
+        mask = known.held_in(source, classes, "test")
+    else:
+        mask = held_by_share(part_order(source, "test"), source.targets, _TEST_SHARE)
+    pool, test = (source.subset(np.flatnonzero(part)) for part in (~mask, mask))
+    share = _TEST_SHARE / (1 - _TEST_SHARE)
+    return _Parts(classes, pool, test, len(source) // 10, share, divided=True)

@@ -82,7 +82,8 @@ def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
     Args:
         root: The data set.
         size: Side to resize images to; None keeps them as they are.
-        evaluation_only: Accept a missing ``train``: that source is then empty.
+        evaluation_only: Accept a missing ``train``: that source is then empty. Accept other parts
+            that lack some of its classes.
 
     Raises:
         DataError: A part is missing, empty, there twice, or of other classes than the test part.
@@ -112,10 +113,14 @@ def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
         part: (name, *read_classes(_unwrapped(root / name, part=True), size))
         for part, name in inside.items()
     }
-    name, classes, test = parts["test"]
-    for other, other_classes, _ in parts.values():
-        if other_classes != classes:
-            _compare(root, {other: set(other_classes), name: set(classes)})
+    first, classes, _ = parts.get("train", parts["test"])
+    for name, part_classes, source in parts.values():
+        if evaluation_only and set(part_classes) < set(classes):
+            places = [classes.index(each) for each in part_classes]
+            source.targets = np.array(places, dtype=np.int64)[source.targets]
+        elif part_classes != classes:
+            _compare(root, {first: set(classes), name: set(part_classes)})
+    test = parts["test"][2]
     train = parts["train"][2] if "train" in parts else test.subset(np.arange(0))
     return Split(classes, train, test, parts["validation"][2] if "validation" in parts else None)
 

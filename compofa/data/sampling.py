@@ -37,6 +37,85 @@ def random_bits(seeds: NDArray[np.uint64], counter: int | NDArray[np.uint64]) ->
         return z ^ (z >> np.uint64(31))
 
 
+def image_order(names: NDArray[np.uint64], *purpose: int | str) -> NDArray[np.uint64]:
+    """Return each image's place in an order that depends on its own name only.
+
+    Args:
+        names: 64-bit hashes of the images' names.
+        *purpose: Parts of the seed that the order is drawn from.
+    """
+    return random_bits(names, np.uint64(derive_seed(*purpose)))
+
+
+def held_by_share(
+    order: NDArray[np.uint64], targets: NDArray[np.int64], share: float
+) -> NDArray[np.bool_]:
+    """Hold out the images in the first places of all possible ones.
+
+    So an image is held out, or not, whatever other images there are, but for classes so small that
+    none or all would be: every class keeps its last image, and of two or more the first is held
+    out.
+
+    Args:
+        order: Places of the images [n], see :func:`image_order`.
+        targets: Class numbers [n].
+        share: Of the places, from 0 to 1.
+
+    Returns:
+        Whether each image is held out, [n].
+    """
+    within = order < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    counts = np.bincount(targets)
+    take = np.bincount(targets, within, len(counts)).astype(np.int64)
+    return _first(order, targets, take.clip(np.minimum(counts - 1, 1), counts - 1))
+
+
+def held_by_count(
+    order: NDArray[np.uint64], targets: NDArray[np.int64], n_held: int
+) -> NDArray[np.bool_]:
+    """Hold out the first images of each class, as many in all as asked for.
+
+    Args:
+        order: Places of the images [n], see :func:`image_order`.
+        targets: Class numbers [n].
+        n_held: At most n minus the number of classes; each class has its :func:`quotas`.
+
+    Returns:
+        Whether each image is held out, [n].
+    """
+    return _first(order, targets, quotas(np.bincount(targets), n_held))
+
+
+def quotas(counts: NDArray[np.int64], n_held: int) -> NDArray[np.int64]:
+    """Share ``n_held`` images out among classes in proportion, largest remainders first.
+
+    Args:
+        counts: Images of each class; one of each is not held out.
+        n_held: At most their sum minus the number of classes.
+    """
+    most = np.maximum(counts - 1, 0)
+    assert n_held <= most.sum()
+    quota = n_held * counts / max(1, counts.sum())
+    take = np.minimum(quota.astype(np.int64), most)
+    while (missing := n_held - take.sum()) > 0:
+        wish = np.where(take < most, quota - take, -np.inf)
+        order = np.argsort(-wish, kind="stable")[: min(missing, np.count_nonzero(take < most))]
+        take[order] += 1
+    return take
+
+
+def _first(
+    order: NDArray[np.uint64], targets: NDArray[np.int64], take: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Tell which images are among the first of their class."""
+    by_class = np.lexsort((order, targets))
+    starts = np.cumsum(np.bincount(targets)) - np.bincount(targets)
+    first = np.zeros(len(targets), dtype=bool)
+    ranks = np.arange(len(targets)) - starts[targets[by_class]]
+    first[by_class] = ranks < take[targets[by_class]]
+    return first
+
+
 def resolution_at(seed: int, step: int, resolutions: Sequence[int]) -> int:
     """Return the resolution of a training step, the same on every rank and worker.
 

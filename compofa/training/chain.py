@@ -36,9 +36,17 @@ def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
     if faults:
         raise ConfigError("; ".join(faults))
     chain = recipe_for(config.dataset).chain(config.task)
-    last = replace(config, task=chain[-1].task, phase=chain[-1].number).resolved()
+    of = [replace(config, task=phase.task, phase=phase.number) for phase in chain]
+    wasted = set.intersection(*({*each.unused()} for each in of))
+    faults = [
+        f"--{name.replace('_', '-')}: expected none with --task {config.task}"
+        for name in of[-1].given(sorted(wasted))
+    ]
+    if faults:
+        raise ConfigError("; ".join(faults))
+    last = config.of_phase(chain[-1].task, chain[-1].number).resolved()
     return tuple(
-        replace(config, task=phase.task, phase=phase.number, net=last.net).resolved()
+        config.of_phase(phase.task, phase.number, net=last.net).resolved()
         for phase in chain
         if not (phase.largest_only and config.teacher_path)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -109,14 +109,42 @@ class TrainConfig:
     power: float | None = None
 
     UNIMPORTANT: ClassVar[tuple[str, ...]] = (
-        "data_path", "workers", "device", "max_skipped", "save_minutes", "price", "power",
+        "data_path", "teacher_path", "init_path", "workers", "device", "max_skipped",
+        "save_minutes", "price", "power",
     )  # fmt: skip
-    """Settings that may change between a run and its resumption."""
+    """Settings that may change between a run and its resumption: what the paths lead to may not."""
 
     @property
     def recipe_phase(self) -> Phase:
         """The row of the recipe that this run follows."""
         return recipe_for(self.dataset).phase(self.task, self.phase)
+
+    def of_phase(self, task: str, number: int, **more: Any) -> TrainConfig:
+        """Return these settings for another phase, without those that it does not use."""
+        config = replace(self, task=task, phase=number, **more)
+        defaults = {field.name: field.default for field in fields(self)}
+        return replace(config, **{name: defaults[name] for name in config.unused()})
+
+    def unused(self) -> tuple[str, ...]:
+        """Return the names of settings that the phase does not use."""
+        phase, names = self.recipe_phase, []
+        starts = phase.starts_from == ("teacher", 1) and not self.init_path
+        taught = phase.teacher in ("checkpoint", "given") and self.kd_ratio > 0
+        if not taught and not starts:
+            names.append("teacher_path")
+        if phase.teacher == "none" or (phase.teacher == "given" and not self.teacher_path):
+            names += ["kd_ratio", "kd_type"]
+        if phase.largest_only or phase.single:
+            names.append("dynamic_batch_size")
+        if not phase.single:
+            names.append("subnet")
+        return tuple(names)
+
+    def given(self, names: Iterable[str]) -> list[str]:
+        """Return which of these settings are not what they are by default."""
+        usual = {field.name: (field.default,) for field in fields(self)}
+        usual["dynamic_batch_size"] = (None, self.recipe_phase.subnets)
+        return [name for name in names if getattr(self, name) not in usual[name]]
 
     def resolved(self) -> TrainConfig:
         """Return the configuration with every default filled in, all of it checked.
@@ -187,6 +215,7 @@ class TrainConfig:
             "kd_ratio": (0, 1000),
             "validate_every": (1, 100_000),
             "calibration_images": (1, 10_000_000),
+            "validation_images": (1, 10_000_000),
             "workers": (0, 256),
             "seed": (0, 2**63 - 1),
             "max_skipped": (1, 1_000_000),
@@ -197,7 +226,7 @@ class TrainConfig:
         faults = [
             f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(self, name)}"
             for name, (low, high) in ranges.items()
-            if not low <= getattr(self, name) <= high
+            if getattr(self, name) is not None and not low <= getattr(self, name) <= high
         ]
         if self.threads is not None and not 1 <= self.threads <= 1024:
             faults.append(f"--threads: expected 1 to 1024, got {self.threads}")
@@ -205,10 +234,13 @@ class TrainConfig:
             faults.append(f"--kd-type: expected {' or '.join(KD_TYPES)}, got {self.kd_type!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
+        faults += [
+            f"--{name.replace('_', '-')}: expected none with --task {self.task}, which does not "
+            f"use it{' at --kd-ratio 0' * (name == 'teacher_path' and self.kd_ratio == 0)}"
+            for name in self.given(self.unused())
+        ]
         if self.recipe_phase.single:
             return faults + self._single_faults()
-        if self.subnet is not None:
-            faults.append(f"--subnet: expected none with --task {self.task}")
         try:
             network = self.network(10)
             self.recipe_phase.within(network.space)
@@ -255,10 +287,11 @@ class TrainConfig:
         """
         now = self.to_json()
         earlier = {field.name: field.default for field in fields(self)} | dict(earlier)
+        ignored = {*self.UNIMPORTANT, *self.unused()}
         return [
             f"{field.name}: {earlier.get(field.name)!r} then, {now[field.name]!r} now"
             for field in fields(self)
-            if field.name not in self.UNIMPORTANT and now[field.name] != earlier.get(field.name)
+            if field.name not in ignored and now[field.name] != earlier.get(field.name)
         ]
 
 

@@ -6,11 +6,13 @@ import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from compofa.checkpoint import from_data, read_safely, weights_in
+from compofa.checkpoint import Checkpoint, read_safely, weights_in
 from compofa.convert import to_ours
+from compofa.data import DataSplits, Normalisation
+from compofa.data.identity import DataIdentity
 from compofa.errors import CheckpointError, ConfigError
 from compofa.extract import extract
 from compofa.files import require_writable
@@ -18,6 +20,7 @@ from compofa.fixed import Network
 from compofa.model_zoo import open_checkpoint
 from compofa.network import NetworkSpec
 from compofa.nn.static import StaticNetwork
+from compofa.specialised_files import EXTRA, find_specialised
 from compofa.subnet import SLOTS
 from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig, run_folder
@@ -45,21 +48,17 @@ def find_predecessors(
     config: TrainConfig, output: Path, train_first: TrainFirst, backend: Backend
 ) -> Predecessors:
     """Find the teacher and the weights to start from, training a quick teacher if need be."""
-    phase = config.recipe_phase
+    phase, taught = config.recipe_phase, config.kd_ratio > 0
     start = Path(config.init_path) if config.init_path else None
     teacher = Path(config.teacher_path) if config.teacher_path else None
-    if phase.teacher == "given":
-        return Predecessors(teacher, start)
-    if phase.teacher != "checkpoint":
-        return Predecessors(None, start)
-    if teacher is None:
+    if teacher is None and taught and phase.teacher == "checkpoint":
         teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", train_first, backend)
     if start is None and phase.starts_from is not None:
         task, number = phase.starts_from
-        start = teacher
-        if task != "teacher":
+        start = teacher if task == "teacher" else None
+        if start is None:
             start = _predecessor(config, output, task, number, "--init-path", train_first, backend)
-    return Predecessors(teacher, start)
+    return Predecessors(teacher if taught else None, start)
 
 
 def _predecessor(
@@ -95,7 +94,7 @@ def _predecessor(
         return path
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
     own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
-    first = replace(config, task=task, phase=number, **dict.fromkeys(own))
+    first = config.of_phase(task, number, **dict.fromkeys(own))
     return train_first(first, unfinished)
 
 
@@ -111,17 +110,72 @@ def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
     return shlex.join([*words, "--output", str(output)])
 
 
-def load_teacher(path: str | Path, student: Network) -> StaticNetwork:
+def open_predecessor(path: str, student: Network) -> tuple[Path, Checkpoint]:
+    """Read a checkpoint of any format, by the definition in it where it has one.
+
+    Args:
+        path: A file, or whatever :func:`compofa.model_zoo.open_checkpoint` takes.
+        student: Whose weights those without a definition are.
+
+    Returns:
+        The file of the weights, and what it holds.
+
+    Raises:
+        CompofaError: It cannot be read.
+    """
+    file = Path(path)
+    if isinstance(student, NetworkSpec) and file.is_file() and find_specialised(file) is None:
+        data = read_safely(file)
+        if not {"format", EXTRA} & data.keys():
+            return file, Checkpoint(student, weights_in(file, data))
+    return open_checkpoint(path)
+
+
+def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) -> None:
+    """Check that a network sees the images, and names the classes, as those of ``splits``.
+
+    Weights without names of their classes do not say how their images were normalised either.
+
+    Raises:
+        CheckpointError: It has other classes or another order of them, or another normalisation.
+    """
+    if not found.classes:
+        return
+    if found.classes != splits.classes:
+        raise CheckpointError(
+            f"{option} {path}: expected {differing(splits.classes, found.classes)}"
+        )
+    wanted, norm = splits.normalisation, Normalisation(found.mean, found.std)
+    if norm != wanted:
+        raise CheckpointError(
+            f"{option} {path}: expected images normalised with mean {wanted.mean} and deviation "
+            f"{wanted.std}, got {norm.mean} and {norm.std}"
+        )
+
+
+def differing(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """Say how lists of classes differ: ``class 2 of 3 to be 'cat', got 'dog' of 3``."""
+    pairs = enumerate(zip_longest(wanted, found), 1)
+    number, (one, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+    return f"class {number} of {len(wanted)} to be {one!r}, got {other!r} of {len(found)}"
+
+
+def load_teacher(path: str, student: Network, splits: DataSplits) -> StaticNetwork:
     """Read a teacher: the largest subnet of a checkpoint, ours or of a published program.
 
     Args:
         path: The file.
         student: The network that will learn from it.
+        splits: The data set, normalised as the student's images are.
 
     Raises:
-        CheckpointError: It cannot be read or has another number of classes.
+        CheckpointError: It cannot be read, has other classes or sees images otherwise normalised.
     """
-    net = _teacher(path, student)
+    file, found = open_predecessor(path, student)
+    check_fits(found, "--teacher-path", path, splits)
+    if found.network is student and isinstance(student, NetworkSpec):
+        found = _largest(found, student)
+    net = found.build(str(file))
     if net.classifier.out_features != student.classes:
         raise CheckpointError(
             f"{path}: expected a teacher with {student.classes} classes, "
@@ -130,34 +184,29 @@ def load_teacher(path: str | Path, student: Network) -> StaticNetwork:
     return (extract(net, net.spec.space.largest) if isinstance(net, Supernet) else net).eval()
 
 
-def _teacher(path: str | Path, student: Network) -> Supernet | StaticNetwork:
-    if not isinstance(student, NetworkSpec):
-        return open_checkpoint(str(path))[1].build()
-    data = read_safely(path)
-    if data.get("format"):
-        return from_data(path, data).build()
-    return _foreign_teacher(path, data, student)
-
-
-def _foreign_teacher(path: str | Path, data: dict[str, Any], student: NetworkSpec) -> Supernet:
-    """Build a teacher from another program's weights, its classes and kernels read off them."""
-    weights = weights_in(path, data)
-    bias = to_ours(weights, SLOTS).get("classifier.bias")
-    largest = max(student.backbone.kernels)
+def _largest(found: Checkpoint, student: NetworkSpec) -> Checkpoint:
+    """Define the network of weights alone, its classes and kernels read off them."""
+    bias = to_ours(found.weights, SLOTS).get("classifier.bias")
     spec = replace(
         student,
         classes=student.classes if bias is None else bias.numel(),
-        space=student.backbone.free_space().restrict(kernels=(largest,)),
+        space=student.backbone.free_space().restrict(kernels=(max(student.backbone.kernels),)),
         kernel_transform=False,
     )
-    net = Supernet(spec)
-    load_state(net, weights, str(path))
-    return net.eval()
+    return replace(found, network=spec)
 
 
-def load_start(net: Supernet, path: Path) -> None:
-    """Load the weights of the predecessor, ours or another program's."""
-    data = read_safely(path)
-    ours = bool(data.get("format"))
-    weights = from_data(path, data).weights if ours else weights_in(path, data)
-    load_state(net, weights, str(path))
+def load_start(net: Supernet, path: str, splits: DataSplits) -> DataIdentity | None:
+    """Load the weights of the predecessor, ours or another program's.
+
+    Returns:
+        What they were trained on, if that is known.
+
+    Raises:
+        CheckpointError: They cannot be read, do not fit, or are for other classes or images
+            otherwise normalised.
+    """
+    found = open_predecessor(path, net.spec)[1]
+    check_fits(found, "--init-path", path, splits)
+    load_state(net, found.weights, path)
+    return found.data

@@ -208,7 +208,7 @@ class Run:
         if self.backend.is_main:
             training = {
                 "config": setup.config.to_json(),
-                "teacher": setup.teacher,
+                "origins": {name: [o.path, o.digest] for name, o in setup.origins.items()},
                 "workers": self.backend.size,
                 "trainer": setup.trainer.state_dict(),
                 "progress": asdict(self.progress),

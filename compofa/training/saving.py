@@ -15,6 +15,7 @@ from compofa.files import remove_drafts, require_other, require_writable
 from compofa.plain import parse_json, read_text
 from compofa.training.config import TrainConfig
 from compofa.training.journal import DAMAGED, METRICS, SUMMARY
+from compofa.training.origin import origins_in
 from compofa.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def saved_state(
         state = {
             "path": path,
             "checkpoint": checkpoint,
-            "teacher": str(training["teacher"]),
+            "config": dict(training["config"]),
+            "origins": origins_in(training),
             "trainer": training["trainer"],
             "workers": int(training.get("workers", 1)),
             "progress": {name: training["progress"][name] for name in Progress.__annotations__},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from compofa.checkpoint import Checkpoint
 from compofa.data import DataSplits, Normalisation, load_dataset
+from compofa.data.identity import DataIdentity, identify
 from compofa.errors import ConfigError
 from compofa.files import write_text_atomic
 from compofa.fixed import Network
@@ -20,7 +22,14 @@ from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.finetune import open_single
-from compofa.training.predecessors import TrainFirst, find_predecessors, load_start, load_teacher
+from compofa.training.origin import Origin, origins_of, resumed_teacher
+from compofa.training.predecessors import (
+    TrainFirst,
+    differing,
+    find_predecessors,
+    load_start,
+    load_teacher,
+)
 from compofa.training.recipes import recipe_for
 from compofa.training.saving import CONFIG, Progress, clear, mend, saved_state
 from compofa.training.trainer import Trainer
@@ -40,7 +49,8 @@ class Setup:
         splits: The data set, normalised as the network takes it.
         spec: The network's definition.
         trainer: The network with its weights, its teacher and what has been done so far.
-        teacher: Checkpoint that the teacher came from; empty without one.
+        origins: Files that it began with: ``teacher``, ``start``.
+        data: Identity of the data set; ``None`` in a run that an earlier version began.
         progress: How far the phase is.
         resumed: The file that it goes on from; ``None`` for a new one.
     """
@@ -50,7 +60,8 @@ class Setup:
     splits: DataSplits
     spec: Network
     trainer: Trainer
-    teacher: str
+    origins: Mapping[str, Origin]
+    data: DataIdentity | None
     progress: Progress
     resumed: Path | None
 
@@ -84,11 +95,12 @@ class Setup:
             mean=self.splits.normalisation.mean,
             std=self.splits.normalisation.std,
             dataset=config.dataset,
-            data_path=config.data_path or "",
+            data_path=os.path.abspath(config.data_path) if config.data_path else "",
             data_seed=config.seed,
             validation_images=config.validation_images,
             image_size=config.eval_size,
             figures={"validation": progress.figures, "epoch": progress.epoch},
+            data=self.data,
         )
 
     def describe(self) -> None:
@@ -131,9 +143,9 @@ def set_up(
     """
     folder = run_folder(config, output)
     state = backend.from_main(lambda: saved_state(config, folder, resume, overwrite))
-    splits = _open_data(config, backend)
-    single = config.recipe_phase.single
     begun: Checkpoint | None = state["checkpoint"] if state else None
+    splits = _open_data(config, backend, by_position=begun is not None and begun.data is None)
+    single = config.recipe_phase.single
     if single:
         begun = begun or backend.from_main(lambda: open_single(config, splits))
         spec = begun.network
@@ -141,20 +153,28 @@ def set_up(
     else:
         spec, used = config.network(len(splits.classes)), splits
     device = backend.in_turn(lambda: backend.device(config.device))
-    start = None
     if state is not None:
-        teacher_path = state["teacher"]
+        data = backend.from_main(lambda: _same_data(folder, state["checkpoint"], used, config.seed))
+        origins, start = state["origins"], None
+        teacher_path = backend.from_main(
+            lambda: resumed_teacher(config, state["config"], origins, output)
+        )
     else:
-        predecessors = find_predecessors(config, output, train_first, backend)
-        teacher_path, start = str(predecessors.teacher or ""), predecessors.start
+        found = find_predecessors(config, output, train_first, backend)
+        teacher_path, start = str(found.teacher or ""), str(found.start or "")
+        origins = backend.from_main(lambda: origins_of(found.teacher, found.start, output))
     teacher = None
     if teacher_path:
-        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec)).to(device)
+        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec, used)).to(device)
     net = spec.build() if single else Supernet(spec, config.seed)
+    before = begun.data if begun else None
     if begun is not None:
         load_state(net, begun.weights, str(state["path"] if state else config.init_path))
-    elif start is not None:
-        net.load_state_dict(backend.from_main(lambda: _started(net, start, config)))
+    elif start:
+        weights, before = backend.from_main(lambda: _started(net, start, config, used))
+        net.load_state_dict(weights)
+    if state is None:
+        data = backend.from_main(lambda: _identified(used, config.seed, before))
     net.to(device)
     trainer = Trainer(config, net, teacher, used, backend)
     progress = Progress()
@@ -162,13 +182,15 @@ def set_up(
         trainer.load_state_dict(state["trainer"], state["workers"])
         progress = Progress(**state["progress"])
         _say_changed_workers(state["workers"], backend.size)
-    elif single:
+    if progress.epoch < config.epochs:
+        trainer.evaluator.check_images(config.eval_size, calibration=not single)
+    if single and state is None:
         log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
     resumed = state["path"] if state else None
-    return Setup(config, folder, used, spec, trainer, teacher_path, progress, resumed)
+    return Setup(config, folder, used, spec, trainer, origins, data, progress, resumed)
 
 
-def _open_data(config: TrainConfig, backend: Backend) -> DataSplits:
+def _open_data(config: TrainConfig, backend: Backend, by_position: bool) -> DataSplits:
     """Load the data set, the same one on all workers."""
     backend.in_turn(lambda: check_device(config.device))
     splits = backend.in_turn(
@@ -177,6 +199,7 @@ def _open_data(config: TrainConfig, backend: Backend) -> DataSplits:
             config.data_path,
             seed=config.seed,
             validation_images=config.validation_images,
+            by_position=by_position,
         )
     )
     found = (len(splits.train), len(splits.validation), len(splits.classes))
@@ -184,13 +207,53 @@ def _open_data(config: TrainConfig, backend: Backend) -> DataSplits:
     return splits
 
 
-def _started(net: Supernet, start: Path, config: TrainConfig) -> dict[str, Tensor]:
-    """Load the predecessor's weights, sorted where the phase wants that, and return them."""
-    load_start(net, start)
+def _same_data(
+    folder: Path, saved: Checkpoint, splits: DataSplits, seed: int
+) -> DataIdentity | None:
+    """Return the identity of the data that a run goes on with, which must be what it began with.
+
+    Raises:
+        ConfigError: It has other classes, images or means and deviations.
+    """
+    faults = []
+    if saved.classes and saved.classes != splits.classes:
+        faults.append(f"expected {differing(saved.classes, splits.classes)}")
+    norm = Normalisation(saved.mean, saved.std)
+    if norm != splits.normalisation:
+        faults.append(f"images normalised with {norm} then, {splits.normalisation} now")
+    if saved.data is not None:
+        faults += saved.data.differences(identify(splits, seed))
+    if faults:
+        raise ConfigError(f"cannot resume {folder} with other data: {'; '.join(faults)}")
+    return saved.data
+
+
+def _identified(splits: DataSplits, seed: int, before: DataIdentity | None) -> DataIdentity:
+    """Return the identity of the data; say if what the weights came from had seen held-out images.
+
+    Args:
+        splits: The data set.
+        seed: That the validation images were held out with.
+        before: What the weights were trained on.
+    """
+    for part in ("validation", "test"):
+        if before is not None and (seen := before.seen_in(getattr(splits, part))):
+            log.warning(
+                "%d or more of the %s images were trained on by what this begins with: their "
+                "accuracy will be too high", seen, part,
+            )  # fmt: skip
+    return identify(splits, seed, [before])
+
+
+def _started(
+    net: Supernet, start: str, config: TrainConfig, splits: DataSplits
+) -> tuple[dict[str, Tensor], DataIdentity | None]:
+    """Load the predecessor's weights, sorted where the phase wants that; return all about them."""
+    before = load_start(net, start, splits)
     if config.recipe_phase.sort:
         recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
         sort_channels(net, groups=recipe.phase(*origin).expands or ())
-    return net.state_dict()
+    return net.state_dict(), before
 
 
 def _say_changed_workers(then: int, now: int) -> None:
