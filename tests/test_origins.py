@@ -19,6 +19,7 @@ from compofa.data import MemorySource, load_dataset
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.seeds import rng
+from compofa.training.config import TrainConfig
 from compofa.training.trainer import Trainer
 
 CLASSES = ("ant", "bee", "cat")
@@ -270,6 +271,13 @@ def test_a_teacher_trained_first_takes_the_options_that_it_uses(here, call):
     assert call(*words, "--dynamic-batch-size", "2", "--output", "run").status == 0
     first = json.loads(Path("run/teacher/config.json").read_text())["config"]
     assert (first["kd_ratio"], first["kd_type"], first["dynamic_batch_size"]) == (1.0, "ce", 1)
+
+
+def test_what_earlier_versions_let_a_task_take(here):
+    config = TrainConfig(task="teacher").resolved()
+    assert config.changes_since({**config.to_json(), "kd_ratio": 0.5}) == []
+    changes = config.changes_since({**config.to_json(), "dynamic_batch_size": 4})
+    assert changes == ["dynamic_batch_size: 4 then, 1 now"]
 
 
 def test_weights_that_have_seen_the_held_out_images_are_named(here, call, caplog):

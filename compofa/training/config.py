@@ -287,7 +287,8 @@ class TrainConfig:
         """
         now = self.to_json()
         earlier = {field.name: field.default for field in fields(self)} | dict(earlier)
-        ignored = {*self.UNIMPORTANT, *self.unused()}
+        summed = {"dynamic_batch_size"}  # which earlier versions let every task do
+        ignored = {*self.UNIMPORTANT, *self.unused()} - summed
         return [
             f"{field.name}: {earlier.get(field.name)!r} then, {now[field.name]!r} now"
             for field in fields(self)
