@@ -220,25 +220,6 @@ def require_other(path: str | Path, *inputs: str | Path | None) -> None:
                 raise CompofaError(f"expected an output apart from the input {source}, got {path}")
 
 
-def require_output(path: str | Path, *inputs: str | Path | None, create: bool = True) -> None:
-    """Prove that a file can be written at ``path``.
-
-    Args:
-        path: The file.
-        inputs: What it must not be; see :func:`require_other`.
-        create: As for :func:`require_writable`.
-
-    Raises:
-        CompofaError: It cannot, or it is one of ``inputs``.
-    """
-    require_other(path, *inputs)
-    if os.path.isdir(path):
-        raise CompofaError(f"cannot write {path}: expected a file, got a folder")
-    if not is_stream(path):
-        target = os.path.realpath(path) if os.path.islink(path) else path
-        require_writable(Path(target).parent, create)
-
-
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

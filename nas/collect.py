@@ -21,7 +21,7 @@ from tqdm import tqdm
 from compofa.checkpoint import Checkpoint
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
-from compofa.files import is_stream, require_output
+from compofa.files import is_stream
 from compofa.locks import exclusive_by_main
 from compofa.records import EvalRecord, append_record, read_records, trim_records
 from compofa.seeds import rng
@@ -101,11 +101,8 @@ def _collect(
 ) -> list[EvalRecord]:
     digest = checkpoint.digest
 
-    def earlier() -> list[EvalRecord]:
-        require_output(output)
-        return _known(output, digest, evaluator)
-
-    known = {record.subnet: record for record in backend.from_main(earlier)}
+    earlier = backend.from_main(lambda: _known(output, digest, evaluator))
+    known = {record.subnet: record for record in earlier}
     todo = [subnet for subnet in subnets if subnet not in known]
     if len(todo) < len(subnets):
         log.info(

@@ -13,7 +13,7 @@ from compofa.files import (
     draft_folder,
     is_stream,
     remove_drafts,
-    require_output,
+    require_other,
     require_writable,
     write_atomic,
     write_text_atomic,
@@ -174,10 +174,9 @@ def test_a_writer_that_fails_sends_a_stream_nothing(tmp_path: Path) -> None:
 )
 def test_stdout_gets_it_after_what_it_has(name: str, piped: bool, tmp_path: Path) -> None:
     program = (
-        "from compofa.files import require_output, write_text_atomic\n"
+        "from compofa.files import write_text_atomic\n"
         "from compofa.locks import exclusive\n"
         "print('before', flush=True)\n"
-        f"require_output({name!r})\n"
         f"with exclusive({name!r}):\n"
         f"    write_text_atomic({name!r}, 'content\\n')\n"
         "print('after')\n"
@@ -203,12 +202,10 @@ def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
     os.link(path, tmp_path / "name")
     for name in ("file", "link", "name", "../" + tmp_path.name + "/file"):
         with pytest.raises(CompofaError, match="apart from the input"):
-            require_output(tmp_path / name, None, "an-id", path)
-    with pytest.raises(CompofaError, match="expected a file, got a folder"):
-        require_output(tmp_path, path)
-    require_output(tmp_path / "new" / "file", path, create=False)
+            require_other(tmp_path / name, None, "an-id", path)
+    require_other(tmp_path / "new" / "file", path, None)
     assert is_stream("/dev/null") and not is_stream(path) and not is_stream(tmp_path)
-    require_output("/dev/null", path)
+    require_other("/dev/null", "/dev/null", path)
     assert path.read_text() == "read" and not (tmp_path / "new").exists()
 
 

@@ -262,7 +262,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from compofa.calibrate import calibrate
     from compofa.evaluate import Evaluator
-    from compofa.files import is_stream, require_output
+    from compofa.files import is_stream, require_other
     from compofa.records import write_csv
     from compofa.specialised_files import files_of
     from compofa.training.setup import check_device
@@ -289,7 +289,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
-    require_output(args.output, *files_of(path), args.subnet)
+    require_other(args.output, *files_of(path), args.subnet)
     records: list[EvalRecord] = []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
         records.append(evaluator.measure(network, subnet, args.net, checkpoint.digest))

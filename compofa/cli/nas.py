@@ -12,7 +12,7 @@ import numpy as np
 
 from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.errors import ConfigError, SpaceError, TableError
-from compofa.files import is_stream, require_output
+from compofa.files import is_stream, require_other
 from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
@@ -378,7 +378,7 @@ def _require_model(output: str, source: Path) -> None:
     if is_stream(output):
         raise ConfigError(f"--output: expected a file, for its card goes beside it, got {output}")
     for file in (output, Path(output).with_suffix(".json")):
-        require_output(file, source)
+        require_other(file, source)
 
 
 def _say_made(paths: Sequence[Path]) -> None:

@@ -130,7 +130,7 @@ def _add_arch(sub: Parser) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from compofa.export import SUFFIXES, card_path, require_packages
-    from compofa.files import require_output
+    from compofa.files import require_other
     from compofa.specialised_files import files_of
 
     require_packages(args.to)
@@ -145,8 +145,8 @@ def _export(args: argparse.Namespace) -> None:
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
     output = Path(args.output or stem + SUFFIXES[args.to])
-    for file in (output,) if is_stream(output) else (output, card_path(output)):
-        require_output(file, *files_of(path), args.subnet, create=False)
+    for file in (output, card_path(output)):
+        require_other(file, *files_of(path), args.subnet)
     with exclusive(output):
         _export_subnet(args, checkpoint, subnet, output)
 
