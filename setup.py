@@ -63,7 +63,7 @@ setup(
     install_requires=[
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=10.1",
         "pyyaml>=6",
         "scikit-learn>=1.4",
         "scipy>=1.11",

@@ -13,6 +13,10 @@ class DataError(CompofaError):
     """A data set that is missing, empty, unknown or broken."""
 
 
+class LoaderError(DataError):
+    """Data-loading processes that could not be started, were lost, or cannot hand over batches."""
+
+
 class CheckpointError(CompofaError):
     """A checkpoint or weights file that cannot be used."""
 

@@ -109,6 +109,7 @@ class Evaluator:
         seed: Picks the calibration images.
         device: Where to run.
         backend: Workers that measure together, each on a part of the images.
+        named: See :class:`compofa.data.BrokenImages`.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Evaluator:
         seed: int = 0,
         device: str | torch.device = "cpu",
         backend: Backend | None = None,
+        named: set[str] | None = None,
     ) -> None:
         self.splits = splits
         self.part = part
@@ -140,7 +142,7 @@ class Evaluator:
             "normalisation": normalisation,
             "pin_memory": self.device.type == "cuda",
         }
-        self.broken = BrokenImages(len(self.source) + self.calibration_images)
+        self.broken = BrokenImages(len(self.source) + self.calibration_images, named)
         self._calibration: tuple[int, list[Tensor]] = (0, [])
         self._evaluation: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
 
@@ -176,7 +178,7 @@ class Evaluator:
         batches = (self._checked(batch) for batch in loader)
         if len(self.source) * resolution**2 > 20_000_000:
             return batches
-        self._evaluation = (resolution, list(batches))
+        self._evaluation = (resolution, list(map(_unshared, batches)))
         return self._evaluation[1]
 
     def _checked(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -231,3 +233,9 @@ class Evaluator:
             checkpoint=checkpoint,
             device=str(self.device),
         )
+
+
+def _unshared(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a batch to keep: what workers made would fill the shared memory."""
+    images, targets = (tensor.clone() if tensor.is_shared() else tensor for tensor in batch)
+    return images, targets

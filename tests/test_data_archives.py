@@ -101,3 +101,133 @@ def test_what_is_no_tar_of_images_is_one_line(both: tuple[Path, Path], tmp_path:
             load_dataset("imagefolder", tmp_path / name)
         assert "\n" not in str(caught.value) and name in str(caught.value)
         assert "expected a folder" in str(caught.value)
+
+
+# --- damage and links ---
+
+
+def write_tar(path: Path, *members: tuple[str, bytes | str, bytes]) -> Path:
+    """Write members: name, content (or where a link leads), type."""
+    with tarfile.open(path, "w") as tar:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if isinstance(content, str):
+                info.linkname = content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+FILE, HARD, SYMBOLIC, FIFO = tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE
+DOG = ("dog/0.png", png(9), FILE)
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_classes(TarFolder.open(path), None)
+    message = str(caught.value)
+    assert "\n" not in message and path.name in message
+    assert all(word in message for word in words), message
+
+
+def test_no_wrong_byte_of_a_header_goes_unnoticed(both: tuple[Path, Path], tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "a.tar", *((f"{name}/{i}.png", png(i), FILE) for name in "ab" for i in range(3))
+    )
+    whole = path.read_bytes()
+    expected = contents(read_classes(TarFolder.open(path), None)[1])
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+    generator = np.random.default_rng(0)
+    noticed = 0
+    for _ in range(300):
+        place = int(generator.choice(headers)) + int(generator.integers(512))
+        damaged = bytearray(whole)
+        damaged[place] ^= int(generator.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            found = contents(read_classes(TarFolder.open(path), None)[1])
+        except DataError as error:
+            noticed += 1
+            assert "\n" not in str(error)
+        else:
+            assert found == expected
+    assert noticed > 280  # the rest are blanks within the checksum
+
+
+def test_a_tar_ends_where_it_should(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", ("cat/0.png", png(1), FILE), DOG)
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1]
+    end = second.offset + 1024
+    path.write_bytes(whole[: end + 1024])
+    assert len(read_classes(TarFolder.open(path), None)[1]) == 2
+    for content, words in [
+        (whole[:end], "cut off"),  # no end
+        (whole[: end - 1], "unexpected end"),
+        (whole[: second.offset], "cut off"),
+        (whole + whole, "goes on after its end"),
+        (whole[: second.offset] + bytes(512) + whole[second.offset + 512 :], "goes on after"),
+    ]:
+        path.write_bytes(content)
+        refused(path, words)
+
+
+def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "a.tar",
+        ("store/1.png", png(1), FILE),
+        ("store/more/2.png", png(2), FILE),
+        ("train/cat/hard.png", "store/1.png", HARD),
+        ("train/cat/soft.png", "../../store/./more/2.png", SYMBOLIC),
+        ("train/cat/twice.png", "soft.png", SYMBOLIC),
+        ("train/cat/hard-soft.png", "train/cat/soft.png", HARD),
+        ("train/dog", "../store", SYMBOLIC),
+        ("val", "train", SYMBOLIC),
+        ("train/cat/old.png", "nowhere", SYMBOLIC),
+        ("train/cat/old.png", png(5), FILE),
+    )
+    root = TarFolder.open(path)
+    for part in ("train", "val"):
+        classes, source = read_classes(root / part, None)
+        assert classes == ("cat", "dog")
+        red = [source.load(i).getpixel((0, 0))[0] for i in range(len(source))]
+        assert [source.path(i).rpartition(f"/{part}/")[2] for i in range(len(source))] == [
+            "cat/hard-soft.png", "cat/hard.png", "cat/old.png", "cat/soft.png", "cat/twice.png",
+            "dog/1.png", "dog/more/2.png",
+        ]  # fmt: skip
+        assert red == [2, 1, 5, 2, 2, 1, 2]
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(path) as tar:
+        tar.extractall(unpacked, filter="data")
+    assert contents(read_classes(unpacked / "val", None)[1]) == contents(source)
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (("cat/x.png", "../../etc/x.png", SYMBOLIC), "out of the archive"),
+        (("cat/x.png", "/etc/x.png", SYMBOLIC), "out of the archive"),
+        (("cat/x.png", "y.png", SYMBOLIC), "not in the archive"),
+        (("cat/x.png", "../dog/0.png/more", SYMBOLIC), "not in the archive"),
+        (("cat/x.png", "x.png", SYMBOLIC), "circle"),
+        (("cat/up", "..", SYMBOLIC), "leads to the same folder again"),
+        (("cat/x.png", "cat/later.png", HARD), "cat/later.png, not in it"),
+        (("cat/x.png", "dog", HARD), "not in it"),
+        (("cat/x.png", b"", FIFO), "is no file"),
+        (("../x.png", png(1), FILE), "inside the archive"),
+        (("dog", png(1), FILE), "a folder, and something else"),
+        (("dog/0.png/1.png", png(1), FILE), "a folder, and something else"),
+    ],
+)
+def test_what_cannot_be_read_in_place_is_refused(tmp_path: Path, member, words: str) -> None:
+    refused(write_tar(tmp_path / "a.tar", DOG, ("cat/0.png", png(1), FILE), member), words)
+
+
+def test_sparse_files_are_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", DOG, ("cat/0.png", png(1), tarfile.GNUTYPE_SPARSE))
+    refused(path, "cat/0.png is a sparse file")

@@ -263,7 +263,8 @@ def test_broken_images_make_the_batch_smaller(photos, workers):
     assert sum(len(batch.targets) for batch in batches) == 10
     assert all(len(batch.images) == len(batch.targets) for batch in batches)
     broken = [path for batch in batches for path in batch.broken]
-    assert sorted(broken) == sorted(victims)
+    assert sorted(path for path, _ in broken) == sorted(victims)
+    assert dict(broken)[victims[0]] == "empty" and "truncated" in dict(broken)[victims[1]]
     with pytest.raises(DataError, match="2 of 12 images cannot be read"):
         BrokenImages(len(photos.train)).add(broken)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,22 @@ def test_a_specialised_network_is_exported(call, tmp_path: Path) -> None:
     assert done.status == 1 and "SUBNET: expected a subnet of compofa-digits" in done.err
 
 
+def test_unreadable_images_are_named_once_and_with_the_reason(
+    call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path / "net.pt", fixed())
+    data = photos(tmp_path / "data", tuple("abcde"), 3)
+    (data / "c" / "1.png").write_bytes(b"")
+    Image.new("I", (9, 9), 1).save(data / "d" / "0.png", format="TIFF")
+    for workers in (0, 2):
+        done = call("--net", "net.pt", "--data-path", data, "--workers", workers)
+        assert done.status == 1 and done.err.count("\n") == 1 and not Path("results.csv").exists()
+        assert "2 of 15 images cannot be read" in done.err and ".png" not in done.err
+        first, second = caplog.messages
+        assert "c/1.png: empty" in first and "d/0.png: grey of 32 bits" in second
+        caplog.clear()
+
+
 # --- ImageNet's classes ---
 
 
@@ -169,11 +186,9 @@ def test_a_part_of_the_classes_keeps_their_numbers(tmp_path: Path) -> None:
     assert splits.classes == WNIDS
     assert splits.test.targets.tolist() == [3, 3, 207, 207, 999, 999]
     assert set(splits.train.targets) == {3, 207, 999} >= set(splits.validation.targets)
-    others = load_dataset("imagenet", photos(tmp_path / "b", ("cat", "dog")), evaluation_only=True)
-    assert by_wnid(others) is others
     photos(tmp_path / "val", ("cat",), 1)
     photos(tmp_path / "train", ("cat",), 4)
-    with pytest.raises(DataError, match=r"such as n01440764, got 1 others among 4: cat"):
+    with pytest.raises(DataError, match=r"such as n01440764, .* got 1 others among 4: cat"):
         by_wnid(load_dataset("imagenet", tmp_path))
 
 
@@ -186,7 +201,29 @@ def test_a_part_of_imagenet_is_evaluated(call, tmp_path: Path) -> None:
     assert done.status == 0, done.err
     assert float(rows()[0]["top1"]) == 50
     done = call("--net", "net.pt", "--data-path", photos(tmp_path / "other", ("cat", "dog"), 1))
-    assert done.status == 1 and "expected the network's 1000 classes, got 2" in done.err
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "n01440764, or numbered from 0 to 999, got 2 others among 2: cat, dog" in done.err
+
+
+@pytest.mark.parametrize("digits", [1, 4])
+def test_numbered_folders_are_outputs_in_numeric_order(call, tmp_path: Path, digits: int) -> None:
+    checkpoint = replace(fixed(1000), dataset="imagenet")
+    checkpoint.weights["classifier.bias"][207] += 100
+    save_checkpoint(tmp_path / "net.pt", checkpoint)
+    data = photos(tmp_path / "data", tuple(f"{n:0{digits}}" for n in range(1000)), 1)
+    splits = by_wnid(load_dataset("imagenet", data, evaluation_only=True))
+    assert splits.classes == WNIDS
+    for image, target in enumerate(splits.test.targets):
+        assert f"/{int(target):0{digits}}/" in splits.test.path(image)
+    assert sorted(splits.test.targets) == list(range(1000))
+    for i in range(1, 9):  # as text, this folder would be class 119
+        shutil.copy(data / f"{207:0{digits}}" / "0.png", data / f"{207:0{digits}}" / f"{i}.png")
+    assert call("--net", "net.pt", "--data-path", data).status == 0
+    assert float(rows()[0]["top1"]) == pytest.approx(100 * 9 / 1008, abs=0.01)
+    shutil.rmtree(data / f"{999:0{digits}}")
+    done = call("--net", "net.pt", "--data-path", data)
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "numbered from 0 to 999, got 999 others among 999" in done.err
 
 
 def test_imagenet_weights_know_imagenet(reference_data: Path, tmp_path: Path) -> None:

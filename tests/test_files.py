@@ -203,9 +203,9 @@ def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
     for name in ("file", "link", "name", "../" + tmp_path.name + "/file"):
         with pytest.raises(CompofaError, match="apart from the input"):
             require_other(tmp_path / name, None, "an-id", path)
-    require_other(tmp_path / "new" / "file", path, None)
+    require_other(tmp_path / "new" / "file", path)
     assert is_stream("/dev/null") and not is_stream(path) and not is_stream(tmp_path)
-    require_other("/dev/null", "/dev/null", path)
+    require_other("/dev/null", path)
     assert path.read_text() == "read" and not (tmp_path / "new").exists()
 
 

@@ -344,7 +344,8 @@ def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch, limit):
         rank, rows = options["rank"], torch.arange(12).reshape(2, 6)[options["rank"]]
         images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
         few = 1 if rank == 1 else 6
-        return [Batch(images[:few], rows[:few] % 10, 8, (f"{rank}.png",)) for _ in range(90 // 12)]
+        broken = ((f"{rank}.png", "cut"),)
+        return [Batch(images[:few], rows[:few] % 10, 8, broken) for _ in range(90 // 12)]
 
     monkeypatch.setattr(trainer, "train_loader", loader)
     monkeypatch.setattr(trainer.BrokenImages, "limit", limit)

@@ -197,6 +197,12 @@ def _status(
     except KeyboardInterrupt:
         _say(f"{prog}: interrupted")
         return 130
+    except RuntimeError as error:
+        # Torch raises this wherever the process is when one of its data workers is killed.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        return 1
     except BrokenPipeError:
         return 141
     except OSError as error:  # a disk, a limit or permissions, wherever it was met

@@ -51,6 +51,8 @@ def search_checkpoint(
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(checkpoint, data)
 
+    named: set[str] = set()
+
     def evaluator(part: str) -> Evaluator:
         return Evaluator(
             splits,
@@ -59,6 +61,7 @@ def search_checkpoint(
             workers=args.workers,
             seed=args.seed,
             device=device,
+            named=named,
         )
 
     targets = trained_targets(

@@ -1,6 +1,7 @@
 """Loading a data set into its three parts: training, validation and test."""
 
 import http.client
+import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from compofa.data.sources import ImageSource, MemorySource
 from compofa.data.torchvision_shim import import_torchvision
 from compofa.errors import DataError
 from compofa.seeds import rng
+
+_LOG = logging.getLogger(__name__)
 
 MAX_VALIDATION = 10_000
 DEFAULT_ROOT = "data"  # where downloads go
@@ -62,22 +65,26 @@ def load_dataset(
     """Find, check and split a data set. Image files are only listed here, and read later.
 
     ``cifar10``, ``cifar100`` and ``fashion-mnist`` come from torchvision's files, which are
-    downloaded when they are missing, or from class folders. ``DIR/val`` (or ``DIR/validation``,
-    ``DIR/test``) is the test part. A folder that holds the class folders directly is split
-    80/10/10, stratified. Which images are in the test part never depends on ``seed``.
+    downloaded when they are missing, or from class folders. Those may be in ``DIR/train`` and
+    ``DIR/test`` (or other names of :data:`compofa.data.parts.PARTS`, in any letter case). A
+    validation folder beside them is the validation part; without a test folder it is the test part.
+    A folder that holds the class folders directly is split 80/10/10, stratified. Which images are
+    in the test part never depends on ``seed``.
 
     Args:
         name: A name in :data:`compofa.data.catalog.DATASETS`.
         path: The folder; unused for ``digits``. Downloads go to ``data`` when it is None.
         seed: Decides which training images are held out (for ``digits`` the split is fixed).
         validation_images: Images to hold out of the training images, stratified; by default a
-            tenth of them, at most 10,000 (for ``digits`` a fifth of all images).
+            tenth of them, at most 10,000 (for ``digits`` a fifth of all images), and none where
+            the data set comes with validation images.
         download: Whether missing files may be downloaded.
         evaluation_only: Of class folders: the training part may be missing (it and the validation
             part are then empty), and a folder without parts is the test part as a whole.
 
     Raises:
-        DataError: The name is unknown, or the folder is missing, empty or does not fit.
+        DataError: The name is unknown, or the folder is missing, empty, of one class (unless
+            ``evaluation_only``) or does not fit.
     """
     info = dataset_info(name)
     if name == "digits":
@@ -86,7 +93,15 @@ def load_dataset(
         parts = _download(name, Path(path or DEFAULT_ROOT), download)
     else:
         parts = _folders(info, path, evaluation_only)
+    if len(parts.classes) < 2 and not evaluation_only:
+        raise DataError(f"expected 2 or more classes in {path}, got 1: {parts.classes[0]}")
     pool = parts.pool
+    if parts.validation is not None:
+        if validation_images is None:
+            return DataSplits(
+                name, parts.classes, pool, parts.validation, parts.test, info.normalisation
+            )
+        _LOG.info("validating on training images, as asked: %s has validation images", path)
     spare = len(pool) - len(np.unique(pool.targets))
     if validation_images is None:
         validation_images = min(MAX_VALIDATION, max(1, parts.hold_out), spare)
@@ -138,6 +153,7 @@ class _Parts(NamedTuple):
     pool: ImageSource  # training and validation images
     test: ImageSource
     hold_out: int  # images of the pool to validate on, unless told otherwise
+    validation: ImageSource | None = None  # what the data set has of its own for that
 
 
 def _digits() -> _Parts:
@@ -160,6 +176,9 @@ def _has_folders(name: str, path: str | Path | None) -> bool:
     root, (_, folder, archive) = Path(path), _DOWNLOADS[name]
     if root.name == folder or (root / folder).exists() or (root / archive).exists():
         return False
+    if root.is_file():
+        return True
+    root = folders.data_root(root)
     return folders.has_split(root) or folders.has_classes(root)
 
 
@@ -207,9 +226,10 @@ def _folders(info: DatasetInfo, path: str | Path | None, evaluation_only: bool) 
     root: folders.Folder = Path(path)
     if root.is_file():
         root = TarFolder.open(root)
+    root = folders.data_root(root)
     if folders.has_split(root):
-        classes, pool, test = folders.read_split(root, info.native_size, evaluation_only)
-        return _Parts(classes, pool, test, len(pool) // 10)
+        classes, pool, test, own = folders.read_split(root, info.native_size, evaluation_only)
+        return _Parts(classes, pool, test, len(pool) // 10, own)
     classes, source = folders.read_classes(root, info.native_size)
     if evaluation_only:
         return _Parts(classes, source.subset(np.arange(0)), source, 0)

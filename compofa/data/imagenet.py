@@ -1,7 +1,8 @@
 """ImageNet's 1,000 classes: which output of a network a class folder stands for.
 
 The classes of ILSVRC 2012 are WordNet synsets; a folder is named by the synset's offset in WordNet
-3.0 (``n01440764``, the tench). Networks trained on ImageNet number them in alphabetical order.
+3.0 (``n01440764``, the tench). Networks trained on ImageNet number them in alphabetical order; a
+folder may be named by that number, too.
 """
 
 from __future__ import annotations
@@ -129,26 +130,35 @@ def is_imagenet(classes: tuple[str, ...], outputs: int) -> bool:
 
 
 def by_wnid(splits: DataSplits) -> DataSplits:
-    """Return a data set whose targets are ImageNet's, whatever part of its classes it has.
+    """Return a data set whose targets are the outputs of ImageNet's networks.
 
-    Folders that are not named by synsets are left alone.
+    Class folders are named by synsets, also by some of them only, or all are numbered as the
+    outputs are: 0 to 999, with or without leading zeros.
 
     Raises:
-        DataError: Some are of ImageNet and some are not; they are listed.
+        DataError: They are named otherwise. A few numbers alone are refused too: they may be
+            positions among fewer classes.
     """
-    places = {wnid: place for place, wnid in enumerate(WNIDS)}
+    places = _numbered(splits.classes) or {wnid: place for place, wnid in enumerate(WNIDS)}
     odd = [name for name in splits.classes if name not in places]
-    if len(odd) == len(splits.classes):
-        return splits
     if odd:
         more = ", …" * (len(odd) > _SHOWN)
         raise DataError(
-            f"expected class folders named as ImageNet's, such as {WNIDS[0]}, got {len(odd)} "
-            f"others among {len(splits.classes)}: {', '.join(odd[:_SHOWN])}{more}"
+            f"expected class folders named as ImageNet's, such as {WNIDS[0]}, or numbered from 0 "
+            f"to {len(WNIDS) - 1}, got {len(odd)} others among {len(splits.classes)}: "
+            f"{', '.join(odd[:_SHOWN])}{more}"
         )
     index = np.array([places[name] for name in splits.classes], dtype=np.int64)
     parts = {part: _moved(getattr(splits, part), index) for part in ("train", "validation", "test")}
     return replace(splits, classes=WNIDS, **parts)
+
+
+def _numbered(classes: tuple[str, ...]) -> dict[str, int]:
+    """Return the outputs that folders stand for where they are all numbers; else nothing."""
+    if not all(name.isascii() and name.isdecimal() for name in classes):
+        return {}
+    numbers = {name: int(name) for name in classes}
+    return numbers if sorted(numbers.values()) == list(range(len(WNIDS))) else {}
 
 
 def _moved(source: ImageSource, index: np.ndarray) -> ImageSource:

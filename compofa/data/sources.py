@@ -44,12 +44,12 @@ class ImageSource(ABC):
 
     def load_all(
         self, indices: NDArray[np.integer]
-    ) -> tuple[list[RawImage] | torch.Tensor, list[int], tuple[str, ...]]:
+    ) -> tuple[list[RawImage] | torch.Tensor, list[int], tuple[tuple[str, str], ...]]:
         """Return many images, leaving out the broken ones.
 
         Returns:
             The images that could be read (uint8 [m, 3, size, size] when they have one size, else a
-            list), their positions in ``indices``, and the paths of the others.
+            list), their positions in ``indices``, and of the others the paths and what is wrong.
         """
         images, kept, broken = [], [], []
         for position, index in enumerate(indices):
@@ -57,7 +57,7 @@ class ImageSource(ABC):
                 images.append(self.load(int(index)))
                 kept.append(position)
             except UnreadableImageError as error:
-                broken.append(str(error))
+                broken.append((error.path, error.reason))
         if self.size is not None:
             empty = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
             return (torch.stack(images) if images else empty), kept, tuple(broken)
@@ -86,7 +86,7 @@ class MemorySource(ImageSource):
 
     def load_all(
         self, indices: NDArray[np.integer]
-    ) -> tuple[torch.Tensor, list[int], tuple[str, ...]]:
+    ) -> tuple[torch.Tensor, list[int], tuple[tuple[str, str], ...]]:
         """Return many images at once; none is ever broken."""
         return torch.from_numpy(self.images[indices]), list(range(len(indices))), ()
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from compofa.errors import StoppedError
+from compofa.errors import LoaderError, StoppedError
 
-LOST = (RuntimeError, EOFError, OSError)
+LOST = (RuntimeError, EOFError, OSError, LoaderError)
 """What comes of data-loading processes that the same signal ended."""
 GRACE_S = 0.5
 """Seconds that the signal may take longer to come here than to them."""

@@ -100,6 +100,7 @@ class Trainer:
             seed=config.seed,
             device=self.device,
             backend=self.backend,
+            named=self.broken.named,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Trainer:
             if self.apart:
                 self.tally = worker_state.put_back(self.net, ranks[self.backend.rank])
             self.skipped, self.skipped_in_a_row = map(int, state.get("skipped", (0, 0)))
-            self.broken.add(state.get("broken", ()))
+            self.broken.count(state.get("broken", ()))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the training state cannot be resumed: {error}") from error
 
@@ -276,9 +277,8 @@ class Trainer:
 
     def _share_broken(self) -> None:
         """Tell all workers which images any of them could not read."""
-        for broken in self.backend.gather(tuple(self.broken.paths)):
-            self.broken.paths.update(dict.fromkeys(broken))  # their workers have named them
-        self.backend.in_turn(lambda: self.broken.add(()))
+        broken = self.backend.gather(tuple(self.broken.paths))  # their workers have named them
+        self.backend.in_turn(lambda: self.broken.count(path for paths in broken for path in paths))
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Sum the gradients of the step's subnets, average over workers and update the weights.

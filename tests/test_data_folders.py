@@ -1,0 +1,175 @@
+"""Which folders are taken for the parts and the classes of a data set."""
+
+import logging
+import tarfile
+from pathlib import Path
+
+import pytest
+from calls import called
+from PIL import Image
+
+from compofa.cli import train
+from compofa.data import load_dataset
+from compofa.data.parts import PARTS, part_of
+from compofa.errors import DataError
+
+CLASSES = ("cat", "dog")
+
+
+def fill(folder: Path, each: int, classes: tuple[str, ...] = CLASSES) -> Path:
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            Image.new("RGB", (4, 4), (i, 7, 9)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def loose(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(folder / "1.png")
+    return folder
+
+
+def counts(path: Path, **options) -> list[int]:
+    splits = load_dataset("imagefolder", path, **options)
+    assert splits.classes == CLASSES
+    return [len(part) for part in (splits.train, splits.validation, splits.test)]
+
+
+def refused(path: Path, *words: str, **options) -> None:
+    with pytest.raises(DataError) as caught:
+        load_dataset("imagefolder", path, **options)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "compofa")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("train_name", "test_name"),
+    [
+        ("train", "val"), ("Training", "Testing"), ("TRAIN", "TEST"), ("Train", "Val"),
+        ("train_set", "test_set"), ("training-set", "test-set"), ("trainset", "testset"),
+        ("trn", "tst"), ("seg_train", "seg_test"), ("Train Images", "valid"),
+        ("training_data", "Evaluation"), ("asl_alphabet_train", "asl_alphabet_test"),
+        ("train2017", "val2017"), ("train", "dev"),
+    ],
+)  # fmt: skip
+def test_parts_go_by_many_names(tmp_path: Path, said, train_name: str, test_name: str) -> None:
+    fill(tmp_path / train_name, 10)
+    fill(tmp_path / test_name, 3)
+    assert counts(tmp_path) == [18, 2, 6]
+    plain = (train_name, test_name) == ("train", "val")
+    assert bool(said()) is not plain
+    if not plain:
+        assert f"train images in {train_name}, test images in {test_name}" in said()[0]
+
+
+def test_the_table_of_names_is_plain() -> None:
+    for part, words in PARTS.items():
+        for word in words:
+            assert part_of(word) == part_of(f"{word.upper()}_Data") == (part, ())
+    for name in ("cat", "latest", "contest", "train_test", "strain", "value", ""):
+        assert part_of(name) is None
+
+
+def test_validation_is_for_choices_and_test_for_the_final_figures(tmp_path: Path, said) -> None:
+    fill(tmp_path / "train", 10)
+    fill(tmp_path / "valid", 2)
+    fill(tmp_path / "test", 3)
+    assert counts(tmp_path) == [20, 4, 6]
+    assert "validation images in valid, test images in test" in said()[0]
+    assert counts(tmp_path, validation_images=6) == [14, 6, 6]
+    assert "validating on training images" in said()[-1]
+    fill(tmp_path / "valid", 1, ("cow",))
+    refused(tmp_path, "1 only in valid (cow)")
+
+
+def test_a_name_that_could_be_either_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 5)
+    fill(tmp_path / "test", 2)
+    fill(tmp_path / "Testing", 2)
+    refused(tmp_path, "one folder of test images", "Testing and test")
+    fill(tmp_path / "b" / "x_train", 2)
+    for name in ("x_test", "y_train", "y_test"):
+        fill(tmp_path / "b" / name, 2)
+    refused(tmp_path / "b", "x_test, x_train, y_test, y_train")
+
+
+def test_parts_without_class_folders_are_said_to_be_that(tmp_path: Path, said) -> None:
+    fill(tmp_path / "a" / "train", 5)
+    loose(tmp_path / "a" / "val")
+    refused(tmp_path / "a", "a/val", "images in no class folder")
+    loose(tmp_path / "b" / "train")
+    loose(tmp_path / "b" / "test")  # not two classes
+    refused(tmp_path / "b", "b/test", "images in no class folder")
+    fill(tmp_path / "c" / "val", 5)
+    loose(tmp_path / "c" / "train")
+    refused(tmp_path / "c", "c/train", "images in no class folder")
+    fill(tmp_path / "d" / "train", 5)
+    refused(tmp_path / "d", "d/val or", "give that as the data path")
+    assert not said()
+    # Images to be labelled by hand, as competitions have them, beside a part for evaluation.
+    fill(tmp_path / "c" / "test", 2)
+    assert counts(tmp_path / "c", evaluation_only=True) == [0, 10, 4]
+
+
+def test_classes_may_be_named_as_a_part(tmp_path: Path) -> None:
+    fill(tmp_path, 5, ("bus", "car", "train"))
+    assert load_dataset("imagefolder", tmp_path).classes == ("bus", "car", "train")
+
+
+def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> None:
+    inner = tmp_path / "above" / "kaggle" / "images"
+    fill(inner / "seg_train" / "seg_train", 10)
+    fill(inner / "seg_test" / "seg_test", 3)
+    loose(inner / "seg_pred" / "seg_pred")
+    (tmp_path / "above" / "__MACOSX").mkdir()
+    assert counts(tmp_path / "above") == [18, 2, 6]
+    assert said()[0].endswith(f"the data set is in {inner}")
+    assert "ignored: seg_pred" in said()[1]
+    (inner / "seg_test" / "__MACOSX").mkdir()
+    assert counts(inner) == [18, 2, 6]
+    assert counts(inner / "seg_test", evaluation_only=True) == [0, 0, 6]
+
+    whole = fill(tmp_path / "flat" / "wrap" / "classes", 50)
+    (whole / "@eaDir").mkdir()
+    assert counts(tmp_path / "flat") == counts(whole) == [80, 10, 10]
+    assert said()[-1] == f"{whole}: ignored: @eaDir"
+    with tarfile.open(tmp_path / "flat.tar", "w") as tar:
+        tar.add(tmp_path / "flat", "flat-main")
+    assert counts(tmp_path / "flat.tar") == [80, 10, 10]
+
+
+def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path)
+    refused(tmp_path, "cannot read", "a link")
+
+
+def test_one_class_is_not_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "flat", 10, ("cat",))
+    fill(tmp_path / "parts" / "train", 10, ("cat",))
+    fill(tmp_path / "parts" / "test", 10, ("cat",))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("flat", "parts"):
+        argv = ["--task", "teacher", "--dataset", "imagefolder", "--data-path", folder]
+        done = called(train.main, argv, capsys)
+        assert done.status == 1 and done.err.count("\n") == 1
+        assert "2 or more classes" in done.err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_any_data_set_may_be_wrapped_or_in_a_tar(tmp_path: Path, name: str) -> None:
+    fill(tmp_path / "data" / "inner" / "Training", 10)
+    fill(tmp_path / "data" / "inner" / "Testing", 3)
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(tmp_path / "data", "data")
+    for path in (tmp_path / "data", tmp_path / "data.tar"):
+        splits = load_dataset(name, path, download=False)
+        assert (len(splits.train), len(splits.test), splits.classes) == (18, 6, CLASSES)
