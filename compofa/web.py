@@ -128,12 +128,12 @@ def chunks(response: Any) -> Iterator[bytes]:
             raise CutError(reason_of(error)) from error
         if not chunk:
             return
-        yield chunk
         got += len(chunk)
         if time.monotonic() - since >= WINDOW_S:
             if got < WINDOW_BYTES:
                 raise CutError(f"{got:,} bytes in {WINDOW_S:g} s")
             since, got = time.monotonic(), 0
+        yield chunk
 
 
 def shown(url: str) -> str:

@@ -3,6 +3,7 @@ import contextlib
 import hashlib
 import http.client
 import io
+import itertools
 import os
 import threading
 import urllib.request
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from time import sleep as wait
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +51,6 @@ class Server:
     asked: list[str] = field(default_factory=list)  # the Range of every request
     given: list[str] = field(default_factory=list)  # its If-Range
     user: str = ""  # the last Authorization
-    slowly: float = 0.0  # seconds that a tenth takes
 
 
 @pytest.fixture
@@ -102,11 +102,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 self.send(content[start : start + most], most >= len(content) - start)
 
         def send(self, content: bytes, whole: bool) -> None:
-            step = len(content) // 10 + 1 if does.slowly or does.chunked else len(content) or 1
+            step = len(content) // 10 + 1 if does.chunked else len(content) or 1
             for first in range(0, len(content), step):
                 part = content[first : first + step]
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if does.chunked else part)
-                wait(does.slowly)
             if does.chunked and whole:
                 self.wfile.write(b"0\r\n\r\n")
 
@@ -336,12 +335,22 @@ def test_without_a_length_what_is_whole_by_itself_is_taken(
 def test_a_trickle_counts_as_cut(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "WINDOW_S", 0.05)
-    server.files["/a"], server.slowly = CONTENT[:1000], 0.02
-    with pytest.raises(CheckpointError, match=r"\d+ bytes in 0.05 s\): try again"):
+    class Body(io.BytesIO):
+        def read1(self, most: int = -1) -> bytes:
+            return self.read(step)
+
+    clock = itertools.count(0, 20)  # seconds, by 20 with every look
+    monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    step = 10
+    with pytest.raises(web.CutError, match="30 bytes in 60 s"):
+        list(web.chunks(Body(CONTENT)))
+    step = web.WINDOW_BYTES // 3
+    assert b"".join(web.chunks(Body(CONTENT))) == CONTENT
+    monkeypatch.setattr(web, "WINDOW_S", 0)
+    server.files["/a"] = CONTENT[:1000]
+    with pytest.raises(CheckpointError, match=r"1,000 bytes in 0 s\): try again"):
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)
-    monkeypatch.setattr(web, "WINDOW_BYTES", 100)
-    assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT[:1000]
+    assert len(server.asked) == 2, "what little has come does not make an attempt a good one"
 
 
 def test_a_name_and_password_reach_the_mirror_and_nothing_else(
