@@ -61,10 +61,11 @@ def exclusive(path: str | Path, folder: bool | None = False, wait: bool = False)
     try:
         try:
             target = Path(os.path.realpath(path))
-            lock = target / ".lock" if folder else target.with_name(f".{target.name}.lock")
-            if folder is False and target.is_dir():
+            lock = target / ".lock" if folder else target.parent / f".{target.name}.lock"
+            there = Path(path)  # of a pipe behind /dev/stdout, the real path names nothing
+            if folder is False and there.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if folder or target.is_file() or target.is_dir() or not target.exists():
+            if folder or there.is_file() or there.is_dir() or not there.exists():
                 _make_folders(lock.parent, made)
                 handle = _acquire(lock, path, wait)
         except OSError as error:
