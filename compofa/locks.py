@@ -61,8 +61,8 @@ def exclusive(path: str | Path, folder: bool | None = False, wait: bool = False)
     try:
         try:
             target = Path(os.path.realpath(path))
-            lock = target / ".lock" if folder else target.with_name(f".{target.name}.lock")
-            if folder is False and target.is_dir():
+            lock = target / ".lock" if folder else target.parent / f".{target.name}.lock"
+            if folder is False and os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if folder or not is_stream(path):
                 _make_folders(lock.parent, made)

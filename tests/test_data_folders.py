@@ -138,11 +138,13 @@ def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> 
 
     whole = fill(tmp_path / "flat" / "wrap" / "classes", 50)
     (whole / "@eaDir").mkdir()
-    assert counts(tmp_path / "flat") == counts(whole) == [80, 10, 10]
+    parts = counts(whole)
+    assert sum(parts) == 100 and 5 <= parts[1] <= 20 and 5 <= parts[2] <= 20
+    assert counts(tmp_path / "flat") == parts
     assert said()[-1] == f"{whole}: ignored: @eaDir"
     with tarfile.open(tmp_path / "flat.tar", "w") as tar:
         tar.add(tmp_path / "flat", "flat-main")
-    assert counts(tmp_path / "flat.tar") == [80, 10, 10]
+    assert counts(tmp_path / "flat.tar") == parts
 
 
 def test_a_circle_of_links_ends(tmp_path: Path) -> None:

@@ -128,15 +128,18 @@ def test_folders_that_stay_empty_go(tmp_path):
 
 def test_what_is_no_file_is_not_locked(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (Path("/dev/null"), tmp_path / "pipe"):
+    reader, writer = os.pipe()
+    for path in (Path("/dev/null"), tmp_path / "pipe", Path(f"/dev/fd/{writer}")):
         with exclusive(path):
             assert names(tmp_path) == ["pipe"]
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / ".link.lock").symlink_to(tmp_path / "file")
-    for path in (tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / "link"):
+    for path in (tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / "link", "/"):
         with (
             pytest.raises(CompofaError, match=r"^cannot write .*(a directory|name|links)"),
             exclusive(path),
