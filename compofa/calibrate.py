@@ -49,7 +49,7 @@ def calibrate(
         An independent network in evaluation mode.
 
     Raises:
-        DataError: There are no images.
+        DataError: There are no images, or activations that are not finite numbers.
         SpaceError: The supernet has no such subnet.
     """
     if isinstance(network, Supernet):
@@ -72,7 +72,21 @@ def calibrate(
             for norm in norms:
                 _set_statistics(norm, _inputs(unit, norm, features), backend)
             features = [unit(feature) for feature in features]
+    _require_finite(static)
     return static
+
+
+def _require_finite(network: StaticNetwork) -> None:
+    """Check what was measured: NaN and overflow in a layer's input show in its statistics."""
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.BatchNorm2d):
+            continue
+        if not bool((module.running_mean + module.running_var).isfinite().all()):
+            raise DataError(
+                f"calibration: expected finite activations, got NaN or infinite ones before {name}:"
+                " check the weights, and the mean and standard deviation that images are "
+                "normalised with"
+            )
 
 
 class _Moments(NamedTuple):

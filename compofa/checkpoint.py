@@ -3,14 +3,14 @@
 A file of this library is what ``torch.save`` makes of a mapping with ``format``, ``version``,
 ``network`` (its definition), ``weights``, what :class:`Checkpoint` lists, and the
 checksum of it all, see :mod:`compofa.tensorfile` (earlier files have none, and are read as well).
-Files of Once-for-All and CompOFA hold ``state_dict``, ``state_dict_ema`` or the weights
-themselves; :func:`load_weights` reads both kinds.
+Files of other programs hold the weights themselves or, under one of several keys, a mapping that
+does; :func:`load_weights` reads both kinds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
@@ -20,18 +20,28 @@ from typing import Any
 
 from torch import Tensor
 
-from compofa.errors import CheckpointError, SpaceError
+from compofa.convert import unwrap
+from compofa.data.catalog import Normalisation
+from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.fixed import Network, network_from_json
 from compofa.layout import params
 from compofa.network import NetworkSpec, field
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import numbers
 from compofa.supernet import Supernet
-from compofa.tensorfile import first_line, read_safely, write_tensors
+from compofa.tensorfile import first_line, read_hashed, read_safely, short_hash, write_tensors
+from compofa.unpickle import Skipped, skipped_names
 from compofa.weights import load_state
+
+log = logging.getLogger(__name__)
 
 FORMAT = "compofa-checkpoint"
 VERSION = 1
+KEYS = (
+    "weights", "state_dict", "state_dict_ema", "model_state_dict", "model", "net", "network",
+    "module", "student", "params", "model_ema", "ema_state_dict", "ema", "ema_model", "params_ema",
+)  # fmt: skip
+"""Where programs keep weights, one in another; of several, the first in this order is used."""
 _SMALL = 50_000_000  # parameters of a network that may be built before its weights are looked at
 
 
@@ -52,6 +62,7 @@ class Checkpoint:
         image_size: Resolution to evaluate at, in pixels.
         figures: Measured figures, such as ``{"largest": {"top1": 98.2}}``; JSON data.
         training: State to resume from; ``None`` in a file meant for use only.
+        digest: Hash (:func:`file_hash`) of the file that it was read from; empty without one.
     """
 
     network: Network
@@ -66,6 +77,7 @@ class Checkpoint:
     image_size: int = 224
     figures: Mapping[str, Any] = attribute(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    digest: str = attribute(default="", compare=False)
 
     def slim(self) -> Checkpoint:
         """Return the checkpoint to pass on: no training state, matrices in half precision.
@@ -73,7 +85,7 @@ class Checkpoint:
         Vectors (BN, biases) keep their precision.
         """
         weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
-        return replace(self, weights=weights, training=None)
+        return replace(self, weights=weights, training=None, digest="")
 
     def build(self, source: str = "checkpoint") -> Supernet | StaticNetwork:
         """Build the network with these weights, in evaluation mode.
@@ -133,22 +145,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, foreign or of a newer version.
     """
-    data = read_safely(path)
+    return from_data(path, *read_hashed(path))
+
+
+def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Checkpoint:
+    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
+
+    Args:
+        path: For errors.
+        data: What :func:`as_data` made.
+        digest: Hash of the file.
+
+    Raises:
+        CheckpointError: Something is missing, of another type or of a newer version.
+    """
     if data.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected a checkpoint of this library, got a file without its mark; "
             "weights of other programs are loaded with compofa.checkpoint.load_weights"
         )
-    return from_data(path, data)
-
-
-def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
-    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
-
-    Raises:
-        CheckpointError: Something is missing, of another type or of a newer version.
-    """
     try:
+        if skipped := skipped_names(data):
+            raise TypeError(f"expected tensors and plain data, got {ascii(min(skipped))[1:-1]}")
         version = field(data, "version", int)
         if version != VERSION:
             raise CheckpointError(f"{path}: expected format version {VERSION}, got {version}")
@@ -160,8 +178,7 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
         mean, std = (
             tuple(map(float, numbers(key, field(data, key, list)))) for key in ("mean", "std")
         )
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise SpaceError("mean and std: expected three numbers each, those of std above 0")
+        Normalisation(mean, std)
         network.check_resolution(field(data, "image_size", int))
         return Checkpoint(
             network=network,
@@ -176,8 +193,9 @@ def from_data(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
             image_size=data["image_size"],
             figures=_json(field(data, "figures", dict)),
             training=field(data, "training", dict, NoneType),
+            digest=digest,
         )
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
 
 
@@ -199,37 +217,53 @@ def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str
 
     Args:
         net: The network; it changes only when everything fits.
-        source: A file or a state dict. Kernel matrices may be there or not: lacking ones are
-            the identity, and those of a fixed-kernel network are applied to its kernels.
+        source: A file or what one holds; see :func:`weights_in`. Kernel matrices may be there or
+            not: lacking ones are the identity, and those of a fixed-kernel network are applied to
+            its kernels.
 
     Raises:
         CheckpointError: The file cannot be read, or weights are missing, extra or misshapen;
             all are listed.
     """
-    if isinstance(source, Mapping):
-        load_state(net, source)
-        return
-    load_state(net, weights_in(source, read_safely(source)), str(source))
+    name, data = (
+        ("state dict", source) if isinstance(source, Mapping) else (source, read_safely(source))
+    )
+    load_state(net, weights_in(name, data), str(name))
 
 
 def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the state dict within what was read from ``path``: ours or another program's.
 
+    Mappings around it (:data:`KEYS`) and wrappers of its names (:func:`compofa.convert.unwrap`) are
+    taken off. What is left out by that, such as averages of the same weights, is logged.
+
     Raises:
         CheckpointError: There is none.
     """
-    keys = ("weights", "state_dict", "state_dict_ema")
-    weights = next((data[key] for key in keys if key in data), data)
-    if not isinstance(weights, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
-        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got other data")
-    return dict(weights)
+    while found := [key for key in KEYS if isinstance(data.get(key), Mapping) and data[key]]:
+        if len(found) > 1:
+            log.info("%s: uses %s, not %s", path, found[0], ", ".join(found[1:]))
+        data = data[found[0]]
+    for name, value in data.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            kind = value.name if isinstance(value, Skipped) else type(value).__name__
+            entry = f"{ascii(name)[:60]}: {ascii(kind)[1:-1][:60]}"
+            raise CheckpointError(
+                f"{path}: expected a mapping from names to dense tensors, got {entry}"
+            )
+    state, beside = unwrap(data)
+    if beside:
+        log.info("%s: leaves out %d tensors such as %s", path, len(beside), ascii(beside[0])[:60])
+    return state
 
 
 def file_hash(path: str | Path) -> str:
-    """Return the first 16 hexadecimal digits of the file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    """Return the first 16 hexadecimal digits of the file's SHA-256.
+
+    Of a file that was loaded, :attr:`Checkpoint.digest` is the hash of what was loaded.
+    """
+    with open(path, "rb") as file:
+        return short_hash(file)
 
 
 def _json(figures: Mapping[str, Any]) -> dict[str, Any]:

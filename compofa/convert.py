@@ -39,7 +39,7 @@ _OFA_PARTS = (
     ("point_linear.", "project."),
 )
 _OFA_BLOCK = re.compile(r"blocks\.(\d+)\.(?:mobile_inverted_conv|conv)\.(.+)")
-_OFA_NUMBER = re.compile(r"((?:module\.)?blocks\.)(\d{1,6})\.")
+_OFA_NUMBER = re.compile(r"(blocks\.)(\d{1,6})\.")
 _DOUBLED = re.compile(r"\b(conv|bn|linear)\.\1\.")
 _OFA_MATRIX = re.compile(r"conv\.\d+to(\d+)_matrix$")
 
@@ -73,19 +73,65 @@ _RESNET_PLACES = [
     for stage, form in enumerate(WIDE)
     for position in range(form.slots)
 ]
-_SHORT_STEM = re.compile(r"^(module\.)?input_stem\.1\.")
+_SHORT_STEM = re.compile(r"^input_stem\.1\.")
 _SINGLE = re.compile(r"\b(conv|bn|linear)\.(?=[^.]+$)")
 
 _BLOCK = re.compile(r"(?:first|stages\.(\d+)\.(\d+))\.(.+)")
 _MATRIX = re.compile(r"matrices\.(\d+)$")
 
 
+_MARKS = {"first_conv.": "ofa", "input_stem.": "ofa", _BODY: "mmrazor", "stem.": "compofa"}
+
+_WRAPPERS = (
+    "module.",
+    "model.",
+    "net.",
+    "network.",
+    "student.",
+    "ema.",
+    "ema_model.",
+    "model_ema.",
+)
+"""What comes before the names of a network within another module, those of averages last."""
+_WITHIN = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch's own wrappers put into names, wherever they were called."""
+
+
 def recognise(names: Iterable[str]) -> str | None:
     """Return which of :data:`FORMATS` the names of a state dict are in, if any."""
-    marks = {"first_conv.": "ofa", "input_stem.": "ofa", _BODY: "mmrazor", "stem.": "compofa"}
-    plain = [name.removeprefix("module.") for name in names]
-    found = (f for mark, f in marks.items() if any(name.startswith(mark) for name in plain))
+    plain, _ = unwrap(dict.fromkeys(names))
+    found = (f for mark, f in _MARKS.items() if any(name.startswith(mark) for name in plain))
     return next(found, None)
+
+
+def unwrap(state: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
+    """Take off the names what data-parallel, compiled, averaged and enclosing modules put on them.
+
+    Returns:
+        The network's tensors by its own names, and the names of tensors beside it.
+    """
+    beside: list[str] = []
+    plain: dict[str, Value] = {}
+    for name, value in state.items():
+        bare = _WITHIN.sub("", name)
+        if bare in plain:
+            beside.append(name)
+        else:
+            plain[bare] = value
+    state = plain
+    while not any(name.startswith(mark) for name in state for mark in _MARKS):
+        used = (mark for mark in _WRAPPERS if any(name.startswith(mark) for name in state))
+        if (wrapper := next(used, None)) is None:
+            break
+        beside += [name for name in state if not name.startswith(wrapper)]
+        state = {n[len(wrapper) :]: v for n, v in state.items() if n.startswith(wrapper)}
+    return state, beside
+
+
+def _bare(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Take off wrappers, if every tensor is in them."""
+    bare, _ = unwrap(state)
+    return bare if len(bare) == len(state) else dict(state)
 
 
 def to_ours(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
@@ -96,8 +142,9 @@ def to_ours(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
         slots: Blocks that the supernet stores for each stage.
     """
     readers = {"ofa": from_ofa, "mmrazor": from_mmrazor}
+    state = _bare(state)
     reader = readers.get(recognise(state) or "")
-    return reader(state, slots) if reader else dict(state)
+    return reader(state, slots) if reader else state
 
 
 def in_slots(state: Mapping[str, Value], depths: Sequence[int]) -> tuple[dict[str, Value], int]:
@@ -114,8 +161,8 @@ def in_slots(state: Mapping[str, Value], depths: Sequence[int]) -> tuple[dict[st
     Returns:
         What :func:`to_ours` takes: the state dict, and the slots of a stage.
     """
-    slots = max(depths)
-    resnet = any(name.removeprefix("module.").startswith("input_stem.") for name in state)
+    slots, state = max(depths), _bare(state)
+    resnet = any(name.startswith("input_stem.") for name in state)
     if resnet:
         firsts = accumulate([form.slots for form in WIDE[:-1]], initial=0)
         pairs = [*zip(firsts, depths, strict=False)][1:]
@@ -124,7 +171,7 @@ def in_slots(state: Mapping[str, Value], depths: Sequence[int]) -> tuple[dict[st
         places = [0, *(1 + s * slots + p for s, depth in enumerate(depths) for p in range(depth))]
     state = _numbered(state, places)
     if resnet and depths[0] == 0:
-        state = {_SHORT_STEM.sub(r"\1input_stem.2.", name): v for name, v in state.items()}
+        state = {_SHORT_STEM.sub("input_stem.2.", name): v for name, v in state.items()}
     return state, slots
 
 
@@ -185,7 +232,7 @@ def from_ofa(state: Mapping[str, Value], slots: int) -> dict[str, Value]:
     Returns:
         The same values by this library's names. A name that is not known stays as it is.
     """
-    if any(name.removeprefix("module.").startswith("input_stem.") for name in state):
+    if any(name.startswith("input_stem.") for name in state):
         return {_resnet_from_ofa(name): value for name, value in state.items()}
     return {_from_ofa(name, slots): value for name, value in state.items()}
 
@@ -196,7 +243,7 @@ def from_mmrazor(state: Mapping[str, Value], slots: int = 0) -> dict[str, Value]
 
 
 def _resnet_from_ofa(name: str) -> str:
-    name = _replace_prefix(name.removeprefix("module."), _RESNET_PREFIXES[:3])
+    name = _replace_prefix(name, _RESNET_PREFIXES[:3])
     name = _replace_prefix(_DOUBLED.sub(r"\1.", name), _RESNET_PREFIXES[3:])
     block = _RESNET_BLOCK.fullmatch(name)
     if block is None or int(block[1]) >= len(_RESNET_PLACES):
@@ -214,7 +261,7 @@ def _resnet_to_ofa(name: str) -> str:
 
 
 def _from_ofa(name: str, slots: int) -> str:
-    name = _DOUBLED.sub(r"\1.", name.removeprefix("module."))
+    name = _DOUBLED.sub(r"\1.", name)
     block = _OFA_BLOCK.fullmatch(name)
     if block is None:
         return _replace_prefix(name, _OFA_PREFIXES)
@@ -240,7 +287,6 @@ def _to_ofa(name: str, slots: int) -> str:
 
 
 def _from_mmrazor(name: str) -> str:
-    name = name.removeprefix("module.")
     block = _RAZOR_BLOCK.fullmatch(name)
     if block is None:
         return _replace_prefix(name, _RAZOR_PREFIXES)

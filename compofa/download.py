@@ -2,7 +2,8 @@
 
 Beside a file ``NAME.sha256`` records its checksum when it is first seen, and every later use is
 held to it. Until a download is whole it is ``NAME.part``, which the next attempt goes on with if
-the server still has the file that ``NAME.part.json`` describes.
+the server still has the file that ``NAME.part.json`` describes: by its ETag or the time of its last
+change, one of which the server must give. What came is kept if it can be read as what it should be.
 """
 
 from __future__ import annotations
@@ -12,29 +13,43 @@ import fcntl
 import hashlib
 import http.client
 import json
+import logging
 import os
-import re
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from compofa.errors import CheckpointError, CompofaError
 from compofa.files import write_text_atomic
 from compofa.plain import parse_json, read_text
+from compofa.web import (
+    CHUNK,
+    WINDOW_BYTES,
+    CutError,
+    ask,
+    below,
+    chunks,
+    describe,
+    reason_of,
+    shown,
+    unverified,
+    validator_of,
+)
 
 BASE_URL = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
 """Where Once-for-All's files are."""
 ENVIRONMENT = "COMPOFA_DOWNLOADS"
 """Environment variable that names another place, such as a mirror."""
-TIMEOUT_S, ATTEMPTS, CHUNK = 30.0, 4, 1 << 20
+ATTEMPTS = 4
+MAX_BYTES = 4 << 30
+"""The largest file that is downloaded; the published ones are below 200 MB."""
+CONFIG_BYTES = 4_000_000
 
+log = logging.getLogger(__name__)
 
-class _CutError(Exception):
-    """The connection ended, or nothing came; another attempt may go on from there."""
+Check = Callable[[Path], Any]
+"""Reads a file, and raises a CompofaError unless it is what it should be."""
 
 
 def published_file(name: str, base_url: str | None = None, bar: bool = True) -> Path:
@@ -48,23 +63,63 @@ def published_file(name: str, base_url: str | None = None, bar: bool = True) -> 
     Raises:
         CheckpointError: It cannot be had; the message says which URL and where to put the file.
     """
-    base_url = base_url or os.environ.get(ENVIRONMENT) or BASE_URL
-    url = f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}"
-    return fetch(url, published_path(name), bar)
+    base, path = base_url or os.environ.get(ENVIRONMENT) or BASE_URL, published_path(name)
+    try:
+        url = below(base, name)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot download {name} ({ENVIRONMENT}: {error}): put that file at {path}"
+        ) from error
+    if name.endswith(".config"):
+        return fetch(url, path, bar, _check_config, CONFIG_BYTES)
+    return fetch(url, path, bar, _check_weights)
+
+
+def _check_config(path: Path) -> None:
+    from compofa.net_config import read_json
+
+    if not isinstance(read_json(path), dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+
+
+def _check_weights(path: Path) -> None:
+    from compofa.tensorfile import read_safely
+
+    read_safely(path)
 
 
 def published_path(name: str) -> Path:
-    """Return where a published file is kept: in ``checkpoints`` of torch hub's folder."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
-
-
-def fetch(url: str, path: Path, bar: bool = True) -> Path:
-    """Download ``url`` to ``path`` unless that is there already.
+    """Return where a published file is kept: in ``checkpoints`` of torch hub's folder.
 
     Raises:
-        CheckpointError: It cannot be downloaded, or what is there has changed.
+        CheckpointError: There is no such folder, for want of a home folder.
+    """
+    import torch
+
+    folder = Path(torch.hub.get_dir())
+    if folder.parts[:1] == ("~",):
+        raise CheckpointError(
+            f"expected a home folder to keep {name} in, got none: set HOME or TORCH_HOME"
+        )
+    return folder / "checkpoints" / name
+
+
+def fetch(
+    url: str, path: Path, bar: bool = True, check: Check | None = None, most: int = MAX_BYTES
+) -> Path:
+    """Download ``url`` to ``path`` unless that is there already.
+
+    Args:
+        url: Its address, https or http. A name and password in it are sent as such, and to no
+            other host; errors show neither them nor a query.
+        path: Where it is kept.
+        bar: Whether to show progress, on a terminal.
+        check: Reads the file; one that it refuses is not kept. Without it the server must say how
+            long the file is.
+        most: Bytes it may have.
+
+    Raises:
+        CheckpointError: It cannot be downloaded, or what is there has changed or is refused.
     """
     if not path.is_file():
         by_hand = f"put that file at {path}"
@@ -72,16 +127,28 @@ def fetch(url: str, path: Path, bar: bool = True) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.with_name(f"{path.name}.part").open("ab") as part, _alone(part):
                 if not path.is_file():  # another process may have been quicker
-                    _download(url, part, bar)
+                    _download(url, part, bar, check, most)
                     _write_record(path, _checksum(Path(part.name)))
                     os.replace(part.name, path)
-        except _CutError as error:
+                    return path
+        except CutError as error:
+            kept = path.with_name(f"{path.name}.part").is_file()
+            again = "try again to go on from there" if kept else "try again"
             raise CheckpointError(
-                f"cannot download {url} ({error}): try again to go on from there, or {by_hand}"
+                f"cannot download {shown(url)} ({error}): {again}, or {by_hand}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise CheckpointError(f"cannot download {url} ({_reason(error)}): {by_hand}") from error
+            raise CheckpointError(
+                f"cannot download {shown(url)} ({reason_of(error)}): {by_hand}"
+            ) from error
     check_file(path)
+    if check is not None:
+        try:
+            check(path)
+        except CompofaError as error:
+            raise CheckpointError(
+                f"{error}: delete {path} and {_record(path).name} to download it again"
+            ) from error
     return path
 
 
@@ -107,111 +174,93 @@ def check_file(path: Path) -> None:
         )
 
 
-def _download(url: str, part: BinaryIO, bar: bool) -> None:
-    """Complete ``part``; attempts that add something do not count as failed."""
+def _download(url: str, part: BinaryIO, bar: bool, check: Check | None, most: int) -> None:
+    """Complete ``part``; attempts that add a good deal do not count as failed."""
+    if unverified(url):
+        log.warning("%s: over http, nothing verifies what comes", shown(url))
     failed = 0
     while True:
         before = part.tell()
         try:
-            _attempt(url, part, bar)
+            ended = _attempt(url, part, bar, most)
             part.flush()
             os.fsync(part.fileno())
+            _accept(part, check, ended)
             return
-        except _CutError:
-            failed = 0 if part.tell() > before else failed + 1
+        except CutError:
+            failed = 0 if part.tell() >= before + WINDOW_BYTES else failed + 1
             if failed >= ATTEMPTS:
                 raise
             time.sleep(0.1 * 2**failed)
 
 
-def _attempt(url: str, part: BinaryIO, bar: bool) -> None:
-    """Go on with ``part``, or start over where that is not possible.
+def _accept(part: BinaryIO, check: Check | None, ended: bool) -> None:
+    """Hold what came against ``check``; what is refused is dropped.
 
     Raises:
-        _CutError: Another attempt may do better.
+        CutError: It may be the start of the file: the server does not say how long that is.
+        OSError: It is something else.
+    """
+    reason = None if ended else "the server does not say how long the file is"
+    if check is not None:
+        try:
+            check(Path(part.name))
+            return
+        except CompofaError as error:
+            said = str(error).removeprefix(f"{part.name}: ")
+            reason = f"{reason}, and {said}" if reason else said
+    if reason is not None:
+        part.truncate(0)
+        part.seek(0)
+        raise OSError(reason) if ended else CutError(reason)
+
+
+def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
+    """Go on with ``part``, or start over where that is not possible.
+
+    Returns:
+        Whether it is sure that what came is all.
+
+    Raises:
+        CutError: Another attempt may do better.
         OSError: None will.
     """
     from tqdm import tqdm
 
     start, known = part.seek(0, os.SEEK_END), _read_facts(part)
-    start = start if known else 0
-    response = _open(url, start)
+    validator = validator_of(known)
+    start = start if validator and known.get("url") == shown(url) else 0
+    response = ask(url, start, known.get(validator) if validator else None)
     with response:
-        facts = _describe(response, start)
-        if (response.status == 206 and facts != known) or response.status == 416:
+        facts = {"url": shown(url), **describe(response, start)}
+        same = ("length", validator) if known.get("length") else (validator,)
+        other = any(facts.get(key) != known.get(key) for key in same)
+        if (response.status == 206 and other) or response.status == 416:
             part.truncate(0)
-            raise _CutError("the file there is another one than before")
+            _facts(part).unlink(missing_ok=True)
+            raise CutError("the file there is another one than before")
+        total = facts["length"]
+        if (total or 0) > most:
+            raise OSError(f"expected at most {most:,} bytes, got {total:,}")
         start = start if response.status == 206 else 0
         part.truncate(start)
         part.seek(start)
-        write_text_atomic(_facts(part), json.dumps(facts))
-        total = facts["length"]
+        write_text_atomic(_facts(part), json.dumps(known if start else facts))
         with tqdm(
             desc=Path(part.name).stem, total=total, initial=start, disable=None if bar else True,
             unit="B", unit_scale=True, leave=False,
         ) as progress:  # fmt: skip
-            for chunk in _chunks(response):
+            for chunk in chunks(response):
                 part.write(chunk)
                 progress.update(len(chunk))
+                if part.tell() > most:
+                    part.truncate(0)
+                    raise OSError(f"expected at most {most:,} bytes, got more")
     if total is not None and part.tell() != total:
         if part.tell() > total:
             part.truncate(0)
-        raise _CutError(f"expected {total:,} bytes, got {part.tell():,}")
-
-
-def _open(url: str, start: int) -> Any:
-    """Ask for a file from byte ``start`` on."""
-    headers = {"User-Agent": "compofa", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    try:
-        request = urllib.request.Request(url, headers=headers)
-    except ValueError as error:
-        raise OSError(f"not a URL: {error}") from None
-    try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # it has no such bytes: what is here is not the start of it
-            return error
-        error.close()
-        if error.code in (408, 429) or error.code >= 500:
-            raise _CutError(f"HTTP status {error.code}") from error
-        raise OSError(f"HTTP status {error.code}") from error
-    except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-        raise _CutError(_reason(error)) from error
-
-
-def _describe(response: Any, start: int) -> dict[str, Any]:
-    """Return what tells one file from another: its length, and its tag where there is one.
-
-    Raises:
-        OSError: The answer is not the file, or not the part of it that was asked for.
-    """
-    headers = response.headers
-    facts: dict[str, Any] = {"etag": headers.get("ETag"), "length": None}
-    if response.status == 416:
-        return facts
-    if response.status not in (200, 206) or headers.get_content_type() == "text/html":
-        kind = headers.get_content_type()
-        raise OSError(f"expected a file, got HTTP status {response.status} with {kind}")
-    if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != start:
-            raise OSError("expected the rest of the file, got another part of it")
-        return facts | {"length": int(match[2])}
-    length = headers.get("Content-Length", "")
-    return facts | {"length": int(length) if length.isdecimal() else None}
-
-
-def _chunks(response: Any) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = response.read1(CHUNK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _CutError(_reason(error)) from error
-        if not chunk:
-            return
-        yield chunk
+        raise CutError(f"expected {total:,} bytes, got {part.tell():,}")
+    return total is not None or response.chunked  # whose end is marked
 
 
 @contextlib.contextmanager
@@ -252,15 +301,9 @@ def _facts(part: BinaryIO) -> Path:
     return Path(f"{part.name}.json")
 
 
-def _read_facts(part: BinaryIO) -> dict[str, Any] | None:
+def _read_facts(part: BinaryIO) -> dict[str, Any]:
     try:
         facts = parse_json(read_text(_facts(part)))
     except (OSError, ValueError):
-        return None
-    return facts if isinstance(facts, dict) else None
-
-
-def _reason(error: BaseException) -> str:
-    inner = getattr(error, "reason", None) or error
-    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return " ".join(str(text).split())[:160]
+        return {}
+    return facts if isinstance(facts, dict) else {}

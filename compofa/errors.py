@@ -37,6 +37,10 @@ class TrainingError(CompofaError):
     """Training that went wrong: losses or gradients that are no numbers."""
 
 
+class BusyError(CompofaError):
+    """An output that another process is writing."""
+
+
 class StoppedError(CompofaError):
     """A run that was asked to end before its time.
 

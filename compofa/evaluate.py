@@ -59,9 +59,9 @@ def measure_accuracy(
             the figures of all images.
 
     Raises:
-        DataError: There are no images.
+        DataError: There are no images, or logits that are not finite numbers: such are no answers.
     """
-    hits1 = hits5 = images = 0
+    hits1 = hits5 = images = broken = 0
     loss = 0.0
     device = next(network.parameters()).device
     training = network.training
@@ -77,11 +77,17 @@ def measure_accuracy(
             hits5 += int(best.sum())
             loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
             images += len(targets)
+            broken += int((~logits.isfinite()).any(dim=1).sum())
     network.train(training)
-    sums = (backend or Alone()).sum((hits1, hits5, images, loss))
-    hits1, hits5, images, loss = *map(int, sums[:3]), sums[3]
+    sums = (backend or Alone()).sum((hits1, hits5, images, broken, loss))
+    hits1, hits5, images, broken, loss = *map(int, sums[:4]), sums[4]
     if not images:
         raise DataError("evaluation needs images, got none")
+    if broken:
+        raise DataError(
+            f"expected finite logits, got NaN or infinite ones for {broken} of {images} images: "
+            "check the weights, and the mean and standard deviation that images are normalised with"
+        )
     return Accuracy(100 * hits1 / images, 100 * hits5 / images, images, loss / images)
 
 

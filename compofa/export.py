@@ -8,26 +8,25 @@ network around them. The batch size is free in all of them.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import io
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
+from compofa.files import is_stream, write_atomic, write_text_atomic
 from compofa.fixed import FixedNetwork, Network, network_from_json
 from compofa.layout import macs, params
 from compofa.nn.static import ConvBN, StaticNetwork
-from compofa.plain import parse_json
+from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -86,11 +85,11 @@ def export(
     fold: bool = False,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Write ``network`` and its card, which goes to ``path`` + ``.json``.
+    """Write ``network`` and its card, which goes to :func:`card_path` and names its SHA-256.
 
-    The file is read back and run on batches of one and three random images; what it says must
-    agree with ``network`` in torch. Otherwise, and when anything cannot be written, both files
-    stay as they were before.
+    What is to be written is loaded again and run on batches of one and three random images; what
+    it says must agree with ``network`` in torch. Otherwise, and when anything cannot be written,
+    both files stay as they were before. A stream (:func:`compofa.files.is_stream`) gets no card.
 
     Args:
         network: An extracted network on the CPU; it stays as it is.
@@ -113,52 +112,77 @@ def export(
     exported = fold_bn(reference) if fold else reference
     card = {"file": path.name, "format": format, "bn_folded": fold, **card}
     content = _serialise(exported, format, card)
-    with _draft_folder(path) as folder:
-        draft = folder / path.name
-        _write(draft, content)
-        difference = _difference(reference, _load(draft, format), card["resolution"])
-        if not difference <= tolerance:
-            raise CompofaError(
-                f"{path}: expected logits within {tolerance:g} of torch's, "
-                f"got a difference of {difference:.3g}; nothing was written"
-            )
-        card |= {"max_difference": difference}
-        text = folder / f"{path.name}.json"
-        _write(text, (json.dumps(card, indent=2) + "\n").encode())
-        os.replace(text, path.with_name(text.name))
-        os.replace(draft, path)
+    difference = _difference(reference, _load(content, format), card["resolution"])
+    if not difference <= tolerance:
+        raise CompofaError(
+            f"{path}: expected logits within {tolerance:g} of torch's, "
+            f"got a difference of {difference:.3g}; nothing was written"
+        )
+    card |= {"max_difference": difference, "sha256": hashlib.sha256(content).hexdigest()}
+
+    def writer(file: BinaryIO) -> None:
+        file.write(content)
+        file.flush()  # the card comes last that can fail: either both files are new or neither
+        if not is_stream(path):
+            write_text_atomic(card_path(path), json.dumps(card, indent=2) + "\n")
+
+    write_atomic(path, writer)
     return difference
+
+
+def card_path(path: str | Path) -> Path:
+    """Return where the card of an exported file is: beside it, at ``path`` + ``.json``."""
+    return Path(f"{path}.json")
 
 
 def load_exported(path: str | Path) -> StaticNetwork:
     """Build the network of a ``safetensors`` file that :func:`export` wrote.
 
+    Where its card is beside it, the file must be the one that the card was written for.
+
     Raises:
-        CheckpointError: The file is missing, damaged or from elsewhere.
+        CheckpointError: The file is missing, damaged, from elsewhere or not its card's.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as file:
-            card = parse_json((file.metadata() or {}).get("compofa", "null"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        subnet = Subnet.from_config(card["subnet"])
-        network = FixedNetwork.of(network_from_json(card["network"]), subnet).build().eval()
-        network = fold_bn(network) if card["bn_folded"] else network
-        network.load_state_dict(weights)
+        content = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    _check_card(Path(path), hashlib.sha256(content).hexdigest())
+    try:
+        return _network_of(content)
     except (SafetensorError, SpaceError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = str(error).split("\n")[0][:120]
         raise CheckpointError(f"{path}: expected a subnet that export wrote: {reason}") from error
+
+
+def _check_card(path: Path, found: str) -> None:
+    """Hold a file's SHA-256 to that of its card; earlier versions wrote cards without one."""
+    try:
+        card = parse_json(read_text(card_path(path)))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {card_path(path)}: {error}") from error
+    wanted = card.get("sha256", found) if isinstance(card, Mapping) else None
+    if wanted != found:
+        raise CheckpointError(
+            f"{path}: expected SHA-256 {str(wanted)[:64]} as in {card_path(path).name}, got {found}"
+        )
+
+
+def _network_of(content: bytes) -> StaticNetwork:
+    from safetensors.torch import load
+
+    weights = load(content)
+    header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    card = parse_json(header["__metadata__"]["compofa"])
+    subnet = Subnet.from_config(card["subnet"])
+    network = FixedNetwork.of(network_from_json(card["network"]), subnet).build().eval()
+    network = fold_bn(network) if card["bn_folded"] else network
+    network.load_state_dict(weights)
     return network
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _images(count: int, side: int) -> Tensor:
@@ -170,19 +194,6 @@ def _difference(reference: StaticNetwork, run: Run, side: int) -> float:
     with torch.no_grad():
         found = [(run(images) - reference(images)).abs().max() for images in batches]
     return float(torch.stack(found).max())  # NaN where either is
-
-
-@contextmanager
-def _draft_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside ``path`` that is gone afterwards."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise CompofaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _serialise(network: StaticNetwork, format: str, card: Mapping[str, Any]) -> bytes:
@@ -212,18 +223,18 @@ def _serialise(network: StaticNetwork, format: str, card: Mapping[str, Any]) -> 
         return onnx.model_proto.SerializeToString()
 
 
-def _load(path: Path, format: str) -> Run:
+def _load(content: bytes, format: str) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         if format == "torchscript":
-            return torch.jit.load(path, map_location="cpu")
+            return torch.jit.load(io.BytesIO(content), map_location="cpu")
         if format == "pt2":
-            return torch.export.load(path).module()
+            return torch.export.load(io.BytesIO(content)).module()
     if format == "safetensors":
-        return load_exported(path)
+        return _network_of(content)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])

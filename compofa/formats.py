@@ -17,7 +17,6 @@ from compofa.checkpoint import (
     Checkpoint,
     as_data,
     from_data,
-    load_checkpoint,
     save_checkpoint,
     weights_in,
 )
@@ -31,7 +30,7 @@ from compofa.specialised_files import (
     write_specialised,
 )
 from compofa.subnet import SLOTS
-from compofa.tensorfile import read_safely, write_tensors
+from compofa.tensorfile import read_hashed, write_tensors
 
 
 def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint]:
@@ -51,9 +50,9 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
     specialised = find_specialised(path)
     if specialised is not None:
         return "ofa", read_specialised(specialised)
-    data = read_safely(path)
+    data, digest = read_hashed(path)
     if "format" in data:
-        checkpoint = load_checkpoint(path)
+        checkpoint = from_data(path, data, digest)
         checkpoint.build()
         return "compofa", checkpoint
     state = weights_in(path, data)
@@ -75,7 +74,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
         weights = to_ours(state, SLOTS)
         checkpoint = Checkpoint(network_of(path, weights, arch), weights, dataset="imagenet")
     checkpoint.build(str(path))
-    return kind, checkpoint
+    return kind, replace(checkpoint, digest=digest)
 
 
 def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:

@@ -8,11 +8,26 @@ in a RecursionError, and a few lines of YAML aliases stand for 10^9 values.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 256 << 20
 MAX_YAML_DEPTH = 16
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters, the escape of terminals among them
+    "\u2028-\u202e\u2066-\u2069"  # line separators, directions of writing
+    "\ud800-\udfff]"  # undecodable bytes of file names
+)
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` with what a terminal, a picture or a file cannot show as escapes, ``\x1b``.
+
+    For names from files, whoever wrote them: control characters, changes of the direction of
+    writing, and file names that are not UTF-8. Anything else stays.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def read_text(path: str | Path, most: int = MAX_BYTES) -> str:
@@ -22,14 +37,24 @@ def read_text(path: str | Path, most: int = MAX_BYTES) -> str:
         OSError: It cannot be read.
         ValueError: It is larger, or no UTF-8.
     """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("bytes that are not UTF-8 text") from None
+
+
+def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """Read a file of at most ``most`` bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger.
+    """
     with open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"more than {most} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("bytes that are not UTF-8 text") from None
+    return data
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -1,12 +1,59 @@
-"""Pictures of evaluation records."""
+"""Pictures of evaluation records, and what all pictures need for names that anyone may choose."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compofa.files import write_atomic
+from compofa.plain import printable
 from compofa.records import EvalRecord
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+
+@contextmanager
+def literal_text() -> Iterator[None]:
+    """Let figures that are drawn and saved here show text as it is: ``$`` begins no formula.
+
+    Characters that the font lacks are drawn as boxes, without a warning for each.
+    """
+    import matplotlib
+
+    settings = {
+        "text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False,
+        "font.family": "DejaVu Sans", "svg.hashsalt": "compofa",
+    }  # fmt: skip
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")
+        yield
+
+
+def label(text: str, most: int = 60) -> str:
+    """Return ``text`` for a picture: printable, its middle left out beyond ``most`` characters."""
+    text = printable(text)
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def draw_legend(owner: Any, entries: Sequence[tuple[Artist, str]], **options: Any) -> None:
+    """Draw the legend of axes or a figure: every entry, also one that begins with ``_``.
+
+    Args:
+        owner: The axes or the figure.
+        entries: What to show, and its text.
+        options: As for matplotlib's ``legend``.
+    """
+    legend = owner.legend([artist for artist, _ in entries], [" "] * len(entries), **options)
+    for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(label(name, 40))
 
 
 def plot_accuracy(groups: Mapping[str, Sequence[EvalRecord]], path: str | Path, title: str) -> None:
@@ -20,12 +67,20 @@ def plot_accuracy(groups: Mapping[str, Sequence[EvalRecord]], path: str | Path, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    kind = Path(path).suffix.lstrip(".") or "png"
+    with literal_text():
+        figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw(figure, groups, title)
+        write_atomic(path, lambda file: figure.savefig(file, format=kind))
+
+
+def _draw(figure: Figure, groups: Mapping[str, Sequence[EvalRecord]], title: str) -> None:
     axes = figure.add_subplot()
     colours = ("#9aa5b1", "#0b6e99", "#d1495b", "#edae49")
+    entries = []
     for order, (name, records) in enumerate(groups.items()):
-        axes.scatter(
+        dots = axes.scatter(
             [record.macs / 1e6 for record in records],
             [record.top1 for record in records],
             s=22 if len(records) > 20 else 48,
@@ -33,13 +88,11 @@ def plot_accuracy(groups: Mapping[str, Sequence[EvalRecord]], path: str | Path, 
             edgecolors="white",
             linewidths=0.6,
             zorder=2 + order,
-            label=f"{name} ({len(records)})",
         )
+        entries.append((dots, f"{name} ({len(records)})"))
     axes.set_xlabel("multiply-accumulates for one image (millions)")
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(label(title, 90), loc="left", fontsize=11)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    kind = Path(path).suffix.lstrip(".") or "png"
-    write_atomic(path, lambda file: figure.savefig(file, format=kind))
+    draw_legend(axes, entries, frameon=False, loc="lower right")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compofa.errors import DataError
+from compofa.errors import DataError, SpaceError
 from compofa.files import write_text_atomic
 from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,25 @@ class EvalRecord:
     checkpoint: str
     device: str
 
+    def __post_init__(self) -> None:
+        """Check the figures.
+
+        Raises:
+            DataError: Accuracies outside 0 to 100 %, or negative counts.
+        """
+        shares = (self.top1, self.top5)
+        if not all(0 <= share <= 100 for share in shares):  # NaN is not
+            raise DataError(f"expected top-1 and top-5 from 0 to 100 %, got {shares}")
+        counts = (self.images, self.macs, self.params, self.calibration_images)
+        if min(counts) < 0:
+            raise DataError(f"expected counts of at least 0, got {counts}")
+
+    @property
+    def conditions(self) -> tuple[object, ...]:
+        """What was measured on what: equal of records that are one measurement, written twice."""
+        return (self.subnet, self.checkpoint, self.dataset, self.part, self.images,
+                self.calibration_images, self.seed)  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as one JSON object, the subnet in the field's form."""
         return {
@@ -60,18 +82,32 @@ class EvalRecord:
 
     @classmethod
     def from_json(cls, data: Any) -> EvalRecord:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote; numbers may be text, as in a table.
 
         Raises:
-            DataError: A field is missing or of another type.
+            DataError: A field is missing, of another type or out of its range.
         """
         try:
             return cls(
                 subnet=Subnet.from_config(data),
-                **{name: kind(data[name]) for name, kind in _FIELDS.items()},
+                **{name: _value(name, kind, data[name]) for name, kind in _FIELDS.items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, DataError, SpaceError) as error:
             raise DataError(f"not an evaluation record: {error}") from error
+
+
+def _value(name: str, kind: type, value: Any) -> Any:
+    try:
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is not str and isinstance(value, int | float | str) and not isinstance(value, bool):
+            number = kind(value)
+            if isinstance(value, str) or number == value:
+                return number
+    except (ValueError, OverflowError):  # no number, infinite, or one that a float cannot hold
+        pass
+    what = {str: "text", int: "a whole number", float: "a number"}[kind]
+    raise DataError(f"{name}: expected {what}, got {value!r:.40}")
 
 
 _FIELDS: dict[str, type] = {
@@ -101,28 +137,56 @@ def append_record(path: str | Path, record: EvalRecord) -> None:
 
 
 def read_records(path: str | Path) -> list[EvalRecord]:
-    """Read the records of ``path``; a last line that was cut off is left out.
+    """Read the records of ``path``, each measurement once.
+
+    A last line that was cut off is left out, and so is what two programs wrote twice: of records
+    of the same :attr:`EvalRecord.conditions`, the first is kept.
 
     Raises:
-        DataError: The file is missing, or a line before the last is not a record.
+        DataError: The file is missing, or a line is neither a record nor the beginning of one at
+            the end of the file.
     """
     try:
-        lines = read_text(path).splitlines()
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read records from {path}: {error}") from error
-    records = []
+    records: dict[tuple[object, ...], EvalRecord] = {}
+    count = 0
+    lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(EvalRecord.from_json(parse_json(line)))
-        except (ValueError, DataError) as error:
-            if number == len(lines):
+            record = EvalRecord.from_json(_parsed(line))
+        except DataError as error:
+            if number == len(lines) and not text.endswith("\n") and _begun(line):
                 break
             raise DataError(f"{path}, line {number}: {error}") from error
-    return records
+        records.setdefault(record.conditions, record)
+        count += 1
+    if again := count - len(records):
+        log.warning(
+            "%s: %d record(s) of measurements that it has already are left out", path, again
+        )
+    return list(records.values())
+
+
+_BEGINNINGS = tuple(f'{{"{key}": [' for key in ("ks", "d"))
+"""How the line of a record begins: with the first list of its subnet, whose form is either."""
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise DataError(f"not an evaluation record: {error}") from error
+
+
+def _begun(line: str) -> bool:
+    """Whether ``line`` may be the beginning of a record."""
+    return any(line[: len(start)] == start[: len(line)] for start in _BEGINNINGS)
 
 
 def trim_records(path: str | Path, records: Iterable[EvalRecord]) -> None:
-    """Rewrite ``path`` with ``records`` if it ends in a line that was cut off."""
+    """Rewrite ``path`` with ``records`` if it holds anything else, such as half a line."""
     text = "".join(json.dumps(record.to_json()) + "\n" for record in records)
     if Path(path).read_text() != text:
         write_text_atomic(path, text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +19,15 @@ from compofa.checkpoint import (
     Checkpoint,
     as_data,
     from_data,
-    read_safely,
     weights_in,
-    write_tensors,
 )
 from compofa.convert import from_ours, from_slots, in_slots, to_ours
 from compofa.errors import CheckpointError, CompofaError, SpaceError
-from compofa.files import write_text_atomic
+from compofa.files import draft_folder, write_text_atomic
 from compofa.fixed import FixedNetwork
 from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.network import MAX_RESOLUTION, field
+from compofa.tensorfile import read_hashed, write_tensors
 
 CONFIG, RUN, INIT = "net.config", "run.config", "init"
 EXTRA = "compofa"
@@ -89,6 +87,13 @@ def find_specialised(path: str | Path) -> SpecialisedFiles | None:
     return SpecialisedFiles(config, path.with_suffix(".pth")) if known else None
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """Return every file that is read for the network at ``path``, of any format."""
+    found = find_specialised(path)
+    files = [found.config, found.weights, found.run] if found else [Path(path)]
+    return [file for file in files if file is not None]
+
+
 def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = None) -> Checkpoint:
     """Read a specialised network, its weights exactly as the file has them.
 
@@ -104,7 +109,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
         CheckpointError: The weights cannot be read or are those of another network.
     """
     network = network or files.network()
-    data = read_safely(files.weights)
+    data, digest = read_hashed(files.weights)
     state = to_ours(*in_slots(weights_in(files.weights, data), network.depths))
     extra = data.get(EXTRA)
     if isinstance(extra, Mapping):
@@ -120,7 +125,7 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
             network, state, dataset=dataset, image_size=network.resolution, **norm
         )
     checkpoint.build(str(files.weights))
-    return checkpoint
+    return replace(checkpoint, digest=digest)
 
 
 def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:
@@ -141,15 +146,14 @@ def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:
     tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
-            place = Path(draft) / "network"
+        with draft_folder(folder) as draft:
+            place = draft / "network"
             for name, content in texts.items():
                 write_text_atomic(place / name, json.dumps(content, indent=4) + "\n")
             write_tensors(place / INIT, {"state_dict": tensors, EXTRA: extra})
             if folder.is_dir():
                 for name in (INIT, RUN, CONFIG):
-                    os.replace(place / name, folder / name)
+                    os.replace(place / name, os.path.realpath(folder / name))
             else:
                 os.rename(place, folder)
     except OSError as error:

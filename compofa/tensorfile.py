@@ -1,52 +1,50 @@
 """Files of tensors and plain data: written with a checksum, read in bounds and running no code.
 
-``torch.load`` does not compare a file's content with the checksums of its archive: a byte that a
-disk lost becomes a wrong weight. So what is written here carries the SHA-256 of its content, and
-files without one, such as those of other programs, are held against their archive's CRC-32.
+What is written here carries the SHA-256 of its content; files without one, such as those of other
+programs, have the CRC-32 of their archive, which :mod:`compofa.unpickle` compares.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
-import pickle
 import struct
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from compofa.errors import CheckpointError
 from compofa.files import write_atomic
+from compofa.unpickle import skipped_names, unpickle
+
+log = logging.getLogger(__name__)
 
 CHECKSUM = "compofa-sha256"
 """Key of the checksum of all that stands beside it, as 64 hexadecimal digits."""
 
 _UNREADABLE = (
-    pickle.UnpicklingError,
     struct.error,
     zipfile.BadZipFile,
     RuntimeError,
-    AssertionError,
     EOFError,
     ValueError,
     TypeError,
     LookupError,
-    AttributeError,
-    ImportError,
     ArithmeticError,
     MemoryError,
 )
-"""What torch.load raises on damaged and foreign files, as found by damaging some."""
+"""What reading damaged and foreign files raises, as found by damaging some."""
 
 _DEPTH = 64  # of nested data; optimisers' states have 4
 _GROWTH = 8  # bytes of content a byte of a file: tensors may share what they are made from
 _SLACK = 1 << 16
+_LISTED = 8
 
 
 def write_tensors(
@@ -69,14 +67,25 @@ def write_tensors(
 
 
 def read_safely(path: str | Path) -> dict[str, Any]:
-    """Read a mapping that ``torch.save`` wrote, refusing anything that would run code.
+    """Read a mapping that ``torch.save`` wrote; :func:`read_hashed` without the hash."""
+    return read_hashed(path)[0]
 
-    Content that does not agree with its checksum is refused, and so is what would need far more
-    memory than the file is long: compressed archives, tensors that repeat a few numbers.
+
+def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Read a mapping that ``torch.save`` wrote, running nothing that is in it.
+
+    Objects other than dense tensors and plain data are :class:`compofa.unpickle.Skipped`; a line
+    of the log names their types. Content that does not agree with its checksum is refused, and so
+    is what would need far more memory than the file is long: compressed archives, tensors that
+    repeat a few numbers.
+
+    Returns:
+        The mapping, and the hash (:func:`short_hash`) of the very bytes that it was read from,
+        whatever is at ``path`` by now.
 
     Raises:
-        CheckpointError: The file is missing, damaged, not a mapping or holds more than tensors
-            and plain data.
+        CheckpointError: The file is missing, damaged, not a mapping, or was written to while it
+            was read.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -85,27 +94,42 @@ def read_safely(path: str | Path) -> dict[str, Any]:
             what = "a folder" if os.path.isdir(path) else "something else"
         raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
     try:
-        size = path.stat().st_size
-        archived = _check_archive(path, size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(data, Mapping):
-            data = dict(data)
-            _check_content(path, data, _GROWTH * size + _SLACK, archived)
+        # One open file throughout: another that takes its name meanwhile is another file.
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            digest = short_hash(file)
+            data = unpickle(file)
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise CheckpointError(f"{path}: expected a finished file, got one being written to")
+        if isinstance(data, dict):
+            _check_content(data, _GROWTH * before.st_size + _SLACK)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:
-        # What torch says of a pickle that it refuses is advice on how to run what is in it.
-        refused = isinstance(error, pickle.UnpicklingError)
-        reason = "other objects, or damage" if refused else first_line(error)
         raise CheckpointError(
             f"{path}: expected a file of tensors and plain data written by torch.save, "
-            f"got one that cannot be read safely ({reason})"
+            f"got one that cannot be read safely ({first_line(error)})"
         ) from error
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(data).__name__}")
-    return data
+    if not isinstance(data, dict):
+        kind = type(data).__name__
+        names = ascii(next(iter(skipped_names(data)), kind))[1:-1]
+        raise CheckpointError(f"{path}: expected a mapping, got {names[:80]}")
+    if names := sorted(skipped_names(data)):
+        listed = ", ".join(ascii(name)[1:-1][:60] for name in names[:_LISTED])
+        more = ", …" * (len(names) > _LISTED)
+        log.info("%s: skipped what is no tensor or plain data: %s%s", path, listed, more)
+    return data, digest
+
+
+def short_hash(file: BinaryIO) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file, and go to its start."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(1 << 20):
+        digest.update(part)
+    file.seek(0)
+    return digest.hexdigest()[:16]
 
 
 def checksum(data: Mapping[str, Any]) -> str:
@@ -123,43 +147,19 @@ def first_line(error: BaseException) -> str:
     return (text or type(error).__name__)[:120]
 
 
-def _check_archive(path: Path, size: int) -> bool:
-    """Refuse an archive that would unpack to more than it holds; tell whether it is one.
-
-    Raises:
-        ValueError: It would. ``torch.save`` never compresses.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # how torch.load tells
-            return False
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise ValueError("a compressed archive")
-    if (claimed := sum(record.file_size for record in records)) > size:
-        raise ValueError(f"{size} bytes that claim to hold {claimed}")
-    return True
-
-
-def _check_content(path: Path, data: dict[str, Any], most: int, archived: bool) -> None:
-    """Hold ``data`` against its checksum, which is taken out, or else against the archive's.
+def _check_content(data: dict[str, Any], most: int) -> None:
+    """Hold ``data`` against its checksum, which is taken out.
 
     Raises:
         ValueError: They do not agree, or the data would need more than ``most`` bytes.
+        TypeError: There is a checksum, and something that it cannot be of.
     """
     wanted = data.pop(CHECKSUM, None)
-    if wanted is not None:
-        if _hash(_pieces(data, strict=True), most) != wanted:
-            raise ValueError("damaged: the content does not match its checksum")
-        return
-    for _ in _bounded(_pieces(data, values=False), most):
-        pass
-    if archived:
-        with zipfile.ZipFile(path) as archive:
-            # All are 0 where set_crc32_options(False) was in force.
-            stored = any(record.CRC for record in archive.infolist())
-            if stored and (name := archive.testzip()) is not None:
-                raise ValueError(f"damaged: {name} does not match its CRC-32")
+    if wanted is None:
+        for _ in _bounded(_pieces(data, values=False), most):
+            pass
+    elif _hash(_pieces(data, strict=True), most) != wanted:
+        raise ValueError("damaged: the content does not match its checksum")
 
 
 def _hash(pieces: Iterator[Any], most: int | None = None) -> str:

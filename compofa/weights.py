@@ -27,7 +27,8 @@ def load_state(
     Kernel matrices that the network has and ``state`` lacks become the identity.
 
     Raises:
-        CheckpointError: Weights are missing, extra, misshapen or not numbers; all are listed.
+        CheckpointError: Weights are missing, extra, misshapen or not numbers, or variances of BN
+            are negative; all are listed.
     """
     tensors = {name: value for name, value in state.items() if _is_weight(name, value)}
     if len(tensors) < len(state) or not tensors:
@@ -76,6 +77,11 @@ def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> li
         for name in common
         if tensors[name].is_complex() or not bool(torch.isfinite(tensors[name]).all())
     ]
+    negative = [
+        name
+        for name in common
+        if name.endswith(".running_var") and name not in broken and bool((tensors[name] < 0).any())
+    ]
     return [
         f"{len(names)} {label}: " + ", ".join(names[:_LISTED]) + (", …" * (len(names) > _LISTED))
         for label, names in (
@@ -83,6 +89,7 @@ def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> li
             ("extra", extra),
             ("misshapen", misshapen),
             ("not finite numbers", broken),
+            ("negative variances", negative),
         )
         if names
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from compofa.checkpoint import Checkpoint
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
-from compofa.files import require_writable
+from compofa.files import is_stream
+from compofa.locks import exclusive_by_main
 from compofa.records import EvalRecord, append_record, read_records, trim_records
 from compofa.seeds import rng
 from compofa.space import SearchSpace
@@ -55,7 +56,6 @@ def draw_subnets(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
 
 def collect(
     checkpoint: Checkpoint,
-    digest: str,
     net: str,
     subnets: Sequence[Subnet],
     evaluator: Evaluator,
@@ -67,9 +67,8 @@ def collect(
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
     Args:
-        checkpoint: The supernet.
-        digest: Hash of its file; records in ``output`` of another checkpoint, other images or
-            another number of calibration images are refused.
+        checkpoint: The supernet. Records in ``output`` of another one (by its ``digest``), of
+            other images or of another number of calibration images are refused.
         net: Name or path for the records.
         subnets: What to measure.
         evaluator: On what.
@@ -81,15 +80,29 @@ def collect(
         The records of ``subnets``, in their order.
 
     Raises:
+        BusyError: Another process is collecting to ``output``.
         DataError: ``output`` cannot be read or written, or holds something else.
+        ConfigError: Workers have read different checkpoints.
     """
-    output, backend = Path(output), backend or Alone()
+    backend = backend or Alone()
+    backend.require_same("checkpoint", checkpoint.digest)
+    with exclusive_by_main(backend, output):
+        return _collect(checkpoint, net, subnets, evaluator, Path(output), bar, backend)
 
-    def earlier() -> list[EvalRecord]:
-        require_writable(output.parent)
-        return list(_known(output, digest, evaluator))
 
-    known = {record.subnet: record for record in backend.from_main(earlier)}
+def _collect(
+    checkpoint: Checkpoint,
+    net: str,
+    subnets: Sequence[Subnet],
+    evaluator: Evaluator,
+    output: Path,
+    bar: bool,
+    backend: Backend,
+) -> list[EvalRecord]:
+    digest = checkpoint.digest
+
+    earlier = backend.from_main(lambda: _known(output, digest, evaluator))
+    known = {record.subnet: record for record in earlier}
     todo = [subnet for subnet in subnets if subnet not in known]
     if len(todo) < len(subnets):
         log.info(
@@ -111,9 +124,12 @@ def collect(
     return [known[subnet] for subnet in subnets]
 
 
-def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalRecord]:
-    """Read the records of an earlier call, cutting off a line that it did not finish."""
-    if not output.exists():
+def _known(output: Path, digest: str, evaluator: Evaluator) -> list[EvalRecord]:
+    """Read the records of an earlier call, each subnet's first, and leave no others in the file.
+
+    What goes is a line that was not finished, and what two processes have measured at once.
+    """
+    if not output.exists() or is_stream(output):
         return []
     records = read_records(output)
     wanted = _conditions(
@@ -125,22 +141,8 @@ def _known(output: Path, digest: str, evaluator: Evaluator) -> Iterable[EvalReco
             raise DataError(
                 f"{output}: expected records of {wanted}, got one of {got}; choose another file"
             )
-    _require_cut_off(output, len(records))
     trim_records(output, records)
     return records
-
-
-def _require_cut_off(output: Path, count: int) -> None:
-    """Check that what follows the first ``count`` lines is the beginning of a record, if anything.
-
-    Raises:
-        DataError: It is a line of something else, which must not be lost.
-    """
-    text = output.read_text()
-    rest = text.splitlines()[count:]
-    begun = '{"ks": ['
-    if rest and (text.endswith("\n") or rest[0][: len(begun)] != begun[: len(rest[0])]):
-        raise DataError(f"{output}, line {count + 1}: not an evaluation record")
 
 
 def _conditions(checkpoint: str, part: str, dataset: str, calibration_images: int) -> str:

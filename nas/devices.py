@@ -11,9 +11,10 @@ from pathlib import Path
 from compofa.backbones import MOBILENET_V3, Backbone
 from compofa.errors import ConfigError, TableError
 from compofa.space import SearchSpace
+from nas.cards import measured_width
 from nas.cost import Cost, macs_cost, params_cost
 from nas.latency import TableCost
-from nas.latency_models import MODELS, LayerModel, load_model
+from nas.latency_models import LAYERS_NEAR, MODELS, LayerModel, load_model
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Device:
         unit: Of its cost.
         source: Where the measurements come from.
         model: Name of the shipped model's file; empty where none is needed.
-        width_mults: Width multipliers that it serves; empty for all.
+        width_mults: Width multipliers that it serves; empty for those near to what was measured.
         resolutions: Resolutions that it serves; empty for all.
     """
 
@@ -35,6 +36,16 @@ class Device:
     model: str = ""
     width_mults: tuple[float, ...] = ()
     resolutions: tuple[int, ...] = ()
+
+    @property
+    def widths(self) -> str:
+        """Which width multipliers it serves, in words."""
+        if self.width_mults:
+            return ", ".join(f"w{width:g}" for width in self.width_mults)
+        if not self.model:
+            return "any width"
+        measured = measured_width(load_model(MODELS / f"{self.model}.npz").card) or 1.0
+        return f"w{measured / LAYERS_NEAR:g} to {measured * LAYERS_NEAR:g}"
 
     @property
     def error(self) -> str:
@@ -100,14 +111,18 @@ def load_cost(
         classes: Outputs of the classifier.
         table: Folder of lookup tables to use in place of the device's model.
         space: What to measure for ``cpu`` and ``gpu``; needed there.
-        batch: Images at once for ``cpu`` and ``gpu``; 0 for 1 and 64.
+        batch: Images per batch for ``cpu`` and ``gpu``; 0 for 1 and 64. Others have their own.
         cache: Folder of this machine's measurements.
         progress: Whether to show a progress bar while measuring.
 
     Raises:
-        ConfigError: The device is unknown.
+        ConfigError: The device is unknown, or has a batch size of its own.
         TableError: It was measured on another backbone or width, or its file cannot be used.
     """
+    if batch and (table is not None or device not in ("cpu", "gpu")):
+        raise ConfigError(
+            f"expected no batch size for {table or device}, which is not timed here, got {batch}"
+        )
     if table is not None:
         cost = TableCost(table, backbone, classes)
         if str(device) in DEVICES:
@@ -138,7 +153,6 @@ def load_cost(
     model = load_model(path)
     if isinstance(model, LayerModel) and backbone.name not in ("mobilenet_v3",):
         raise TableError(
-            f"the latency model {model.card.get('name')} was measured on mobilenet_v3, "
-            f"not on {backbone.name}"
+            f"the latency model {model.name} was measured on mobilenet_v3, not on {backbone.name}"
         )
     return model.cost(backbone, classes)

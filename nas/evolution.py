@@ -137,13 +137,13 @@ class Problem:
             arrays = SubnetArrays(*(field[rows] for field in arrays))
         accuracy = self.accuracy.predict(arrays) if len(rows) else np.zeros(0)
         self.evaluated += len(rows)
-        _require_finite("the accuracy model", self.accuracy.name, accuracy)
+        require_finite(f"the accuracy model {self.accuracy.name}", accuracy)
         return rows, Points(genes[rows], accuracy, costs[rows])
 
     def _costs(self, arrays: SubnetArrays) -> np.ndarray:
         columns = [cost(arrays) for cost in self.costs]
         for cost, column in zip(self.costs, columns, strict=True):
-            _require_finite("the cost", cost.name, column)
+            require_finite(f"the cost {cost.name}", column, 0)
         return np.stack(columns, axis=1)
 
 
@@ -329,6 +329,16 @@ def join(parts: Sequence[Points]) -> Points:
     return Points(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
-def _require_finite(what: str, name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise SearchError(f"expected finite numbers from {what} {name}, got others")
+def require_finite(what: str, values: np.ndarray, least: float = -np.inf) -> None:
+    """Check what a model answered.
+
+    Raises:
+        SearchError: Values are NaN, infinite or below ``least``.
+    """
+    wrong = values[~(np.isfinite(values) & (values >= least))]
+    if len(wrong):
+        bound = "" if least == -np.inf else f", each at least {least:g}"
+        raise SearchError(
+            f"expected finite numbers from {what}{bound}, got {wrong[0]:g} for {len(wrong)} of "
+            f"{len(values)} subnets"
+        )

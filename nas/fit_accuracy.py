@@ -185,6 +185,7 @@ def reproduce(reference_data: Path, out: Path) -> list[Path]:
         card = {
             "license": "Apache-2.0",
             "unit": "top-1 %",
+            "width_mult": 1.0,
             "sources": [_SOURCES[table] for table in recipe["tables"]],
             "related_sources": [_SOURCES[table] for table in recipe["related"]],
             "command": "python -m nas fit-accuracy --shipped DIR --output nas/models",
@@ -289,10 +290,12 @@ def _figures(
     clean = raw - held_out["offset"]
     std = np.hypot(held_out["std"], np.interp(data.arrays.r, anchors, noise))
 
-    def rank(rows: np.ndarray, measured: np.ndarray) -> float:
+    def rank(rows: np.ndarray, measured: np.ndarray) -> float | None:
+        if not (np.ptp(held_out["mean"][rows]) and np.ptp(measured[rows])):
+            return None  # all are equal, so there is nothing to rank
         return round(float(spearmanr(held_out["mean"][rows], measured[rows]).statistic), 4)
 
-    def summary(rows: np.ndarray) -> dict[str, float]:
+    def summary(rows: np.ndarray) -> dict[str, float | None]:
         return {
             "rows": int(rows.sum()),
             "mae": round(float(np.abs(clean[rows]).mean()), 4),

@@ -131,6 +131,7 @@ def fit_note10(
         errors = [abs(row["error_percent"]) for row in published if row["width_mult"] == 1.0]
         other_width = f"; width 1.0: {np.mean(errors):.1f} % on {len(errors)} published networks"
     model.card.update(
+        width_mult=wide.width_mult,
         error=(
             f"width 1.2: MAPE {fitted.mean():.1f} % on measured resolutions, {lowest:.1f} % on "
             f"lower ones left out{other_width}"

@@ -18,7 +18,7 @@ from typing import Any
 from compofa.backbones import Backbone
 from compofa.errors import SpaceError, TableError
 from compofa.layout import LayerSpec, layout
-from compofa.plain import parse_yaml, read_text
+from compofa.plain import parse_yaml, printable, read_text
 from compofa.subnet import Subnet
 from nas.cost import LayerSumCost
 
@@ -147,7 +147,12 @@ class TableCost(LayerSumCost):
         self.files = table_files(self.folder)
         self._tables: dict[int, dict[str, float]] = {}
         super().__init__(
-            backbone, classes, self._unused, self.folder.name, "ms", "sums of measured layers"
+            backbone,
+            classes,
+            self._unused,
+            printable(self.folder.name),
+            "ms",
+            "sums of measured layers",
         )
 
     @staticmethod

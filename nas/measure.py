@@ -122,7 +122,8 @@ class MachineCost(LayerSumCost):
             solved = np.linalg.lstsq(x * weight[:, None], weight, rcond=None)[0]
             weight = 1 / np.sqrt(np.maximum(np.abs(1 - x @ solved), 0.01))
         intercept, slope = solved
-        if not 0.2 < slope < 5:  # networks too alike for a line
+        # Networks too alike for a line, or one that falls below 0 for networks half as large.
+        if not 0.2 < slope < 5 or intercept + slope * sums.min() / 2 <= 0:
             intercept, slope = 0.0, float(np.median(measured_ms / sums))
         self.line = (float(intercept), float(slope))
 
@@ -181,13 +182,13 @@ def measure(
     """
     settings = settings or Settings()
     identity = machine(settings)
-    samples = Samples(folder or cache_folder(), identity)
     watch = Stopwatch(settings)
     draws = rng(settings.seed, "measured-subnets")
     subnets = [space.sample(draws) for _ in range(2 * settings.networks)]
     timed = _timed_layers(sum(space_layers(backbone, space, classes).values(), ()), watch)
     timed |= _timed_networks(subnets, backbone, classes, watch)
-    _rounds(timed, samples, settings, progress)
+    with Samples.alone(folder or cache_folder(), identity) as samples:
+        _rounds(timed, samples, settings, progress)
     cost = MachineCost(backbone, classes, samples, identity, settings.device)
     measured = np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])
     half = settings.networks
@@ -253,7 +254,7 @@ def time_networks(
 ) -> np.ndarray:
     """Time whole networks end to end on this machine, ms, shape [n]; arguments as for measure."""
     settings = settings or Settings()
-    samples = Samples(folder or cache_folder(), machine(settings))
     timed = _timed_networks(subnets, backbone, classes, Stopwatch(settings))
-    _rounds(timed, samples, settings, progress)
+    with Samples.alone(folder or cache_folder(), machine(settings)) as samples:
+        _rounds(timed, samples, settings, progress)
     return np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 
 from compofa.backbones import Backbone
-from compofa.errors import ConfigError, SearchError
+from compofa.errors import CompofaError, ConfigError, SearchError, TableError
 from compofa.files import require_writable, write_text_atomic
 from compofa.model_zoo import NETWORKS, network_spec
+from compofa.plain import printable
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays
 from nas.cost import Cost, macs_cost, params_cost
 from nas.evolution import Evolution
 from nas.pareto import pareto_front
-from nas.predictor import UNMEASURED, AccuracyModel, load_accuracy_model
+from nas.predictor import AccuracyModel, load_accuracy_model
 from nas.report import FoundRow, ReportData, Series, write_report
 from nas.search import Found, Points, sample_points, search, search_front
-from nas.tables import write_subnets
+from nas.tables import read_csv, write_subnets
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Outcome:
 
     Attributes:
         targets: The network searched, then those compared.
-        found: The best subnet for each budget.
+        found: The best subnet for each budget that can be met.
         fronts: The front of each target.
         clouds: Random subnets of each target.
         measured: Columns measured afterwards, a value a found subnet.
@@ -93,20 +94,8 @@ class Percent:
 
 
 def accuracy_model(name_or_path: str | Path, width_mult: float | None = None) -> AccuracyModel:
-    """Open a predictor, in percent whatever its file's unit.
-
-    Args:
-        name_or_path: A network's name, or a predictor's file.
-        width_mult: Width multiplier of the networks where it is not the named network's own:
-            their level is then as uncertain as that of other networks without measurements.
-
-    Raises:
-        TableError: It is neither a known name nor a predictor's file.
-    """
-    model = load_accuracy_model(name_or_path)
-    row = NETWORKS.get(str(name_or_path))
-    if row is not None and width_mult not in (None, row.width_mult):
-        model.extra_std = max(UNMEASURED.values())
+    """Open a predictor, in percent whatever its file's unit; see :func:`load_accuracy_model`."""
+    model = load_accuracy_model(name_or_path, width_mult)
     return Percent(model) if hasattr(model, "predict_percent") else model
 
 
@@ -131,7 +120,8 @@ def named_space(
 def network_name(net: str) -> str:
     """Return what to call a checkpoint: its file's name, or its folder's for best.pt, last.pt."""
     path = Path(net)
-    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
+    own = path.stem in ("best", "last") and path.parent.name
+    return printable(path.parent.name if own else path.stem)
 
 
 def usual_budgets(target: Target) -> list[float]:
@@ -162,7 +152,8 @@ def run_search(
         evolution: Effort where a space is not enumerated.
 
     Raises:
-        SearchError: A budget that no subnet meets; the message names the least possible.
+        SearchError: No budget can be met; the message names the least possible. One among several
+            is left out with a warning.
     """
     first = targets[0]
     found = search(first.space, first.accuracy, first.cost, budgets, seed=seed, evolution=evolution)
@@ -196,7 +187,10 @@ def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
 
 
 def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -> list[Path]:
-    """Write results.csv, pareto.csv, a JSON file a found subnet, pictures and report.html.
+    """Write results.csv, pareto.csv, a JSON file per found subnet, report.html and pictures.
+
+    The JSON files of an earlier search, which its results.csv lists, are removed. Pictures come
+    last: where they cannot be drawn, a warning says why, and none of an earlier search is left.
 
     Returns:
         The files, in that order.
@@ -208,23 +202,49 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
         "constraint": [found.budget for found in outcome.found],
         "net": [target.name] * len(subnets),
     }
-    paths = [folder / "results.csv", folder / "pareto.csv"]
-    write_subnets(paths[0], target.space.arrays_of(subnets), columns, ahead)
-    _write_fronts(outcome, paths[1])
-    for found in outcome.found:
-        paths.append(folder / f"subnet_{found.budget:.12g}.json")
-        config = target.space.to_config(found.subnet)
-        write_text_atomic(paths[-1], json.dumps(config) + "\n")
+    results, fronts, report = (
+        folder / name for name in ("results.csv", "pareto.csv", "report.html")
+    )
+    files = [folder / _subnet_file(found.budget) for found in outcome.found]
+    for path, subnet in zip(files, subnets, strict=True):
+        write_text_atomic(path, json.dumps(target.space.to_config(subnet)) + "\n")
+    for path in filter(Path.is_file, _listed_subnets(results) - set(files)):
+        path.unlink()
+    write_subnets(results, target.space.arrays_of(subnets), columns, ahead)
+    _write_fronts(outcome, fronts)
     data = report_data(outcome)
-    if pictures:
+    write_report(data, report)
+    drawn = _write_pictures(data, folder) if pictures else []
+    return [results, fronts, *files, report, *drawn]
+
+
+def _subnet_file(budget: float) -> str:
+    return f"subnet_{budget:.12g}.json"
+
+
+def _listed_subnets(results: Path) -> set[Path]:
+    """Return the JSON files of the search whose results.csv this is; none if it is no such file."""
+    try:
+        header, rows = read_csv(results)[1:]
+        budgets = {float(row[header.index("constraint")]) for row in rows}
+    except (TableError, ValueError):
+        return set()
+    return {results.with_name(_subnet_file(budget)) for budget in budgets}
+
+
+def _write_pictures(data: ReportData, folder: Path) -> list[Path]:
+    """Draw pareto.png and pareto.svg; return what was drawn."""
+    drawn = [folder / "pareto.png", folder / "pareto.svg"]
+    try:
         from nas.plots import write_plot
 
-        drawn = [folder / "pareto.png", folder / "pareto.svg"]
         write_plot(data, *drawn)
-        paths += drawn
-    paths.append(folder / "report.html")
-    write_report(data, paths[-1])
-    return paths
+    except (CompofaError, ImportError, OSError, RuntimeError, ValueError) as error:
+        for path in filter(Path.is_file, drawn):
+            path.unlink()
+        log.warning("no pictures: %s", " ".join(str(error).split()) or type(error).__name__)
+        return []
+    return drawn
 
 
 def report_data(outcome: Outcome) -> ReportData:

@@ -15,9 +15,11 @@ import numpy as np
 
 from compofa.errors import SearchError
 from compofa.files import write_atomic
+from compofa.plots import draw_legend, label, literal_text
 from nas.report import COLORS, ReportData, Series
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -43,9 +45,7 @@ def write_plot(data: ReportData, *paths: str | Path) -> None:
     for path, suffix in zip(paths, suffixes, strict=True):
         if suffix not in FORMATS:
             raise SearchError(f"expected a path ending in {' or '.join(FORMATS)}, got {path}")
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "compofa", "font.family": "DejaVu Sans"}):
+    with literal_text():
         figure = draw(data)
         for path, suffix in zip(paths, suffixes, strict=True):
             buffer = io.BytesIO()
@@ -70,39 +70,44 @@ def draw(data: ReportData) -> Figure:
     binned = figure.add_subplot(grid[1, 0], sharex=fronts)
     for axes in (fronts, marginal, binned):
         _plain(axes)
-    _draw_fronts(fronts, data)
+    entries = _draw_fronts(fronts, data)
     _draw_marginal(marginal, data)
     _draw_binned(binned, data)
-    figure.suptitle(data.title, x=0.07, y=0.975, ha="left", fontsize=15, color=TEXT)
-    lines = "\n".join(textwrap.wrap(data.caption, 165))
+    figure.suptitle(label(data.title, 100), x=0.07, y=0.975, ha="left", fontsize=15, color=TEXT)
+    lines = "\n".join(textwrap.wrap(label(data.caption, 800), 165))
     figure.text(0.07, 0.02, lines, fontsize=8.5, color=SOFT, va="bottom")
-    handles, labels = fronts.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.755, 0.28), fontsize=9.5,
-                  frameon=False, labelcolor=TEXT, labelspacing=0.8)  # fmt: skip
+    draw_legend(figure, entries, loc="center left", bbox_to_anchor=(0.755, 0.28), fontsize=9.5,
+                frameon=False, labelcolor=TEXT, labelspacing=0.8)  # fmt: skip
     return figure
 
 
-def _draw_fronts(axes: Axes, data: ReportData) -> None:
+def _draw_fronts(axes: Axes, data: ReportData) -> list[tuple[Artist, str]]:
+    """Draw the fronts; return the entries of their legend."""
+    entries: list[tuple[Artist, str]] = []
     for place, series in enumerate(data.series):
         step = max(1, -(-len(series.costs) // CLOUD_LIMIT))
         axes.scatter(series.costs[::step], series.accuracies[::step], s=5, linewidths=0, alpha=0.28,
                      color=_color(place), rasterized=True, zorder=1)  # fmt: skip
     for place, series in enumerate(data.series):
         line = {"color": _color(place), "zorder": 4 - 0.1 * place}
-        axes.step(series.front_costs, series.front_accuracies, where="post", linewidth=2,
-                  label=f"{series.name}: front", **line)  # fmt: skip
+        front = axes.step(series.front_costs, series.front_accuracies, where="post", linewidth=2,
+                          **line)  # fmt: skip
+        entries.append((front[0], f"{series.name}: front"))
         axes.plot(series.front_costs, series.front_accuracies, "o", markersize=3.5, **line)
         found = [row for row in data.found if row.series == series.name]
         if found:
-            axes.plot([row.cost for row in found], [row.accuracy for row in found], "D",
-                      markersize=8, markeredgecolor="white", color=_color(place), zorder=6,
-                      label=f"{series.name}: found", linestyle="none")  # fmt: skip
-    axes.scatter([], [], s=14, color=SOFT, alpha=0.6, label="random subnets")
-    for index, budget in enumerate(sorted({row.budget for row in data.found})):
-        axes.axvline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5,
-                     label="budget" if index == 0 else None)  # fmt: skip
-    axes.set_xlabel(data.cost_label)
-    axes.set_ylabel(data.accuracy_label)
+            marks = axes.plot([row.cost for row in found], [row.accuracy for row in found], "D",
+                              markersize=8, markeredgecolor="white", color=_color(place), zorder=6,
+                              linestyle="none")  # fmt: skip
+            entries.append((marks[0], f"{series.name}: found"))
+    entries.append((axes.scatter([], [], s=14, color=SOFT, alpha=0.6), "random subnets"))
+    lines = [
+        axes.axvline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
+        for budget in sorted({row.budget for row in data.found})
+    ]
+    axes.set_xlabel(label(data.cost_label, 90))
+    axes.set_ylabel(label(data.accuracy_label))
+    return [*entries, *((line, "budget") for line in lines[:1])]
 
 
 def _draw_marginal(axes: Axes, data: ReportData) -> None:
@@ -143,8 +148,8 @@ def _draw_binned(axes: Axes, data: ReportData) -> None:
     costs = np.concatenate([series.costs for series in data.series])
     axes.set_title("Random subnets at like cost: quartiles, 5 to 95 %", loc="left", fontsize=11,
                    color=TEXT)  # fmt: skip
-    axes.set_xlabel(data.cost_label)
-    axes.set_ylabel(data.accuracy_label)
+    axes.set_xlabel(label(data.cost_label, 90))
+    axes.set_ylabel(label(data.accuracy_label, 40))
     if not len(costs):
         return
     edges = np.linspace(*np.quantile(costs, (0.002, 0.998)), BINS + 1)

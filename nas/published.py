@@ -9,6 +9,7 @@ import numpy as np
 from compofa.backbones import RESNET50D
 from compofa.errors import CheckpointError, SpaceError, TableError
 from compofa.form import WIDE, columns
+from compofa.plain import printable
 from compofa.subnet import SubnetArrays
 from nas.choices import CHUNK, ChoiceCodes
 
@@ -27,11 +28,25 @@ class PublishedPredictor:
     error = "a ranking: values lie about 0.06 above measured top-1"
     resolutions = np.arange(112, 225, 16)
     OFFSET = 0.06
+    WIDTHS = (1.0, 1.2)
+    """Width multipliers that it is published for."""
     INPUTS = 128
 
     def __init__(self, layers: list[tuple[np.ndarray, np.ndarray]], name: str) -> None:
         self.layers = layers
         self.name = name
+
+    def serve(self, width_mult: float) -> None:
+        """Check that it may be asked about networks of this width multiplier.
+
+        Raises:
+            TableError: It is published for others.
+        """
+        if width_mult not in self.WIDTHS:
+            raise TableError(
+                f"the accuracy model {self.name} is published for width multiplier "
+                f"{' or '.join(f'{width:g}' for width in self.WIDTHS)}, not {width_mult:g}"
+            )
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
         """Return top-1 as a fraction on the published scale, float64 of shape [n].
@@ -115,6 +130,7 @@ class PublishedResNetPredictor(PublishedPredictor):
     error = "a ranking: its level was never checked, nor its assumed resolutions"
     resolutions = np.array([128, 144, 160, 176, 192, 224, 240, 256])
     INPUTS = 82
+    WIDTHS = (1.0,)
 
     def _check(self, arrays: SubnetArrays) -> None:
         shape = (len(WIDE) * max(form.slots for form in WIDE), RESNET50D.choices)
@@ -149,7 +165,7 @@ class PublishedResNetPredictor(PublishedPredictor):
 
 
 def read_published(path: Path) -> PublishedPredictor:
-    """Read ``acc_predictor.pth``, or ResNet50D's: a state dict, loaded with ``weights_only``.
+    """Read ``acc_predictor.pth``, or ResNet50D's: a state dict, as it is or within something.
 
     Raises:
         TableError: The file is something else.
@@ -158,22 +174,13 @@ def read_published(path: Path) -> PublishedPredictor:
         f"{path}: expected a published accuracy predictor (linear 128-400-400-400-1, or "
         "82-400-400-400-1 for ResNet50D)"
     )
-    import torch  # Only this foreign format needs it; searches on other models must not wait.
-
-    from compofa.tensorfile import read_safely
+    # Only this foreign format needs torch; searches on other models must not wait for it.
+    from compofa.checkpoint import read_safely, weights_in
 
     try:
-        state = read_safely(path)
+        state = weights_in(path, read_safely(path))
     except CheckpointError as error:
         raise TableError(f"{expected}, got a file that cannot be read as one") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    plain = isinstance(state, dict) and all(
-        torch.is_tensor(value) and value.layout is torch.strided and not value.is_quantized
-        for value in state.values()
-    )
-    if not plain:
-        raise TableError(f"{expected}, got {type(state).__name__} of something else")
     shapes = [tuple(value.shape) for value in state.values()]
     kinds = (PublishedPredictor, PublishedResNetPredictor)
     kind = next((kind for kind in kinds if kind.shapes() == shapes), None)
@@ -183,4 +190,4 @@ def read_published(path: Path) -> PublishedPredictor:
     values = [value.detach().float().numpy() for value in state.values()]
     if not all(np.isfinite(value).all() for value in values):
         raise TableError(f"{expected}, got weights that are not finite")
-    return kind.of(values, path.stem)
+    return kind.of(values, printable(path.stem))

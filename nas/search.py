@@ -10,6 +10,7 @@ Everything random comes from the seed. This module needs NumPy alone.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ from nas.evolution import (
 )
 from nas.pareto import non_dominated, pareto_front
 from nas.predictor import AccuracyModel
+
+log = logging.getLogger(__name__)
 
 ENUMERATE_UP_TO = 1_000_000
 FRONT_BUDGETS = 32
@@ -83,21 +86,21 @@ def search(
         enumerate_up_to: Largest space to enumerate.
 
     Returns:
-        One result a budget, in the order given.
+        One result per budget, in the order given. A budget that no subnet meets is left out with a
+        warning that names the least possible and the subnet that has it.
 
     Raises:
-        SearchError: There is no budget, one is not a number, or no subnet meets it; the message
-            then names the least possible and the subnet that has it.
+        SearchError: There is no budget, one is not a number, or no subnet meets any of them.
     """
     limits = np.unique(_budgets(budgets))
     if space.size <= enumerate_up_to:
         points = enumerate_points(space, accuracy, [cost])
         evaluated = len(points.genes)
         least, most = points.costs[:, 0].argmin(), points.costs[:, 0].max()
-        _require_feasible(space, cost, limits, points.genes[least], points.costs[least, 0])
+        limits = _within_reach(space, cost, limits, points.genes[least], points.costs[least, 0])
     else:
         cheapest, least = extreme(space, cost)
-        _require_feasible(space, cost, limits, cheapest, least)
+        limits = _within_reach(space, cost, limits, cheapest, least)
         most = extreme(space, cost, greatest=True)[1]
         problem = Problem(space, accuracy, [cost])
         points = evolve_budgets(
@@ -106,7 +109,7 @@ def search(
         evaluated = problem.evaluated
     front = points.take(pareto_front(points.costs[:, 0], points.accuracy))
     results = []
-    for budget in map(float, budgets):
+    for budget in (float(budget) for budget in budgets if budget >= limits[0]):
         best = best_within(front, budget)
         results.append(
             Found(
@@ -221,17 +224,26 @@ def _budgets(budgets: Sequence[float]) -> np.ndarray:
     return values
 
 
-def _require_feasible(
+def _within_reach(
     space: SearchSpace, cost: Cost, budgets: np.ndarray, cheapest: np.ndarray, least: float
-) -> None:
+) -> np.ndarray:
+    """Return the budgets that can be met, and warn of the others.
+
+    Raises:
+        SearchError: None can be met.
+    """
     missed = budgets[budgets < least]
     if len(missed):
         config = json.dumps(space.to_config(space.decode(cheapest)), separators=(",", ":"))
-        raise SearchError(
+        message = (
             f"no subnet of {space.name} meets {', '.join(f'{value:g}' for value in missed)} "
             f"{cost.unit} on {cost.name}: expected at least {_above(least)} {cost.unit}, "
             f"the cost of {config}"
         )
+        if len(missed) == len(budgets):
+            raise SearchError(message)
+        log.warning("%s", message)
+    return budgets[budgets >= least]
 
 
 def _above(value: float) -> str:

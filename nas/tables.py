@@ -11,8 +11,9 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,14 +32,54 @@ _LARGEST = 1e9
 """The largest number of a subnet, so that whole ones stay exact."""
 
 
+class Table(NamedTuple):
+    """A CSV as text, to which columns can be added.
+
+    Attributes:
+        path: Of its file, for errors.
+        header: Names of the columns, all different.
+        rows: Their fields, as many in each row.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+
+
+def read_csv(path: str | Path) -> Table:
+    """Read a CSV with a line for each row.
+
+    Raises:
+        TableError: The file is missing, empty or malformed; the message names the line.
+    """
+    path, rows = Path(path), []
+    try:
+        reader = csv.reader(io.StringIO(_text(path), newline=""))
+        header = next(reader, [])
+        twice = [name for place, name in enumerate(header) if name in header[:place]]
+        if twice:
+            raise ValueError(f"expected different columns, got {twice[0]!r} twice")
+        for row in filter(None, reader):
+            if reader.line_num != len(rows) + 2:  # or line numbers would mislead
+                raise ValueError("expected a line a row, got blank or broken ones before it")
+            if len(row) > len(header):
+                raise ValueError(f"expected {len(header)} fields, got more")
+            rows.append(row + [""] * (len(header) - len(row)))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise TableError(f"cannot read the table {path}: {error}") from error
+    except ValueError as error:
+        raise TableError(f"{path}, line {reader.line_num}: {error}") from error
+    return Table(path, header, rows)
+
+
 def read_subnets(
-    path: str | Path, columns: Sequence[str] = ()
+    source: str | Path | Table, columns: Sequence[str] = ()
 ) -> tuple[SubnetArrays, dict[str, np.ndarray]]:
     """Read subnets and the numbers beside them, in the file's order.
 
     Args:
-        path: The CSV.
-        columns: Further columns, each a finite number a row.
+        source: The CSV, or what :func:`read_csv` read from it.
+        columns: Further columns, each a finite number per row.
 
     Returns:
         The subnets, and each column as float64 of shape [n].
@@ -47,33 +88,24 @@ def read_subnets(
         TableError: The file is missing, empty, lacks a column, or a row is malformed; the
             message names the line.
     """
-    path = Path(path)
-    keys, values = KEYS, {}
-    try:
-        with io.StringIO(_text(path), newline="") as file:
-            reader = csv.DictReader(file)
-            if "w" in (reader.fieldnames or ()) and "ks" not in reader.fieldnames:
-                keys = WIDE_KEYS
-            values: dict[str, list[list[float]]] = {key: [] for key in (*keys, *columns)}
-            missing = [key for key in values if key not in (reader.fieldnames or [])]
-            if missing:
-                raise TableError(
-                    f"{path}: expected columns {', '.join(values)}, missing {', '.join(missing)}"
-                )
-            for row in reader:
-                if reader.line_num != len(values["r"]) + 2:  # or line numbers would mislead
-                    raise ValueError("expected a line a row, got blank or broken ones before it")
-                if None in row:
-                    raise ValueError(f"expected {len(reader.fieldnames or ())} fields, got more")
-                for key, rows in values.items():
-                    rows.append(_row(key, row[key], rows))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise TableError(f"cannot read the table {path}: {error}") from error
-    except ValueError as error:
-        raise TableError(f"{path}, line {reader.line_num}: {error}") from error
-    if not values["r"]:
+    path, header, rows = source if isinstance(source, Table) else read_csv(source)
+    keys = WIDE_KEYS if "w" in header and "ks" not in header else KEYS
+    wanted = list(dict.fromkeys((*keys, *columns)))
+    missing = [key for key in wanted if key not in header]
+    if missing:
+        raise TableError(
+            f"{path}: expected columns {', '.join(wanted)}, missing {', '.join(missing)}"
+        )
+    if not rows:
         raise TableError(f"{path}: expected rows, got none")
-    whole = {key: np.array(rows) for key, rows in values.items()}
+    values: dict[str, list[list[float]]] = {key: [] for key in wanted}
+    for line, row in enumerate(rows, 2):
+        for key, numbers in values.items():
+            try:
+                numbers.append(_row(key, row[header.index(key)], numbers))
+            except ValueError as error:
+                raise TableError(f"{path}, line {line}: {error}") from error
+    whole = {key: np.array(numbers) for key, numbers in values.items()}
     integers = {
         key: table.astype(np.int64) if (table == np.rint(table)).all() else table
         for key, table in whole.items()
@@ -84,6 +116,13 @@ def read_subnets(
     else:
         arrays = _wide(integers, r, path)
     return arrays, {name: whole[name][:, 0] for name in columns}
+
+
+def without_repeats(arrays: SubnetArrays, values: np.ndarray) -> tuple[SubnetArrays, np.ndarray]:
+    """Return the rows that say something new: of equal subnets with equal values [n] the first."""
+    wide = np.column_stack([*arrays[:3], arrays.w, arrays.r, values])
+    rows = np.sort(np.unique(wide, axis=0, return_index=True)[1])
+    return SubnetArrays(*(array[rows] for array in arrays)), values[rows]
 
 
 def _text(path: Path) -> str:
@@ -122,8 +161,8 @@ def _wide(values: Mapping[str, np.ndarray], r: np.ndarray, path: Path) -> Subnet
     return SubnetArrays(kept * KERNEL, e * kept, d, r, values["w"])
 
 
-def _row(key: str, text: str | None, before: list[list[float]]) -> list[float]:
-    numbers = [float(item) for item in (text or "").split()]
+def _row(key: str, text: str, before: list[list[float]]) -> list[float]:
+    numbers = [float(item) for item in text.split()]
     many = key in ("ks", "e", "d", "w")
     wanted = len(before[0]) if before else max(1, len(numbers)) if many else 1
     if len(numbers) != wanted or not np.isfinite(numbers).all():
@@ -222,19 +261,48 @@ def write_subnets(
         first: Values before them.
     """
     before = dict(first or {})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     wide = arrays.w.shape[1] > 0
     written = arrays.in_form(arrays.ks.shape[1] // arrays.d.shape[1])
     keys = WIDE_KEYS if wide else KEYS
-    writer.writerow([*before, *keys, *columns])
+    rows: list[Sequence[object]] = [[*before, *keys, *columns]]
     for row, numbers in enumerate(zip(*(written[key].tolist() for key in keys), strict=True)):
         *lists, r = numbers
         lists = [" ".join(map(str, values)) for values in lists]
         ahead = [_plain(values[row]) for values in before.values()]
         behind = [_plain(values[row]) for values in columns.values()]
-        writer.writerow([*ahead, *lists, r, *behind])
-    data = text.getvalue().encode()
+        rows.append([*ahead, *lists, r, *behind])
+    _write(path, rows)
+
+
+def write_columns(
+    path: str | Path, table: Table, columns: Mapping[str, Sequence[object]]
+) -> list[str]:
+    """Write a table with columns added, replacing ``path``; gzipped by its ending.
+
+    Args:
+        path: The file; it may be the one that the table was read from.
+        table: Its other columns stay as they are.
+        columns: Values of new columns, behind the others; or, in its place, of one that is there.
+
+    Returns:
+        The columns that were there and have other values now.
+    """
+    header = list(dict.fromkeys((*table.header, *columns)))
+    places = [header.index(name) for name in columns]
+    rows: list[Sequence[object]] = [header]
+    for fields, values in zip(table.rows, zip(*columns.values(), strict=True), strict=True):
+        row: list[object] = [*fields, *[None] * (len(header) - len(fields))]
+        for place, value in zip(places, values, strict=True):
+            row[place] = _plain(value)
+        rows.append(row)
+    _write(path, rows)
+    return [name for name in columns if name in table.header]
+
+
+def _write(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    data = text.getvalue().encode(errors="backslashreplace")  # of names that are not UTF-8
     if Path(path).suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     write_atomic(path, lambda file: file.write(data) and None)

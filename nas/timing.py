@@ -12,15 +12,17 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compofa.errors import ConfigError, TableError
-from compofa.files import require_writable, write_text_atomic
+from compofa.errors import CompofaError, ConfigError, TableError
+from compofa.files import write_text_atomic
+from compofa.locks import exclusive
 from compofa.plain import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -97,13 +99,24 @@ def _cpu_name() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of measurements: ``$XDG_CACHE_HOME/compofa``, or ``~/.cache/compofa``."""
+    """Return the folder of measurements: ``$XDG_CACHE_HOME/compofa``, or ``~/.cache/compofa``.
+
+    Raises:
+        ConfigError: There is neither.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "compofa"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "compofa"
+    except RuntimeError:
+        raise ConfigError(
+            "expected a home folder to keep measurements in, got none: set HOME or XDG_CACHE_HOME"
+        ) from None
 
 
 class Samples:
     """Timings of one machine: an append-only file of JSON lines ``{"key": ..., "ms": ...}``.
+
+    Where they cannot be kept, as on a full disk, a warning says so and they last for this run.
 
     Args:
         folder: Of the caches; one file a machine.
@@ -115,12 +128,11 @@ class Samples:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
         text = json.dumps(identity, sort_keys=True)
-        digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        self.path = Path(folder) / f"latency-{identity['device']}-{digest}.jsonl"
+        self.path = _samples_path(folder, identity)
         self.values: dict[str, list[float]] = {}
-        require_writable(folder)
+        self._kept = True
         lines = []
-        if self.path.is_file():
+        if os.path.isfile(self.path):
             try:
                 lines = read_text(self.path).splitlines(True)
             except (OSError, ValueError) as error:
@@ -128,10 +140,10 @@ class Samples:
             if lines and not lines[-1].endswith("\n"):
                 _LOG.warning("%s: the last line was cut off and is dropped", self.path)
                 lines.pop()
-                write_text_atomic(self.path, "".join(lines))
+                self._rewrite(lines)
         if not lines:
-            write_text_atomic(self.path, text + "\n")
             lines = [text + "\n"]
+            self._rewrite(lines)
         for number, line in enumerate(lines, 1):
             try:
                 data = parse_json(line)
@@ -148,11 +160,39 @@ class Samples:
                 ) from None
             self.values.setdefault(key, []).append(ms)
 
+    @classmethod
+    @contextmanager
+    def alone(cls, folder: str | Path, identity: Mapping[str, Any]) -> Iterator[Samples]:
+        """Be the only process that measures for the file; another one is waited for.
+
+        What that one has measured is read then, and not measured again.
+        """
+        with ExitStack() as stack:
+            with suppress(CompofaError):  # where nothing can be written, nothing is to be guarded
+                stack.enter_context(exclusive(_samples_path(folder, identity), wait=True))
+            yield cls(folder, identity)
+
     def add(self, key: str, ms: float) -> None:
         """Append a sample to the file."""
         self.values.setdefault(key, []).append(ms)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
+        if not self._kept:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
+        except OSError as error:
+            self._lose(f"cannot write {self.path}: {error.strerror or error}")
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        try:
+            write_text_atomic(self.path, "".join(lines))
+        except CompofaError as error:
+            self._lose(str(error))
+
+    def _lose(self, reason: str) -> None:
+        """Write no more: what follows half of a line would be no line."""
+        self._kept = False
+        _LOG.warning("timings from here on are not kept for later runs: %s", reason)
 
     def count(self, key: str) -> int:
         """Return how many samples there are of ``key``."""
@@ -165,6 +205,12 @@ class Samples:
         belong to the layer; the second guards against a timer's slip.
         """
         return float(np.mean(sorted(self.values[key])[:2]))
+
+
+def _samples_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
+    text = json.dumps(identity, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return Path(folder) / f"latency-{identity['device']}-{digest}.jsonl"
 
 
 class Stopwatch:

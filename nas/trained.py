@@ -50,13 +50,11 @@ class Trained:
     Attributes:
         name: For tables.
         checkpoint: What the file holds.
-        digest: Hash of the file.
         resolutions: Where to search, pixels.
     """
 
     name: str
     checkpoint: Checkpoint
-    digest: str
     resolutions: tuple[int, ...]
 
     @property
@@ -105,16 +103,16 @@ def trained_targets(
         spaces.append(trained.free_space)
     network = trained.checkpoint.network
     if predictor is not None:
-        accuracy = accuracy_model(predictor)
+        accuracy = accuracy_model(predictor, network.backbone.width_mult)
     else:
         subnets = _drawn(spaces, samples, seed)
     costs = [load_cost(network.backbone, space, network.classes) for space in spaces]
     if predictor is None:
         records = collect(
-            trained.checkpoint, trained.digest, trained.name, subnets,
+            trained.checkpoint, trained.name, subnets,
             evaluator, folder / "records.jsonl", bar=bar,
         )  # fmt: skip
-        accuracy = fit_records(records, spaces[-1], trained.name)
+        accuracy = fit_records(records, spaces[-1], trained.name, network.backbone.width_mult)
         accuracy.save(folder / "predictor.npz")
     return [
         Target(space.name, network.backbone, network.classes, space, Clipped(accuracy), cost)
@@ -136,8 +134,16 @@ def _drawn(spaces: Sequence[SearchSpace], samples: int, seed: int) -> list[Subne
     return list(drawn)
 
 
-def fit_records(records: Sequence[EvalRecord], space: SearchSpace, name: str) -> AccuracyModel:
+def fit_records(
+    records: Sequence[EvalRecord], space: SearchSpace, name: str, width_mult: float | None = None
+) -> AccuracyModel:
     """Fit a predictor on measured records of subnets of ``space``.
+
+    Args:
+        records: What was measured.
+        space: What they are subnets of.
+        name: Of the model.
+        width_mult: Width multiplier of the network, for the model's card.
 
     Raises:
         DataError: Too few records.
@@ -149,6 +155,7 @@ def fit_records(records: Sequence[EvalRecord], space: SearchSpace, name: str) ->
         "source": f"{len(records)} records of {name} on {records[0].part} images of "
         f"{records[0].dataset}",
         "checkpoint": records[0].checkpoint,
+        "width_mult": width_mult,
     }
     top1 = np.array([record.top1 for record in records])
     return fit_accuracy(arrays, top1, name=name, card=card, samples=10_000)
@@ -171,8 +178,7 @@ def measure_found(
     subnets = [found.subnet for found in outcome.found]
     measured = {
         "measured_top1": [
-            evaluator.measure(supernet, subnet, trained.name, trained.digest).top1
-            for subnet in subnets
+            evaluator.measure(supernet, subnet, trained.name).top1 for subnet in subnets
         ]
     }
     if device in ("cpu", "gpu"):

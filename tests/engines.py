@@ -143,8 +143,10 @@ class EngineTests:
             assert torch.equal(mine.weights[name], value), name
 
     def test_a_killed_worker_ends_the_job_which_resumes(self, folder: Path, whole: Path) -> None:
-        done = self.start(folder, f"--die 5 mark {TRAIN}")
+        done = self.start(folder, f"--die 6 mark {TRAIN} --save-minutes 0")
         assert done.status != 0 and "epoch 1/2" in done.err
+        saved = load_checkpoint(folder / "runs" / "run" / "compound-1" / "last.pt").training
+        assert 0 < saved["trainer"]["tally"]["steps"] < 3, "within an epoch of three steps"
         assert time.time() - (folder / "mark").stat().st_mtime < BOUND_S
         lines = [line for line in done.err.splitlines() if "train_ofa_net.py: error: " in line]
         assert len(lines) <= 1  # none, where the launcher was quicker to end the other

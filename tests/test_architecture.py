@@ -35,6 +35,7 @@ LIGHT = (
     "compofa.form",
     "compofa.genes",
     "compofa.layout",
+    "compofa.locks",
     "compofa.mmrazor",
     "compofa.model_zoo",
     "compofa.plain",
@@ -167,19 +168,12 @@ def bare_excepts(tree: ast.AST) -> Offences:
 
 
 def unsafe_loading(tree: ast.AST) -> Offences:
-    """Yield what could run code from a file. Of pickle, only its error class is of use."""
-    yield from imports_of("cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")(tree)
-    for node in ast.walk(tree):
-        name = dotted(node)
-        if isinstance(node, ast.ImportFrom) and node.module == "pickle":
-            name = ", ".join(f"pickle.{alias.name}" for alias in node.names)
-        if isinstance(node, ast.alias) and node.name == "pickle" and node.asname:
-            name = f"pickle.* as {node.asname}"
-        if name.startswith("pickle.") and name != "pickle.UnpicklingError":
-            yield node.lineno, name
+    """Yield what could run code from a file."""
+    modules = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+    yield from imports_of(*modules)(tree)
     for call, name in calls(tree):
-        if name == "torch.load" and given(call, "weights_only") is not True:
-            yield call.lineno, "torch.load without weights_only=True"
+        if name == "torch.load":
+            yield call.lineno, "torch.load: read with compofa.tensorfile"
         if name in ("np.load", "numpy.load") and given(call, "allow_pickle"):
             yield call.lineno, "numpy.load with allow_pickle"
         if name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"):
@@ -202,8 +196,8 @@ RULES: list[tuple[Rule, str]] = [
     (terminal_use, "input('go on?')"),
     (bare_excepts, "try:\n    go()\nexcept:\n    pass"),
     (unsafe_loading, "torch.load(path)"),
-    (unsafe_loading, "torch.load(path, weights_only=False)"),
-    (unsafe_loading, "pickle.load(file)"),
+    (unsafe_loading, "torch.load(path, weights_only=True)"),
+    (unsafe_loading, "import pickle"),
     (unsafe_loading, "from pickle import loads"),
     (unsafe_loading, "import pickle as quiet"),
     (unsafe_loading, "np.load(path, allow_pickle=True)"),

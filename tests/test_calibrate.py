@@ -174,6 +174,15 @@ def test_no_images(supernet, batches):
         calibrate(supernet, batches)
 
 
+@pytest.mark.parametrize("sizes", [(48,), (24, 24)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_activations_that_are_not_finite(images, sizes, value):
+    net = make_supernet()
+    net.state_dict()["first.project.conv.weight"].fill_(value)
+    with pytest.raises(DataError, match=r"finite activations, .* before first\.project\.bn"):
+        calibrate(net, images.split(sizes), net.spec.space.smallest)
+
+
 def test_a_subnet_that_the_supernet_lacks(supernet, images):
     smallest = supernet.spec.space.smallest
     stages = (((3, 5),) * 2, *smallest.stages[1:])

@@ -15,6 +15,7 @@ from calls import Outcome, called
 from PIL import Image
 from test_cli_train import as_ofa
 
+import compofa.cli.evaluate
 from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import choose_subnets, main, open_data, parser
 from compofa.data import load_dataset
@@ -204,6 +205,32 @@ def test_weights_of_other_programs_name_their_network(call, tmp_path):
     assert done.status == 1 and done.err.count("\n") == 1
 
 
+def test_records_carry_the_hash_of_the_weights_that_were_evaluated(
+    call, net, tmp_path, monkeypatch
+):
+    path = tmp_path / "last.pt"
+    path.write_bytes(Path(net).read_bytes())
+    opened = compofa.cli.evaluate.open_data
+
+    def beside_a_training(*args: object) -> object:
+        save_checkpoint(path, load_checkpoint(net).slim())
+        return opened(*args)
+
+    monkeypatch.setattr(compofa.cli.evaluate, "open_data", beside_a_training)
+    assert call("--net", str(path), "--samples", "1").status == 0
+    assert read()[0].checkpoint == file_hash(net) != file_hash(path)
+
+
+def test_a_name_that_is_not_utf8_is_written_as_an_escape(call, net, tmp_path):
+    path = tmp_path / "z\udcff\x1b[31m.pt"
+    path.write_bytes(Path(net).read_bytes())
+    done = call("--net", str(path), "--samples", "1")
+    assert done.status == 0, done.err
+    assert read()[0].net == f"{tmp_path}/z\\udcff\x1b[31m.pt"
+    done = call("--net", f"{path}x")
+    assert done.status == 1 and "z\\udcff\\x1b[31m.ptx" in done.err and "\x1b" not in done.err
+
+
 def test_without_arguments_it_evaluates_the_network_that_ships(call):
     done = call()
     assert done.status == 0, done.err
@@ -350,6 +377,18 @@ def test_an_output_that_cannot_be_written(call, net):
     done = call("--net", net, "--output", "file/results.csv")
     assert done.status == 1 and done.err.count("\n") == 1 and "cannot write" in done.err
     assert Path("file").read_text() == "in the way"
+
+
+def test_a_network_that_answers_nothing_writes_nothing(call, net, tmp_path):
+    checkpoint = load_checkpoint(net)
+    huge = {name: value * 1e30 for name, value in checkpoint.weights.items()}
+    save_checkpoint(tmp_path / "huge.pt", replace(checkpoint, weights={
+        name: huge[name] if name.endswith("conv.weight") else value
+        for name, value in checkpoint.weights.items()
+    }))  # fmt: skip
+    done = call("--net", str(tmp_path / "huge.pt"), "--samples", "1")
+    assert done.status == 1 and "finite" in done.err and done.err.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []
 
 
 # --- parts ---

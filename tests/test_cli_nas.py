@@ -18,13 +18,15 @@ from test_trained import tiny_checkpoint
 
 import nas.fit_accuracy
 import nas.measure
+from compofa.backbones import MOBILENET_V3
 from compofa.cli.nas import main
 from compofa.cli.search import main as search
 from compofa.records import read_records
 from compofa.subnet import SubnetArrays
 from nas import pipeline
+from nas.cost import macs_cost
 from nas.devices import DEVICES, load_cost
-from nas.predictor import NAMES
+from nas.predictor import NAMES, FittedPredictor
 from nas.tables import read_subnets, write_subnets
 from nas.timing import Settings
 
@@ -88,6 +90,7 @@ def test_devices_are_listed_with_source_and_error(call):
         assert first.split()[0] == name and device.description in first
         assert device.source in second and device.error in second
         assert "MAPE" in second or not device.model
+    assert "; w0.6 to 2.4; r 128 to 224]" in lines[0] and "; w1; " in lines[2]
 
 
 def test_predictions_keep_order_and_columns(call, tmp_path, caplog):
@@ -108,6 +111,42 @@ def test_predictions_keep_order_and_columns(call, tmp_path, caplog):
     assert (values["top1_std"] == model.std(arrays)).all()
     assert (values["latency:note10"] == load_cost("note10")(arrays)).all()
     assert (values["macs"] > 5e7).all() and (values["params"] > 3e6).all()
+
+
+def test_columns_are_added_to_those_of_the_input(call, tmp_path, caplog):
+    caplog.set_level("INFO")
+    arrays = table(tmp_path / "plain.csv")
+    with Path("plain.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    for number, row in enumerate(rows):
+        row.insert(0, f'"name", {number}' if number else "name")
+        row += ["macs", "ünit"] if number == 0 else ["7", f"{number / 3}"]
+    with Path("in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    argv = ["predict", "--columns", "top1,macs", "--input", "in.csv", "--output"]
+    for output in ("out.csv", "in.csv"):  # in place last
+        result = call(*argv, output)
+        assert result.status == 0 and "macs: replaced what in.csv holds" in caplog.text
+        with Path(output).open(newline="") as file:
+            header, *back = csv.reader(file)
+        assert header == ["name", "ks", "e", "d", "r", "macs", "ünit", "top1"]
+        for old, new in zip(rows[1:], back, strict=True):
+            assert (new[:5], new[6]) == (old[:5], old[6])
+        assert [int(row[5]) for row in back] == macs_cost(MOBILENET_V3)(arrays).tolist()
+        top1 = pipeline.accuracy_model("compofa").predict(arrays)
+        assert [float(row[7]) for row in back] == top1.tolist()
+    before = Path("in.csv").read_bytes()
+    assert call(*argv, "in.csv").status == 0 and Path("in.csv").read_bytes() == before
+    Path("in.csv").write_text("ks,e,d,r,name,name\n")
+    assert "line 1: expected different columns, got 'name' twice" in call(*argv, "out.csv").err
+
+
+def test_predictions_that_are_no_numbers_are_not_written(call, tmp_path, monkeypatch):
+    table(tmp_path / "in.csv")
+    monkeypatch.setattr(FittedPredictor, "predict", lambda self, arrays: arrays.r * np.nan)
+    result = call("predict", "--columns", "macs,top1", "--input", "in.csv", "--output", "out.csv")
+    assert result.status == 1 and "finite numbers from top1" in result.err
+    assert not Path("out.csv").exists()
 
 
 def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):
@@ -174,10 +213,12 @@ def test_subnets_of_another_space_are_named_by_their_lines(call, tmp_path):
         (["--columns", "top1,"], "latency:DEVICE, got ''"),
         (["--columns", "latency:nosuch"], f"one of {', '.join(DEVICES)}"),
         (["--columns", "latency:v100", "--width-mult", "1.2"], "of width multiplier 1.0"),
+        (["--columns", "top1", "--width-mult", "0.3"], "0.8 to 1.25, got 0.3"),
+        (["--columns", "latency:note10", "--width-mult", "8"], "0.6 to 2.4, got 8"),
         (["--columns", "macs", "--net", "nosuch"], "unknown network 'nosuch'"),
         (["--columns", "macs", "--width-mult", "-1"], "expected a width multiplier"),
         (["--columns", "macs", "--input", "nosuch.csv"], "cannot read the table nosuch.csv"),
-        (["--columns", "macs", "--output", "in.csv/out.csv"], "cannot write to the output folder"),
+        (["--columns", "macs", "--output", "in.csv/out.csv"], "cannot write in.csv"),
         (["--columns", "top1", "--accuracy-predictor", "in.csv"], "in.csv"),
         (["--columns", "latency:note10", "--latency-table", "."], "R_lookup_table.yaml"),
     ],
@@ -277,6 +318,12 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
     more = ["--target-hardware", "flops", "--compare", "none", "--output", "s", "--quiet"]
     assert search(["--net", net, "--accuracy-predictor", "p.npz", "--resolutions", "8", *more]) == 0
 
+    twice = Path("r.jsonl").read_text() * 2
+    Path("twice.jsonl").write_text(twice)
+    assert call("fit-accuracy", "--input", "twice.jsonl", "--output", "same.npz").status == 0
+    with np.load("p.npz") as one, np.load("same.npz") as same:
+        assert all((one[key] == same[key]).all() for key in one.files)
+
     other = Path("r.jsonl").read_text().replace('"checkpoint": "', '"checkpoint": "0')
     Path("two.jsonl").write_text(Path("r.jsonl").read_text() + other)
     mixed = call("fit-accuracy", "--input", "two.jsonl", "--output", "m.npz")
@@ -288,7 +335,7 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
         for row in rows:
             config = row.subnet.to_config(3)
             parts = [" ".join(map(str, config[key])) for key in ("ks", "e", "d")]
-            file.write(",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n")
+            file.write((",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n") * 2)
     assert call("fit-accuracy", "--input", "t.csv", "--output", "q.npz").status == 0
     with np.load("p.npz") as one, np.load("q.npz") as other:
         assert all((one[key] == other[key]).all() for key in one.files)
@@ -300,7 +347,7 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
         (["--samples", "0"], "--samples: expected at least 1, got 0"),
         (["--net", "nosuch"], "unknown network 'nosuch'"),
         (["--net", "compofa"], "no weights ship for compofa"),
-        (["--output", "file/r.jsonl"], "cannot write to the output folder file"),
+        (["--output", "file/r.jsonl"], "cannot write file"),
         (["--output", "other.jsonl"], "other.jsonl, line 1: not an evaluation record"),
         (["--resolutions", "4"], "expected an image size from 8"),
         (["--calibration-images", "0"], "calibration"),

@@ -222,14 +222,16 @@ def test_the_folder_has_a_name_of_its_own(call, tmp_path):
         (["--compare", "nosuch"], f"'nosuch', expected none or one of {', '.join(NETWORKS)}"),
         (["--compare", "compofa"], "different networks to compare, got compofa, compofa"),
         (["--compare", OFA, OFA], "different networks to compare"),
-        ([*ALONE, "--constraints", "20", "3", "5"], "compofa meets 3, 5 ms on note10: expected"),
+        ([*ALONE, "--constraints", "4", "3"], "compofa meets 3, 4 ms on note10: expected at least"),
         ([*ALONE, "--constraints", "3"], '{"ks":[3,3,0,0,5,5,0,0,3,3,0,0,3,3,0,0,5,5,0,0],"e":'),
         (["--net", OFA, *ALONE, "--constraints", "3"], '"d":[2,2,2,2,2],"r":160}'),
-        ([*ALONE, "--constraints", "nan"], "expected finite numbers as budgets"),
         ([*ALONE, "--resolutions", "226"], "resolutions from 128 to 224"),
         ([*ALONE, "--resolutions", "8"], "expected an image size from 32 to 2048"),
         ([*ALONE, "--width-mult", "0"], "expected a width multiplier above 0"),
         ([*ALONE, "--width-mult", "1.2", "--target-hardware", "v100"], "of width multiplier 1.0"),
+        ([*ALONE, "--width-mult", "0.3"], "0.8 to 1.25, got 0.3"),
+        ([*ALONE, "--width-mult", "8", "--target-hardware", "flops"], "0.8 to 1.25, got 8"),
+        ([*ALONE, "--batch-size", "7"], "no batch size for note10, which is not timed here, got 7"),
         ([*ALONE, "--latency-table", "nosuch"], "cannot read the folder of latency tables nosuch"),
         ([*ALONE, "--accuracy-predictor", "nosuch.pth"], "got nosuch.pth"),
         (["--net", "compofa-small", *ALONE], "got compofa-small"),
@@ -247,6 +249,18 @@ def test_what_is_wrong_is_said_in_one_line(call, argv, message):
 def test_words_that_are_no_options(call, argv):
     search = call(*argv)
     assert search.status == 2 and len(search.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("net", ["compofa", "compofa-elastic"])
+def test_budgets_out_of_reach_do_not_end_the_others(call, caplog, net):
+    search = call("--net", net, *ALONE, "--constraints", "20", "3", "25", "5", "-1", folder="some")
+    assert search.status == 0
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert f"no subnet of {net} meets -1, 3, 5 ms" in warning.message
+    alone = call("--net", net, *ALONE, "--constraints", "20", "25", folder="alone")
+    assert search.rows() == alone.rows()
+    names = {path.name for path in search.folder.glob("subnet_*")}
+    assert names == {"subnet_20.json", "subnet_25.json"}
 
 
 def test_the_least_that_is_named_can_be_met(call):

@@ -8,11 +8,12 @@ import torch
 from calls import Outcome, called
 
 from compofa.calibrate import calibrate
-from compofa.checkpoint import file_hash, load_checkpoint
+from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli.tools import main
 from compofa.data import Normalisation, load_dataset
 from compofa.evaluate import Evaluator
 from compofa.extract import extract
+from compofa.fixed import FixedNetwork
 from compofa.model_zoo import network_spec, open_checkpoint
 from compofa.seeds import rng
 from compofa.subnet import Subnet
@@ -166,3 +167,42 @@ def test_convert_errs_in_one_line(source: str, message: str, call: Callable[...,
     assert message in result.err
     assert result.err.count("\n") == 1
     assert sorted(Path().iterdir()) == before
+
+
+def test_what_is_read_is_not_written_over(call: Callable[..., Outcome]) -> None:
+    net, subnet = Path("last.pt"), Path("subnet.json")
+    save_checkpoint(net, replace(load_checkpoint(shipped()), training={"epoch": 3}))
+    subnet.write_text(
+        json.dumps(open_checkpoint("compofa-digits")[1].network.space.largest.to_config())
+    )
+    Path("link.pt").symlink_to("last.pt")
+    before = {path: path.read_bytes() for path in (net, subnet)}
+    for argv in (
+        ("convert", "last.pt", "last.pt", "--to", "ofa"),
+        ("convert", "last.pt", "./link.pt", "--to", "compofa"),
+        ("convert", "link.pt", "last.pt", "--to", "mmrazor"),
+        ("convert", "subnet.json", "subnet.json", "--to", "mmrazor"),
+        ("export", "last.pt", "largest", "--to", "pt2", "--output", "last.pt"),
+        ("export", "last.pt", "subnet.json", "--to", "pt2", "--output", "subnet"),
+    ):
+        result = call(*argv)
+        assert result.status == 1 and "apart from the input" in result.err, argv
+        assert result.err.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in before}
+    assert sorted(path.name for path in Path().iterdir()) == ["last.pt", "link.pt", "subnet.json"]
+
+
+def test_a_specialised_network_is_not_written_over(call: Callable[..., Outcome]) -> None:
+    spec = network_spec("compofa-small", 3, resolutions=(16,))
+    network = FixedNetwork.of(spec, spec.space.smallest)
+    save_checkpoint("net.pt", Checkpoint(network, network.build().state_dict(), image_size=16))
+    assert call("convert", "net.pt", "net", "--to", "ofa").status == 0
+    before = {path: path.read_bytes() for path in Path("net").iterdir()}
+    for output, to in (("net", "ofa"), ("net/net.config", "compofa"), ("net/init", "compofa")):
+        result = call("convert", "net", output, "--to", to)
+        assert result.status == 1 and "apart from the input" in result.err, output
+    assert before == {path: path.read_bytes() for path in Path("net").iterdir()}
+
+
+def shipped() -> Path:
+    return open_checkpoint("compofa-digits")[0]

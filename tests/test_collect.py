@@ -1,26 +1,29 @@
 """Collecting accuracy records: what is drawn, and what an interruption leaves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_trained import tiny_checkpoint
 
-from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint
+from compofa.checkpoint import Checkpoint, load_checkpoint
 from compofa.data import load_dataset
-from compofa.errors import DataError
+from compofa.errors import ConfigError, DataError
 from compofa.evaluate import Evaluator
+from compofa.model_zoo import network_spec
 from compofa.records import read_records
 from compofa.subnet import Subnet
+from compofa.supernet import Supernet
+from compofa.workers import Alone
 from nas.collect import collect, draw_subnets
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, str]:
-    path = tiny_checkpoint(tmp_path_factory.mktemp("net") / "tiny.pt")
-    return load_checkpoint(path), file_hash(path)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint(tmp_path_factory.mktemp("net") / "tiny.pt"))
 
 
 class Interruption(Exception):
@@ -44,8 +47,8 @@ def evaluator(kind: type[Evaluator] = Evaluator, **options: object) -> Evaluator
 
 
 @pytest.fixture
-def subnets(trained: tuple[Checkpoint, str]) -> list[Subnet]:
-    space = trained[0].network.space.restrict(resolutions=(8, 12))
+def subnets(trained: Checkpoint) -> list[Subnet]:
+    space = trained.network.space.restrict(resolutions=(8, 12))
     return draw_subnets(space, 8, 0)
 
 
@@ -54,13 +57,13 @@ def run(trained, subnets):
     """Collect eight records to a file with some evaluator."""
 
     def call(path: Path, measures: Evaluator | None = None, count: int = 8) -> list:
-        return collect(*trained, "tiny", subnets[:count], measures or evaluator(), path, bar=False)
+        return collect(trained, "tiny", subnets[:count], measures or evaluator(), path, bar=False)
 
     return call
 
 
 def test_the_draw_begins_with_the_extremes_and_can_be_extended(trained):
-    space = trained[0].network.space.restrict(resolutions=(8, 12))
+    space = trained.network.space.restrict(resolutions=(8, 12))
     long = draw_subnets(space, 30, 4)
     assert long[:4] == [
         space.largest.at(12), space.smallest.at(12), space.largest.at(8), space.smallest.at(8),
@@ -77,7 +80,7 @@ def test_a_record_a_line_by_rising_resolution(run, subnets, trained, tmp_path):
     lines = (tmp_path / "new" / "r.jsonl").read_text().splitlines()
     sizes = [json.loads(line)["r"] for line in lines]
     assert sizes == sorted(sizes) and len(sizes) == 8
-    assert {record.checkpoint for record in records} == {trained[1]}
+    assert {record.checkpoint for record in records} == {trained.digest}
     assert {(r.part, r.dataset, r.calibration_images) for r in records} == {
         ("validation", "digits", 20)
     }
@@ -121,13 +124,28 @@ def test_records_of_something_else_are_refused(run, tmp_path, trained, subnets):
     path = tmp_path / "r.jsonl"
     run(path, count=1)
     before = path.read_text()
-    with pytest.raises(DataError, match=f"of checkpoint 0123.*got one of checkpoint {trained[1]}"):
-        collect(trained[0], "0123", "tiny", subnets, evaluator(), path, bar=False)
+    with pytest.raises(
+        DataError, match=f"of checkpoint 0123.*got one of checkpoint {trained.digest}"
+    ):
+        collect(replace(trained, digest="0123"), "tiny", subnets, evaluator(), path, bar=False)
     with pytest.raises(DataError, match=r"on test images of digits.*on validation images"):
         run(path, evaluator(part="test"))
     with pytest.raises(DataError, match=r"calibrated on 21, got one .* calibrated on 20"):
         run(path, evaluator(calibration_images=21))
     assert path.read_text() == before
+
+
+def test_workers_that_have_read_different_checkpoints_do_not_collect(trained, subnets, tmp_path):
+    class Beside(Alone):
+        """A worker beside one that opened the file when a training had saved again."""
+
+        def gather(self, value: object) -> list:
+            return [value, "0123" if value == trained.digest else value]
+
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(ConfigError, match="same checkpoint on all workers"):
+        collect(trained, "tiny", subnets, evaluator(), path, bar=False, backend=Beside())
+    assert not path.exists()
 
 
 def test_a_file_of_something_else_is_left_alone(run, tmp_path):
@@ -151,3 +169,32 @@ def test_a_file_of_one_half_line_begins_again(run, tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"ks": [3, 3, 0')
     assert len(run(path, count=2)) == 2 == len(read_records(path))
+
+
+def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
+    """As two processes that collected to one file at once have left it."""
+    path = tmp_path / "r.jsonl"
+    whole = run(path)
+    lines = path.read_text().splitlines(True)
+    twice = [*lines[:5], *(line.replace('"top1": ', '"top1": 1') for line in lines[2:4]), lines[0]]
+    path.write_text("".join(twice))
+    never = evaluator(Stops)
+    never.left = 3
+    assert run(path, never) == whole and never.left == 0
+    assert path.read_text() == "".join(lines)
+    assert "3 record(s)" in caplog.text
+
+
+def test_wide_subnets_go_on_after_a_torn_line(tmp_path):
+    spec = network_spec("ofa-resnet50-small", 10, width_mult=0.1, resolutions=(8,))
+    wide = Checkpoint(spec, Supernet(spec, seed=0).state_dict(), dataset="digits", image_size=8)
+    subnets, path = draw_subnets(spec.space, 3, 0), tmp_path / "r.jsonl"
+
+    def call() -> list:
+        return collect(wide, "wide", subnets, evaluator(), path, bar=False)
+
+    whole = call()
+    text = path.read_text()
+    path.write_text(text[:-30])
+    assert call() == whole
+    assert path.read_text() == text

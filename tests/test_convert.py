@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compofa import mmrazor
 from compofa.backbones import MOBILENET_V3, backbone
-from compofa.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, load_weights, save_checkpoint
 from compofa.convert import FORMATS, from_ours, recognise, to_ours
 from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
 from compofa.formats import read_any, save_as
@@ -122,7 +122,7 @@ def test_every_pair_of_formats_and_back(
     for step, to in enumerate((first, second, first, "compofa")):
         save_as(tmp_path / f"{step}", start, to)
         kind, start = read_any(tmp_path / f"{step}")
-        assert kind == to
+        assert kind == to and start.digest == file_hash(tmp_path / f"{step}")
     assert_same_bits(dict(start.weights), dict(original.weights))
     assert replace(start, weights={}) == replace(original, weights={})
     a, b = (torch.load(tmp_path / n, weights_only=True) for n in "02")

@@ -42,8 +42,22 @@ def test_catalog_is_consistent():
         DataError, match="unknown data set 'mnist': expected one of digits, cifar10"
     ):
         dataset_info("mnist")
-    with pytest.raises(DataError, match="positive deviations"):
-        Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (0.5, 0.0), (0.5, -1.0), (0.5, 1e-300), (0.5, float("inf")), (0.5, float("nan")),
+        (float("nan"), 1.0), (float("inf"), 1.0), (1e30, 1.0),
+    ],
+)  # fmt: skip
+def test_normalisation_that_no_image_survives_is_refused(mean, std):
+    for place in range(3):
+        means, stds = [0.5] * 3, [0.5] * 3
+        means[place], stds[place] = mean, std
+        with pytest.raises(DataError, match="3 standard deviations"):
+            Normalisation(tuple(means), tuple(stds))
+    Normalisation((0.0, -1.0, 127.5), (1.0, 1 / 255, 58.4))
 
 
 def test_every_public_name_can_be_loaded():

@@ -17,7 +17,7 @@ from test_storage import small_disk
 
 from compofa.checkpoint import load_checkpoint
 from compofa.errors import StoppedError
-from compofa.training.stopping import Stopping
+from compofa.training.stopping import SIGNALS, Stopping, on_signals
 
 ROOT = Path(__file__).parent.parent
 KILL = signal.SIGKILL
@@ -140,6 +140,8 @@ def test_killed_again_and_again_whenever(run, whole, tmp_path):
         (signal.SIGTERM, "half a checkpoint", 1),
         (signal.SIGTERM, "validation", 1),
         (signal.SIGINT, "step", 5),
+        (signal.SIGUSR1, "step", 4),
+        (signal.SIGHUP, "half a checkpoint", 1),
     ],
 )
 def test_asked_to_stop(run, whole, tmp_path, number, at, count):
@@ -203,6 +205,25 @@ def test_what_is_finished_first_and_what_is_not():
         raise RuntimeError("DataLoader worker is killed by signal: Terminated")
     with pytest.raises(RuntimeError, match="of its own"), Stopping().deferred():
         raise RuntimeError("something of its own")
+
+
+def test_what_was_ignored_stays_ignored_and_loaders_leave_it_to_their_run():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with on_signals() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested == 0
+            if (child := os.fork()) == 0:
+                os.kill(os.getpid(), signal.SIGUSR2)
+                os._exit(stop.requested)
+            assert os.waitpid(child, 0)[1] == 0
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert stop.requested == signal.SIGUSR2
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 # --- full disks, several phases, damaged files ---

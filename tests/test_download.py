@@ -1,20 +1,34 @@
+import base64
 import contextlib
 import hashlib
 import http.client
+import io
 import os
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from time import sleep as wait
 
 import pytest
+import torch
 
-from compofa import download
+from compofa import download, web
 from compofa.download import ENVIRONMENT, fetch, published_file
 from compofa.errors import CheckpointError, CompofaError
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
+
+
+def weights() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.ones(3)}}, buffer)
+    return buffer.getvalue()
+
+
+WEIGHTS = weights()
 
 
 @dataclass
@@ -25,11 +39,18 @@ class Server:
     files: dict[str, bytes] = field(default_factory=lambda: {"/a": CONTENT})
     cuts: list[int] = field(default_factory=list)  # bytes after which answers end, one each
     ranges: bool = True
+    conditions: bool = True  # whether If-Range is understood
     length: bool = True
-    tags: bool = True
+    chunked: bool = False
+    tag: str = '"{}"'
+    modified: str = ""
     status: int = 0
+    to: str = ""  # where a redirect leads
     kind: str = "application/octet-stream"
     asked: list[str] = field(default_factory=list)  # the Range of every request
+    given: list[str] = field(default_factory=list)  # its If-Range
+    user: str = ""  # the last Authorization
+    slowly: float = 0.0  # seconds that a tenth takes
 
 
 @pytest.fixture
@@ -42,27 +63,52 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_GET(self) -> None:
             asked = self.headers.get("Range", "")
             does.asked.append(asked)
-            content = does.files.get(self.path)
+            does.given.append(self.headers.get("If-Range", ""))
+            does.user = self.headers.get("Authorization", "")
+            content = does.files.get(self.path.partition("?")[0])
+            if does.to and self.path != "/to":
+                self.send_response(302)
+                self.send_header("Location", does.to)
+                self.end_headers()
+                return
             if does.status or content is None:
                 self.send_error(does.status or 404)
                 return
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and does.ranges else 0
+            tag = does.tag.format(hashlib.md5(content).hexdigest())
+            changed = does.conditions and does.given[-1] not in ("", tag, does.modified)
+            ranges = asked and does.ranges and not changed
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if ranges else 0
             if start >= len(content):
                 self.send_error(416)
                 return
+            if does.chunked:
+                self.protocol_version = "HTTP/1.1"
             self.send_response(206 if start else 200)
             self.send_header("Content-Type", does.kind)
-            if does.tags:
-                self.send_header("ETag", f'W/"{hashlib.md5(content).hexdigest()}"')
+            if tag:
+                self.send_header("ETag", tag)
+            if does.modified:
+                self.send_header("Last-Modified", does.modified)
             if start:
                 whole = f"bytes {start}-{len(content) - 1}/{len(content)}"
                 self.send_header("Content-Range", whole)
-            if does.length:
+            if does.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            elif does.length:
                 self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             most = does.cuts.pop(0) if does.cuts else len(content)
             with contextlib.suppress(ConnectionError):  # who asked may have gone
-                self.wfile.write(content[start : start + most])
+                self.send(content[start : start + most], most >= len(content) - start)
+
+        def send(self, content: bytes, whole: bool) -> None:
+            step = len(content) // 10 + 1 if does.slowly or does.chunked else len(content) or 1
+            for first in range(0, len(content), step):
+                part = content[first : first + step]
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if does.chunked else part)
+                wait(does.slowly)
+            if does.chunked and whole:
+                self.wfile.write(b"0\r\n\r\n")
 
         def log_message(self, *args: object) -> None:
             pass
@@ -99,22 +145,98 @@ def test_where_files_come_from_and_go_to(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv(ENVIRONMENT, f"{server.url}/ofa/")
-    server.files = {"/ofa/nets/LG%20G8": b"x" * 10, "/other/b": b"y"}
+    server.files = {"/ofa/nets/LG%20G8": WEIGHTS, "/other/b.config": b"{}"}
     path = published_file("nets/LG G8", bar=False)
     assert path == tmp_path / "hub" / "checkpoints" / "nets" / "LG G8"
-    assert path.read_bytes() == b"x" * 10
-    path = published_file("b", f"{server.url}/other", bar=False)
-    assert path.read_bytes() == b"y"
+    assert path.read_bytes() == WEIGHTS
+    path = published_file("b.config", f"{server.url}/other?token=1", bar=False)
+    assert path.read_bytes() == b"{}"
 
 
-@pytest.mark.parametrize("tags", [True, False])
-def test_a_download_goes_on_where_the_connection_ended(
-    tags: bool, server: Server, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.config", b"oops"), ("a.config", b"[]"), ("a", b"{}"), ("a", b"version https://git-lfs")],
+)
+def test_what_is_something_else_is_not_kept(
+    name: str, content: bytes, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.cuts, server.tags = [300_000, 400_000], tags
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    server.files = {f"/{name}": content}
+    with pytest.raises(CheckpointError, match=r"cannot download .*expected.*put that file"):
+        published_file(name, server.url, bar=False)
+    folder = tmp_path / "hub" / "checkpoints"
+    assert names(folder) == [] and len(server.asked) == 1
+    server.files = {f"/{name}": b"{}" if name.endswith(".config") else WEIGHTS}
+    published_file(name, server.url, bar=False)
+    (folder / name).write_bytes(content)  # as an earlier version kept it
+    (folder / f"{name}.sha256").unlink()
+    with pytest.raises(CheckpointError, match=rf"delete \S+{name} and {name}.sha256 to download"):
+        published_file(name, server.url, bar=False)
+    for path in folder.iterdir():
+        path.unlink()
+    published_file(name, server.url, bar=False)
+
+
+def test_more_than_the_kind_of_file_has_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    server.files = {"/a.config": b" " * 5_000_000}
+    for server.length in (True, False):
+        with pytest.raises(CheckpointError, match="expected at most 4,000,000 bytes, got"):
+            published_file("a.config", server.url, bar=False)
+    assert names(tmp_path / "hub" / "checkpoints") == []
+
+
+DATE = "Wed, 01 Jan 2025 10:20:30 GMT"
+
+
+@pytest.mark.parametrize(
+    ("tag", "modified", "given"),
+    [('"{}"', DATE, f'"{hashlib.md5(CONTENT).hexdigest()}"'), ("", DATE, DATE),
+     ('W/"{}"', DATE, DATE)],
+)  # fmt: skip
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_download_goes_on_where_the_connection_ended(
+    tag: str, modified: str, given: str, chunked: bool, server: Server, tmp_path: Path
+) -> None:
+    server.cuts, server.tag, server.modified = [300_000, 400_000], tag, modified
+    server.chunked = chunked
     assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT
     assert server.asked == ["", "bytes=300000-", "bytes=700000-"]
+    assert server.given == ["", given, given]
     assert names(tmp_path) == ["a", "a.sha256"]
+
+
+@pytest.mark.parametrize("tag", ["", 'W/"{}"', '"\x7f"'])
+def test_without_a_validator_it_starts_over(tag: str, server: Server, tmp_path: Path) -> None:
+    server.cuts, server.tag = [300_000, 0, 0], tag
+    with pytest.raises(CheckpointError):
+        fetch(f"{server.url}/a", tmp_path / "a", bar=False)
+    server.files["/a"] = CONTENT[::-1]
+    assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT[::-1]
+    assert server.asked == [""] * 4
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+@pytest.mark.parametrize("tag", ['"{}"', ""])
+def test_two_versions_are_not_glued_together(
+    tag: str, conditions: bool, server: Server, tmp_path: Path
+) -> None:
+    server.cuts, server.tag, server.modified = [300_000, 0, 0], tag, DATE
+    server.conditions = conditions
+    with pytest.raises(CheckpointError):
+        fetch(f"{server.url}/a", tmp_path / "a", bar=False)
+    server.files["/a"], server.modified = CONTENT[::-1], DATE.replace("30 GMT", "31 GMT")
+    assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT[::-1]
+
+
+def test_a_part_from_elsewhere_is_not_gone_on_with(server: Server, tmp_path: Path) -> None:
+    server.cuts, server.tag, server.modified = [300_000, 0, 0], "", DATE
+    server.files["/b"] = CONTENT[::-1]
+    with pytest.raises(CheckpointError):
+        fetch(f"{server.url}/a", tmp_path / "a", bar=False)
+    assert fetch(f"{server.url}/b", tmp_path / "a", bar=False).read_bytes() == CONTENT[::-1]
 
 
 def test_the_next_call_goes_on_too(server: Server, tmp_path: Path) -> None:
@@ -136,7 +258,7 @@ def test_an_interrupted_process_leaves_what_it_has(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(download, "_chunks", interrupted)
+        patched.setattr(download, "chunks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fetch(f"{server.url}/a", tmp_path / "a", bar=False)
     assert (tmp_path / "a.part").stat().st_size == 5000
@@ -180,6 +302,13 @@ def test_a_part_of_unknown_origin_is_not_gone_on_with(server: Server, tmp_path: 
         ({"url": "http://127.0.0.1:1"}, "Connection refused"),
         ({"url": "http://no-such-host.invalid"}, "."),
         ({"url": "no url"}, "not a URL"),
+        ({"url": "http://[1"}, "not a URL"),
+        ({"url": "file:///etc"}, "not a URL of https or http: file"),
+        ({"url": "ftp://127.0.0.1"}, "not a URL of https or http: ftp"),
+        ({"to": "ftp://127.0.0.1/a"}, "redirect from http to ftp"),
+        ({"to": "file:///etc/passwd"}, "HTTP status 302"),
+        ({"length": False}, "does not say how long the file is"),
+        ({"chunked": True, "cuts": [100] * 9}, "IncompleteRead"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(
@@ -194,9 +323,76 @@ def test_what_cannot_be_had_is_one_line(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_server_need_not_say_how_long_a_file_is(server: Server, tmp_path: Path) -> None:
-    server.length = False
-    assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT
+@pytest.mark.parametrize("cut", range(0, len(WEIGHTS), 97))
+def test_without_a_length_what_is_whole_by_itself_is_taken(
+    cut: int, server: Server, tmp_path: Path
+) -> None:
+    server.files["/a"], server.length, server.cuts = WEIGHTS, False, [cut]
+    found = fetch(f"{server.url}/a", tmp_path / "a", False, download._check_weights)
+    assert found.read_bytes() == WEIGHTS
+    assert server.asked == [""] * 2
+
+
+def test_a_trickle_counts_as_cut(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "WINDOW_S", 0.05)
+    server.files["/a"], server.slowly = CONTENT[:1000], 0.02
+    with pytest.raises(CheckpointError, match=r"\d+ bytes in 0.05 s\): try again"):
+        fetch(f"{server.url}/a", tmp_path / "a", bar=False)
+    monkeypatch.setattr(web, "WINDOW_BYTES", 100)
+    assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT[:1000]
+
+
+def test_a_name_and_password_reach_the_mirror_and_nothing_else(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = server.url.removeprefix("http://")
+    url = f"http://me:s%40cret@{place}/a?token=s3cret"
+    fetch(url, tmp_path / "a", bar=False)
+    assert base64.b64decode(server.user.removeprefix("Basic ")) == b"me:s@cret"
+    server.files["/to"] = CONTENT
+    server.to = f"http://localhost:{place.partition(':')[2]}/to"
+    fetch(url, tmp_path / "b", bar=False)
+    assert server.user == ""
+    server.to, server.status = "", 403
+    for broken in (url, url.replace("/a?", "/\t?"), "http://me:s3cret@[1/a"):
+        with pytest.raises(CheckpointError) as caught:
+            fetch(broken, tmp_path / "c", bar=False)
+        assert (
+            "cret" not in str(caught.value) and "me" not in str(caught.value).split("put that")[0]
+        )
+    (tmp_path / "c.part").write_bytes(b"x")
+    server.status, server.cuts = 0, [100_000, 0, 0]
+    with pytest.raises(CheckpointError):
+        fetch(url, tmp_path / "c", bar=False)
+    assert "cret" not in (tmp_path / "c.part.json").read_text() + caplog.text
+
+
+def test_http_is_said_to_verify_nothing(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetch(f"{server.url}/a", tmp_path / "a", bar=False)
+    assert not caplog.records, "nobody else is on this machine's own network"
+    with pytest.raises(CheckpointError):
+        fetch("http://no-such-host.invalid/a?token=1", tmp_path / "b", bar=False)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "verifies" in record.message
+    assert "token" not in record.message
+
+
+def test_redirects_keep_to_https() -> None:
+    redirect = web._Redirects().redirect_request
+    for start, end, kept in (
+        ("https", "https", True), ("http", "http", True), ("http", "https", True),
+        ("https", "http", False), ("https", "ftp", False),
+    ):  # fmt: skip
+        request = urllib.request.Request(f"{start}://a.invalid/a")
+        if kept:
+            assert redirect(request, io.BytesIO(), 302, "", {}, f"{end}://b.invalid/b") is not None
+        else:
+            with pytest.raises(OSError, match=f"redirect from {start} to {end}"):
+                redirect(request, io.BytesIO(), 302, "", {}, f"{end}://b.invalid/b")
 
 
 def test_a_file_put_there_by_hand_is_used_and_watched(tmp_path: Path) -> None:
@@ -247,5 +443,5 @@ def test_a_broken_answer_counts_as_an_attempt(
         def read1(self, _: int) -> bytes:
             raise http.client.IncompleteRead(b"")
 
-    with pytest.raises(download._CutError, match="IncompleteRead"):
-        list(download._chunks(Broken()))
+    with pytest.raises(web.CutError, match="IncompleteRead"):
+        list(web.chunks(Broken()))

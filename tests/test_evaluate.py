@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_top5_of_three_classes_is_always_100():
 def test_no_images_is_an_error():
     with pytest.raises(DataError, match="evaluation needs images"):
         measure_accuracy(Fixed(), [])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_answers(value):
+    logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, value], [value, value, value]])
+    network = Fixed().train()
+    with pytest.raises(DataError, match=r"finite logits, .* 2 of 3 images"):
+        measure_accuracy(network, [(as_images(logits), torch.tensor([0, 2, 0]))])
+    assert network.training, "as it was before"
 
 
 # --- the evaluator ---
@@ -201,11 +211,18 @@ def test_records_survive_the_file(tmp_path, records):
     assert first["d"] == list(records[0].subnet.depths) and first["top1"] == 90
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path, records):
+@pytest.mark.parametrize("net_id", ["ofa-small", "ofa-resnet50-small"])
+def test_a_line_that_was_cut_off_is_left_out(tmp_path, records, net_id):
     path = tmp_path / "records.jsonl"
+    space = network_spec(net_id).space
+    records = [replace(each, subnet=space.sample(rng(i))) for i, each in enumerate(records)]
     for record in records:
         append_record(path, record)
     text = path.read_text()
+    whole, last = text[: text.index("\n") + 1], text.splitlines(True)[1]
+    for length in range(len(last) - 1):
+        path.write_text(whole + last[:length])
+        assert read_records(path) == records[:1]
     path.write_text(text[:-30])
     kept = read_records(path)
     assert kept == records[:2]
@@ -214,6 +231,39 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path, records):
     assert path.read_text() == text
     path.write_text(text.replace('"top1"', '"top"', 1))
     with pytest.raises(DataError, match=r"records\.jsonl, line 1: .*top1"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("end", ['{"a": ', "something", '{"ks": [3]}\n', '{"ks": [3, 3\n'])
+def test_a_last_line_of_something_else_is_no_record_that_was_cut_off(tmp_path, records, end):
+    path = tmp_path / "records.jsonl"
+    append_record(path, records[0])
+    path.write_text(path.read_text() + end)
+    with pytest.raises(DataError, match=r"records\.jsonl, line 2: not an evaluation record"):
+        read_records(path)
+
+
+def test_what_was_written_twice_is_read_once(tmp_path, records):
+    path = tmp_path / "records.jsonl"
+    other = replace(records[0], seed=9)
+    for record in [*records, other, *records, replace(records[1], top1=1.0, device="cuda")]:
+        append_record(path, record)
+    assert read_records(path) == [*records, other]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("images", float("inf")), ("images", 1.5), ("images", -1), ("images", [1]),
+        ("images", True), ("macs", float("nan")), ("params", "many"), ("top1", float("nan")),
+        ("top1", float("inf")), ("top5", 100.5), ("top1", -1), ("top1", None), ("top1", 10**400),
+        ("seed", None), ("net", 3), ("checkpoint", None), ("r", float("inf")),
+    ],
+)  # fmt: skip
+def test_records_with_values_that_are_none(tmp_path, records, field, value):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({**records[0].to_json(), field: value}) + "\n")
+    with pytest.raises(DataError, match=r"records\.jsonl, line 1: not an evaluation record"):
         read_records(path)
 
 
@@ -235,6 +285,13 @@ def test_a_table_that_a_spreadsheet_reads(tmp_path, records):
         assert row["net"] == "a,net" and float(row["top1"]) == record.top1
         data = {**row, **{key: [int(v) for v in row[key].split()] for key in ("ks", "e", "d")}}
         assert EvalRecord.from_json({**data, "r": int(row["r"])}) == record
+
+
+def test_the_legend_has_every_name_as_it_is(tmp_path, records):
+    names = ["_x", "$a$", "a_$b", "\x1b[1m"]
+    plot_accuracy(dict.fromkeys(names, records), tmp_path / "plot.svg", "$10^9")
+    texts = re.findall("<!-- (.*?) -->", (tmp_path / "plot.svg").read_text("utf-8"))
+    assert {"_x (3)", "$a$ (3)", "a_$b (3)", "\\x1b[1m (3)", "$10^9"} <= set(texts)
 
 
 @pytest.mark.parametrize(("name", "start"), [("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")])

@@ -1,6 +1,8 @@
 import errno
+import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,15 @@ from torch import nn
 
 from compofa import export as module
 from compofa.errors import CheckpointError, CompofaError, ConfigError
-from compofa.export import SUFFIXES, export, fold_bn, load_exported, require_packages, subnet_card
+from compofa.export import (
+    SUFFIXES,
+    card_path,
+    export,
+    fold_bn,
+    load_exported,
+    require_packages,
+    subnet_card,
+)
 from compofa.extract import extract
 from compofa.layout import layout, macs, params
 from compofa.model_zoo import network_spec
@@ -63,6 +73,26 @@ def test_folding_uses_running_statistics_of_a_training_network() -> None:
     torch.testing.assert_close(folded(images()), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "net_id", ["compofa-elastic-small", "ofa-proxyless-small", "ofa-resnet50-small"]
+)
+def test_a_subnet_can_be_scripted(net_id: str) -> None:
+    network, _ = make(2, net_id)
+    for plain in (network, fold_bn(network)):
+        scripted = torch.jit.script(plain)
+        assert not scripted.training
+        for count in (1, 4):
+            with torch.no_grad():
+                assert torch.equal(scripted(images(count)), plain(images(count)))
+    network.train()
+    assert torch.jit.script(network).training and network.training
+    first = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    first.eval()  # a user's choice
+    torch.jit.script(network)
+    assert not first.training
+
+
 def test_card_tells_what_layout_tells() -> None:
     spec = network_spec("ofa-small", 5, resolutions=(SIDE,))
     subnet = spec.space.sample(rng(1))
@@ -85,9 +115,14 @@ def test_exported_file_agrees_at_any_batch_size(format: str, fold: bool, tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.name}.json"}
     written = json.loads((tmp_path / f"{path.name}.json").read_text())
     assert written == {
-        "file": path.name, "format": format, "bn_folded": fold, **card, "max_difference": difference
-    }  # fmt: skip
-    run = module._load(path, format)
+        "file": path.name,
+        "format": format,
+        "bn_folded": fold,
+        **card,
+        "max_difference": difference,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    run = module._load(path.read_bytes(), format)
     with torch.no_grad():
         for count in (1, 4, 7):
             expected = network(images(count))
@@ -143,10 +178,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        CompofaError, match=r"cannot write \S+/net\.ts: No space left on device"
+        CompofaError, match=r"cannot write \S+/net\.ts\S*: No space left on device"
     ) as caught:
         export(network, tmp_path / "net.ts", "torchscript", card)
-    assert ".export-" not in str(caught.value)
+    assert "draft" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -183,10 +218,55 @@ def test_other_safetensors_are_refused(damage: Any, message: str, tmp_path: Path
     need("safetensors")
     network, card = make()
     export(network, path := tmp_path / "net.safetensors", "safetensors", card)
+    card_path(path).unlink()  # what has none is judged by itself
     damage(path)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_exported(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_held_to_the_hash_of_its_card(tmp_path: Path) -> None:
+    need("safetensors")
+    path, card = tmp_path / "net.safetensors", tmp_path / "net.safetensors.json"
+    for seed in (0, 1):
+        network, known = make(seed)
+        export(network, path, "safetensors", known)
+        with torch.no_grad():
+            assert torch.equal(load_exported(path)(images()), network(images()))
+        if seed == 0:
+            old = path.read_bytes()
+    new = path.read_bytes()
+    flipped = new[:-1] + bytes([new[-1] ^ 1])  # of a weight: all else about the file is sound
+    for content in (old, flipped):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"expected SHA-256 \w{64} as in net\.saf.*, got"):
+            load_exported(path)
+    path.write_bytes(new)
+    written = json.loads(card.read_text())
+    for text, message in (("[]", "expected SHA-256"), ("{", "cannot read")):
+        card.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            load_exported(path)
+    del written["sha256"]
+    card.write_text(json.dumps(written))  # an earlier version's
+    load_exported(path)
+    card.unlink()
+    load_exported(path)
+
+
+def test_a_stream_gets_the_file_and_no_card(tmp_path: Path) -> None:
+    need("safetensors")
+    network, card = make()
+    fifo, read = tmp_path / "net", []
+    os.mkfifo(fifo)
+    thread = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    thread.start()
+    export(network, fifo, "safetensors", card)
+    thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    (tmp_path / "copy").write_bytes(read[0])
+    with torch.no_grad():
+        assert torch.equal(load_exported(tmp_path / "copy")(images()), network(images()))
 
 
 def foreign(path: Path, metadata: dict[str, str]) -> None:

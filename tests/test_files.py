@@ -1,12 +1,23 @@
 import os
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from compofa.errors import CompofaError
-from compofa.files import require_writable, write_atomic, write_text_atomic
+from compofa.files import (
+    draft_folder,
+    is_stream,
+    remove_drafts,
+    require_other,
+    require_writable,
+    write_atomic,
+    write_text_atomic,
+)
 
 
 class WriterError(Exception):
@@ -88,3 +99,127 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     folder = require_writable(tmp_path / "out" / "run")
     assert folder.is_dir()
     assert list(folder.iterdir()) == []
+
+
+# --- what is no plain file at its own name ---
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "file", tmp_path / "link"
+    link.symlink_to("there/file")
+    for text in ("one", "two"):  # a link to nothing, then one to a file
+        write_text_atomic(link, text)
+        assert link.is_symlink() and target.read_text() == text
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_what_a_link_led_to_is_kept_beside_the_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "last").symlink_to("there/last")
+    for text in (b"one", b"two"):
+        write_atomic(
+            tmp_path / "last", lambda file, text=text: file.write(text), tmp_path / "previous"
+        )
+    assert (tmp_path / "previous").read_bytes() == b"one"
+    assert (tmp_path / "there" / "last").read_bytes() == b"two"
+
+
+def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CompofaError, match=r"cannot write .*loop: Too many levels"):
+        write_text_atomic(tmp_path / "loop", "text")
+    assert (tmp_path / "loop").is_symlink()
+
+
+def test_a_file_keeps_its_mode_and_other_names_of_it_keep_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o604)
+    os.link(path, tmp_path / "other")
+    write_text_atomic(path, "new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    assert (tmp_path / "other").read_text() == "old"
+
+
+def test_devices_and_fifos_are_written_to(tmp_path: Path) -> None:
+    fifo, read = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    (tmp_path / "null").symlink_to("/dev/null")
+    thread = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    thread.start()
+    write_text_atomic(fifo, "through")
+    thread.join()
+    write_text_atomic(tmp_path / "null", "away")
+    assert read == [b"through"]
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "null"]
+
+
+def test_a_writer_that_fails_sends_a_stream_nothing(tmp_path: Path) -> None:
+    def writer(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise WriterError
+
+    with pytest.raises(WriterError):
+        write_atomic("/dev/full", writer)
+    with pytest.raises(CompofaError, match="No space left"):
+        write_text_atomic("/dev/full", "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "piped"),
+    [("/dev/stdout", True), ("/dev/fd/1", True), ("/dev/stdout", False), ("log", False)],
+)
+def test_stdout_gets_it_after_what_it_has(name: str, piped: bool, tmp_path: Path) -> None:
+    program = (
+        "from compofa.files import write_text_atomic\n"
+        "from compofa.locks import exclusive\n"
+        "print('before', flush=True)\n"
+        f"with exclusive({name!r}):\n"
+        f"    write_text_atomic({name!r}, 'content\\n')\n"
+        "print('after')\n"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE if piped else log,
+            check=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+    found = done.stdout if piped else (tmp_path / "log").read_bytes()
+    assert found == b"before\ncontent\nafter\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("read")
+    (tmp_path / "link").symlink_to("file")
+    os.link(path, tmp_path / "name")
+    for name in ("file", "link", "name", "../" + tmp_path.name + "/file"):
+        with pytest.raises(CompofaError, match="apart from the input"):
+            require_other(tmp_path / name, None, "an-id", path)
+    require_other(tmp_path / "new" / "file", path)
+    assert is_stream("/dev/null") and not is_stream(path) and not is_stream(tmp_path)
+    require_other("/dev/null", path)
+    assert path.read_text() == "read" and not (tmp_path / "new").exists()
+
+
+def test_a_draft_folder_is_gone_afterwards_or_found_when_its_process_was_killed(
+    tmp_path: Path,
+) -> None:
+    with draft_folder(tmp_path / "a.net") as folder:
+        (folder / "deep").mkdir()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    (folder / "deep").write_text("half of a network")
+    others = tmp_path / ".a.net.more.a1b2c3d4.draft"
+    others.touch()
+    remove_drafts(tmp_path, "a.net")
+    assert list(tmp_path.iterdir()) == [others]
+    remove_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == []

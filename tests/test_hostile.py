@@ -7,6 +7,8 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -150,7 +152,7 @@ def giant_network(path: Path) -> None:
 
 ONE = torch.zeros(10**6)
 CHECKPOINTS: dict[str, tuple[Write, str]] = {
-    "pickle that runs code": (trap, "cannot be read safely"),
+    "pickle that runs code": (trap, "names to dense tensors, got 'a': "),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "cannot be read"),
     "compressed": (bomb, "a compressed archive"),
     "one record many times": (overlapping, "claim to hold"),
@@ -167,7 +169,7 @@ CHECKPOINTS: dict[str, tuple[Write, str]] = {
     ),
     "no numbers": (
         lambda path: torch.save({"state_dict": {"a": torch.empty(10**9, device="meta")}}, path),
-        "a tensor without numbers",
+        "names to dense tensors, got 'a': torch._utils",
     ),
     "billion laughs": (laughs, "content of far more bytes"),
     "deep": (deep, "nested too deeply"),
@@ -448,3 +450,33 @@ def test_plain_data_is_read(tmp_path):
     assert plain.parse_json(json.dumps(value)) == plain.parse_yaml(json.dumps(value)) == value
     (tmp_path / "text").write_text("\ufeffä")
     assert plain.read_text(tmp_path / "text") == "ä"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b]0;title\x07", r"\x1b[31mred\x1b]0;title\x07"),
+        ("two\r\nlines\x00\x7f\x9b2J", r"two\r\nlines\x00\x7f\x9b2J"),
+        ("a\u202egpj.exe\u2066\u2028", r"a\u202egpj.exe\u2066\u2028"),
+        (os.fsdecode(b"z\xff"), r"z\udcff"),
+        ("名前 é\u00a0\u200d 👩\u200d🔬 $x_1$ \\x1b", "名前 é\u00a0\u200d 👩\u200d🔬 $x_1$ \\x1b"),
+    ],
+)
+def test_text_that_no_terminal_obeys(text, shown):
+    assert plain.printable(text) == shown
+
+
+def test_names_from_files_reach_the_terminal_as_escapes(tmp_path):
+    (tmp_path / "a\x1b[2J.csv").write_text("ks,e,d,r\n")
+    program = (
+        "import logging, sys\nfrom compofa.cli.nas import main, run\n"
+        "run(lambda _: logging.getLogger('nas').info('%s\\nnext', sys.argv[1]), [], 'log')\n"
+        "sys.exit(main(['predict', '--columns', 'macs', '--input', sys.argv[1], '--output', 'o']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a\x1b[2J.csv")],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    first, second, third = done.stderr.splitlines()
+    assert first.endswith(r"a\x1b[2J.csv") and second == "next" and r"a\x1b[2J.csv: ex" in third
+    assert done.returncode == 1 and "\x1b" not in done.stderr

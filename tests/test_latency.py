@@ -200,6 +200,35 @@ def test_note10_serves_other_widths_and_resolutions():
         load_cost("note10")(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
 
 
+@pytest.mark.parametrize("width", [0.3, 0.5, 2.5, 8.0])
+def test_layers_far_from_those_that_were_measured_are_refused(width):
+    with pytest.raises(TableError, match=rf"note10 was measured at .* 1\.2: .*got {width:g}"):
+        load_cost("note10", MOBILENET_V3.scaled(width))
+
+
+@pytest.mark.parametrize("width", ["wide", 0, -1.0, float("nan"), True])
+def test_a_card_whose_width_is_none_is_refused(tmp_path, width):
+    model = load_model(MODELS / "latency_note10.npz")
+    model.card["width_mult"] = width
+    model.save(tmp_path / "model.npz")
+    with pytest.raises(TableError, match="width multiplier"):
+        load_cost(tmp_path / "model.npz")
+
+
+def test_cards_cannot_write_to_the_terminal(tmp_path):
+    model = load_model(MODELS / "latency_note10.npz")
+    model.card.update(name="\x1b]0;x\x07phone", error="\x1b[2Jnone\nat all")
+    model.save(tmp_path / "model.npz")
+    cost = load_cost(tmp_path / "model.npz")
+    assert cost.name == "\\x1b]0;x\\x07phone" and cost.error == "\\x1b[2Jnone\\nat all"
+
+
+def test_a_batch_size_for_what_is_not_timed_here_is_refused():
+    for device in ("note10", "v100-b32", "flops", MODELS / "latency_p40.npz"):
+        with pytest.raises(ConfigError, match="no batch size"):
+            load_cost(device, batch=7)
+
+
 def test_models_refuse_what_was_not_measured():
     arrays = sample()
     with pytest.raises(TableError, match=r"mobilenet_v3 of width multiplier 1\.0, not .* 1\.2"):
@@ -239,17 +268,25 @@ def test_files_that_are_no_model_are_errors(tmp_path, content):
         ("kernels", np.array([7, 5, 3])),
         ("log_ratio", np.full((5, 243, 12), 50.0)),
         ("grid_ms", np.zeros((5, 12))),
+        ("fixed_ms", np.array(["one"] * 5)),
+        ("fixed_ms", np.full(5, -30.0)),
+        ("weights", np.array(["x"] * 20)),
+        ("weights", -np.ones(20)),
+        ("factors", np.full(53, np.inf)),
+        ("factor_names", np.zeros(53)),
     ],
 )
 def test_models_are_validated(tmp_path, name, array):
-    model = load_model(MODELS / "latency_p40.npz")
+    device = "note10" if name in ("weights", "factors", "factor_names") else "p40"
+    model = load_model(MODELS / f"latency_{device}.npz")
+    array = np.resize(array, model.arrays[name].shape) if device == "note10" else array
     path = tmp_path / "model.npz"
     model.save(path)
-    assert np.array_equal(load_cost(path)(sample()), load_cost("p40")(sample()))
+    assert np.array_equal(load_cost(path)(sample()), load_cost(device)(sample()))
     with path.open("wb") as file:
         np.savez(file, allow_pickle=True, **{**model.arrays, name: array})
     with pytest.raises(TableError, match="expected"):
-        load_cost(path)
+        load_cost(path)(sample())
 
 
 def test_a_fit_recovers_a_sum_over_blocks(tmp_path):

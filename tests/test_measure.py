@@ -1,6 +1,9 @@
 """Latency of this machine: what is timed, what is kept, and what happens in between."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,6 +23,17 @@ QUICK = Settings(rounds=1, visit_ms=0.01, networks=3)
 
 def parameters(module):
     return sum(weight.numel() for weight in module.parameters()) / 1e4 + 0.01
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file become larger than ``size`` bytes, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -55,6 +69,17 @@ def test_sums_follow_end_to_end_latency(tmp_path, fake_times):
     assert np.isfinite(cost(arrays)).all()
     cost.export(tmp_path / "tables", SPACE)
     assert TableCost(tmp_path / "tables", TINY, 10)(arrays) == pytest.approx(cost(arrays))
+
+
+def test_a_line_that_falls_below_zero_is_not_taken(tmp_path, fake_times):
+    cost = measure(TINY, SPACE, 10, QUICK, tmp_path, progress=False)
+    arrays = SPACE.arrays(SPACE.enumerate_genes())
+    cost.line = (0.0, 1.0)
+    sums = cost(arrays)
+    cost.fit_line(arrays, 2 * sums - 0.5 * sums.min())
+    assert cost.line == pytest.approx((-0.5 * sums.min(), 2))
+    cost.fit_line(arrays, 2 * sums - 1.5 * sums.min())
+    assert cost.line[0] == 0 < cost.line[1], "half of the least would take less than no time"
 
 
 def test_nothing_is_timed_twice(tmp_path, fake_times):
@@ -106,6 +131,27 @@ def test_a_broken_cache_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(TableError, match="line 3: expected a timing"):
         Samples(tmp_path, {"device": "cpu"})
+
+
+@pytest.mark.parametrize("room", [0, 150, 500])
+def test_a_full_disk_under_the_cache_does_not_end_a_measurement(tmp_path, fake_times, caplog, room):
+    whole = measure(TINY, SPACE, 10, QUICK, tmp_path / "whole", progress=False)
+    with largest_file(room):
+        cost = measure(TINY, SPACE, 10, QUICK, tmp_path / "full", progress=False)
+    assert len(caplog.records) == 1 and "not kept for later runs" in caplog.messages[0]
+    assert cost.line == pytest.approx(whole.line)
+    caplog.clear()
+    again = measure(TINY, SPACE, 10, QUICK, tmp_path / "full", progress=False)
+    assert again.line == pytest.approx(whole.line)
+    (path,) = (tmp_path / "full").iterdir()
+    lines = (tmp_path / "whole" / path.name).read_text().splitlines()
+    assert sorted(path.read_text().splitlines()) == sorted(lines)
+
+
+def test_a_cache_that_cannot_be_made_does_not_end_a_measurement(tmp_path, fake_times, caplog):
+    (tmp_path / "file").write_text("")
+    assert measure(TINY, SPACE, 10, QUICK, tmp_path / "file", progress=False).line[1] > 0
+    assert "not kept for later runs" in caplog.messages[0] and len(caplog.records) == 1
 
 
 def test_real_timing_leaves_the_generator_alone(tmp_path):

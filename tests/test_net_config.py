@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_weights import assert_same, images, make
 
-from compofa.checkpoint import Checkpoint, load_checkpoint
+from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint
 from compofa.cli.tools import main
 from compofa.convert import from_ours, from_slots
 from compofa.errors import CheckpointError, CompofaError, SpaceError
@@ -197,6 +197,7 @@ def test_a_folder_is_recognised_by_any_of_its_names(folder: Path) -> None:
         assert kind == "ofa"
         assert found.network == wanted.network.at(24)
         assert (found.image_size, found.mean[0]) == (24, 0.485)
+        assert found.digest == file_hash(folder / "init")
         assert_same(dict(found.weights), dict(wanted.weights))
     _, opened = open_checkpoint(str(folder))
     assert torch.equal(opened.build()(images()), wanted.build()(images()))

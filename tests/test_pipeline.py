@@ -2,14 +2,18 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import nas.plots
 from compofa.backbones import MOBILENET_V3
 from compofa.errors import CompofaError, ConfigError, SearchError, SpaceError, TableError
 from compofa.model_zoo import NETWORKS
+from compofa.plain import printable
 from compofa.subnet import Subnet, SubnetArrays
 from nas.cost import macs_cost, params_cost
 from nas.evolution import Evolution
@@ -19,6 +23,7 @@ from nas.pipeline import (
     accuracy_model,
     found_columns,
     named_space,
+    network_name,
     report_data,
     require_distinct,
     run_search,
@@ -111,6 +116,57 @@ def test_tables_hold_what_was_found(outcome, tmp_path):
         config = json.loads(path.read_text())
         assert Subnet.from_config(config) == found.subnet
         assert row["ks"] == " ".join(map(str, config["ks"])) and row["r"] == str(config["r"])
+
+
+NAMES = [
+    "$a$",
+    "a_$\\frac",
+    "_x",
+    "a\nb\t",
+    "\x1b[31mred\x07",
+    "z\udcff",
+    "名前",
+    "n" * 240,
+    "a\u202eb",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_search_is_written_whatever_the_network_is_called(outcome, tmp_path, name):
+    called = network_name(f"{name}.pt")
+    first = replace(outcome.targets[0], name=called)
+    paths = write_outcome(replace(outcome, targets=(first, outcome.targets[1])), tmp_path)
+    assert [path.name for path in paths[-2:]] == ["pareto.png", "pareto.svg"]
+    assert {row["net"] for row in rows_of(paths[0])} == {called}
+    texts = re.findall("<!-- (.*?) -->", paths[-1].read_text("utf-8"))
+    shown = printable(name)
+    if len(shown) < 30:
+        assert {f"{shown}: front", f"{shown}: found", f"{shown} on made up"} <= set(texts)
+    assert max(map(len, (text for text in texts if "front" in text))) <= 40
+    assert ascii(shown)[1:-1] in ascii(paths[-3].read_text("utf-8"))
+
+
+def test_what_a_picture_lacks_is_said_and_the_rest_is_written(
+    outcome, tmp_path, monkeypatch, caplog
+):
+    whole = write_outcome(outcome, tmp_path)
+
+    def fails(*args: object) -> None:
+        raise ValueError("no\nfont")
+
+    monkeypatch.setattr(nas.plots, "write_plot", fails)
+    paths = write_outcome(outcome, tmp_path)
+    assert paths == whole[:-2] and set(tmp_path.iterdir()) == set(paths), "no other search's"
+    assert caplog.messages == ["no pictures: no font"]
+
+
+def test_the_subnets_of_an_earlier_search_go(outcome, tmp_path):
+    other = replace(outcome, found=(replace(outcome.found[0], budget=10.25), outcome.found[1]))
+    (tmp_path / "subnet_7.json").write_text("my own")
+    (tmp_path / "results.csv").write_text("constraint\nnone\n")
+    for each in (other, outcome):
+        paths = write_outcome(each, tmp_path, pictures=False)
+        assert set(tmp_path.iterdir()) == {*paths, tmp_path / "subnet_7.json"}
 
 
 def test_both_fronts_are_in_one_table(outcome, tmp_path):
@@ -209,6 +265,32 @@ def test_a_network_is_not_compared_with_itself():
         require_distinct(["a", "b", "a"])
 
 
+@pytest.mark.parametrize("width", [0.3, 0.79, 1.3, 8.0])
+@pytest.mark.parametrize("net", ["compofa", "ofa_mbv3_d234_e346_k357_w1.2"])
+def test_widths_far_from_those_that_were_measured_are_refused(net, width):
+    with pytest.raises(TableError, match=rf"measured at .* 1: .* 0\.8 to 1\.25, got {width:g}"):
+        accuracy_model(net, width)
+
+
+def test_the_measured_width_is_certain_whatever_the_network_usually_has():
+    named, own = (
+        accuracy_model("ofa_mbv3_d234_e346_k357_w1.2", width).extra_std for width in (None, 1.0)
+    )
+    assert named == 1.5 and own == 0
+
+
+def test_a_file_knows_the_width_that_it_was_measured_on(tmp_path):
+    model = accuracy_model("compofa")
+    for width in (0.1, None):
+        model.card["width_mult"] = width
+        model.save(tmp_path / "own.npz")
+        assert accuracy_model(tmp_path / "own.npz", 0.1).extra_std == 0
+    model.card["width_mult"] = 0.1
+    model.save(tmp_path / "own.npz")
+    with pytest.raises(TableError, match="the accuracy model own was measured at"):
+        accuracy_model(tmp_path / "own.npz", 1.0)
+
+
 def test_another_width_makes_accuracy_uncertain():
     arrays = target().space.arrays(target().space.enumerate_genes())
     own = accuracy_model("compofa", 1.0)
@@ -224,6 +306,9 @@ def test_the_published_predictor_is_turned_into_percent(reference_data):
     assert model.unit == "top-1 %" and model.error
     assert 60 < model.predict(arrays).min() < model.predict(arrays).max() < 95
     assert (model.std(arrays) == 6).all()
+    accuracy_model(reference_data / "predictors" / "acc_predictor.pth", 1.2)
+    with pytest.raises(TableError, match=r"width multiplier 1 or 1\.2, not 0\.3"):
+        accuracy_model(reference_data / "predictors" / "acc_predictor.pth", 0.3)
 
 
 def test_a_predictor_that_is_none(tmp_path):

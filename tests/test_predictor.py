@@ -137,6 +137,27 @@ def test_saved_model_is_read_back_exactly(small, tmp_path):
     assert "held-out MAE" in back.error
 
 
+@pytest.mark.parametrize(
+    "held_out",
+    [None, [], {}, "text", 3, {"24": {}}, {"24": 1}, {"24": {"mae": "\x1b[1m", "spearman": 1}}],
+)
+def test_a_card_without_figures_is_said_to_have_none(small, held_out):
+    model = FittedPredictor(small.arrays, {**small.card, "held_out": held_out}, "mine")
+    assert model.error == "error not recorded"
+
+
+def test_accuracies_that_are_all_equal_have_no_ranks(tmp_path):
+    arrays = subnets(40, (24, 32), 3)
+    same = np.where(arrays.r == 24, 70.0, truth(arrays))
+    for top1, error in ((same, "Spearman"), (np.full(40, 70.0), "no ranks")):
+        model = fit_accuracy(arrays, top1, steps=5, samples=1000, folds=2)
+        model.save(tmp_path / "mine.npz")
+        assert error in load_accuracy_model(tmp_path / "mine.npz").error
+        assert model.card["held_out"]["24"]["spearman"] is None
+        text = (tmp_path / "mine.json").read_text()
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
 def broken_files(model: FittedPredictor, folder: Path) -> dict[str, Path]:
     model.save(folder / "good.npz")
     good = (folder / "good.npz").read_bytes()

@@ -285,6 +285,17 @@ def test_an_existing_run_is_neither_lost_nor_mixed(whole):
     assert result.last.read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["init_path", "teacher_path"])
+def test_what_a_run_begins_with_is_not_written_over(folder, option):
+    last = folder / "teacher" / ".." / "compound-1" / "last.pt"
+    (folder / "compound-1").mkdir()
+    shutil.copy(folder / "teacher" / "last.pt", last)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(CompofaError, match=r"apart from the input .*last\.pt"):
+        go(folder, overwrite=True, **{option: str(last)})
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def test_overwriting_begins_again(folder, whole):
     with pytest.raises(StopError):
         go(folder, stop_after=2, seed=7)

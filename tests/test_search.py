@@ -158,13 +158,14 @@ def test_the_tightest_budget_finds_the_cheapest_subnet():
 def test_a_budget_no_subnet_meets_names_the_least_and_its_subnet(space):
     least = Work()(space.arrays_of([space.smallest]))[0]
     with pytest.raises(SearchError, match=r"meets 5, 7 units on work") as error:
-        search(space, Rugged(), Work(), [7, 300, 5], evolution=QUICK)
+        search(space, Rugged(), Work(), [7, 5], evolution=QUICK)
     message = str(error.value)
     assert "\n" not in message
     named = float(message.split("at least ")[1].split()[0])
     assert least <= named <= least * (1 + 1e-4)
     assert str(space.smallest.to_config()["ks"]).replace(" ", "") in message
-    search(space, Rugged(), Work(), [named], evolution=QUICK)
+    found = search(space, Rugged(), Work(), [7, named, 5], evolution=QUICK)
+    assert [result.budget for result in found] == [named]
 
 
 @pytest.mark.parametrize("space", [compound_space(), free_space()], ids=lambda s: s.name)
@@ -180,13 +181,23 @@ def test_budgets_that_are_none(budgets):
         search(compound_space(), Rugged(), Work(), budgets)
 
 
-def test_answers_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("answer", [np.nan, np.inf, -1.0])
+def test_costs_that_are_none_are_refused(answer):
     class Broken(Work):
         def __call__(self, arrays):
-            return np.full(len(arrays.r), np.nan)
+            return np.full(len(arrays.r), answer)
 
-    with pytest.raises(SearchError, match="finite numbers from the cost work"):
+    with pytest.raises(SearchError, match=f"finite numbers from the cost work.* got {answer:g}"):
         search(compound_space(), Rugged(), Broken(), [300.0])
+
+
+def test_accuracies_that_are_not_finite_are_refused():
+    class Broken(Rugged):
+        def predict(self, arrays):
+            return np.where(arrays.r == arrays.r.max(), np.nan, super().predict(arrays))
+
+    with pytest.raises(SearchError, match="finite numbers from the accuracy model"):
+        search(compound_space(), Broken(), Work(), [1e9])
 
 
 @pytest.mark.parametrize("change", [{"population": 0}, {"generations": -1}, {"restarts": 300}])

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 
-from compofa import files
-from compofa.checkpoint import Checkpoint, as_data, load_checkpoint, save_checkpoint
+from compofa import files, tensorfile
+from compofa.checkpoint import Checkpoint, as_data, file_hash, load_checkpoint, save_checkpoint
 from compofa.errors import CheckpointError, CompofaError
 from compofa.model_zoo import network_spec
-from compofa.tensorfile import CHECKSUM, checksum, read_safely
+from compofa.tensorfile import CHECKSUM, checksum, read_safely, short_hash
 
 
 @cache
@@ -45,6 +46,36 @@ def content(path: Path) -> str:
 def saved(tmp_path: Path) -> Path:
     save_checkpoint(tmp_path / "last.pt", checkpoint())
     return tmp_path / "last.pt"
+
+
+def test_the_hash_is_that_of_what_was_loaded(saved, tmp_path, monkeypatch):
+    wanted, first = content(saved), file_hash(saved)
+    save_checkpoint(tmp_path / "next.pt", checkpoint(1))
+
+    def beside_a_training(file: BinaryIO) -> str:
+        digest = short_hash(file)
+        os.replace(tmp_path / "next.pt", saved)
+        return digest
+
+    monkeypatch.setattr(tensorfile, "short_hash", beside_a_training)
+    found = load_checkpoint(saved)
+    assert (found.digest, checksum(as_data(found))) == (first, wanted)
+    monkeypatch.undo()
+    assert load_checkpoint(saved).digest == file_hash(saved) != first
+    assert found.slim().digest == "", "no file holds that"
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(saved, monkeypatch):
+    def beside_another_program(file: BinaryIO) -> str:
+        digest = short_hash(file)
+        with saved.open("r+b") as other:
+            other.seek(0, os.SEEK_END)
+            other.write(b"\0")
+        return digest
+
+    monkeypatch.setattr(tensorfile, "short_hash", beside_another_program)
+    with pytest.raises(CheckpointError, match="being written to"):
+        load_checkpoint(saved)
 
 
 def damaged(whole: bytes, generator: np.random.Generator) -> Iterator[bytes]:

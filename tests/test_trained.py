@@ -149,7 +149,9 @@ def test_the_predictor_can_be_used_again(searched, net, tmp_path):
 
     space = load_checkpoint(net).network.space
     arrays = space.arrays(space.enumerate_genes())
-    predicted = load_accuracy_model(searched.folder / "predictor.npz").predict(arrays)
+    model = load_accuracy_model(searched.folder / "predictor.npz")
+    assert model.width_mult == 0.1
+    predicted = model.predict(arrays)
     assert float(rows[-1]["top1"]) <= predicted.max() + 1e-3
 
 
@@ -177,6 +179,8 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
         (["--target-hardware", "flops", "--device", "tpu"], "tpu"),
         (["--target-hardware", "flops", "--resolutions", "4"], "expected an image size from 8"),
         (["--target-hardware", "flops", "--accuracy-predictor", "nosuch.npz"], "nosuch.npz"),
+        (["--target-hardware", "flops", "--accuracy-predictor", "compofa"], "1.25, got 0.1"),
+        (["--target-hardware", "flops", "--batch-size", "7"], "no batch size for flops"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys, more, message):
@@ -241,7 +245,7 @@ def test_resolutions_are_those_asked_for_or_the_data_sets(net):
 
 
 def test_the_free_space_undoes_the_coupling(net):
-    trained = Trained("mine", load_checkpoint(net), "0", (8, 12))
+    trained = Trained("mine", load_checkpoint(net), (8, 12))
     own, free = trained.space, trained.free_space
     assert (own.size, own.name, own.resolutions) == (2 * 2**5, "mine", (8, 12))
     assert free.name == "mine-free" and free.size == 2 * (2**2 + 2**3) ** 5
@@ -253,7 +257,7 @@ def test_the_free_space_undoes_the_coupling(net):
 
 def test_few_records_are_not_fitted(searched, net):
     records = read_records(searched.folder / "records.jsonl")
-    space = Trained("mine", load_checkpoint(net), "0", (8,)).free_space
+    space = Trained("mine", load_checkpoint(net), (8,)).free_space
     with pytest.raises(DataError, match="20"):
         fit_records(records[:19], space, "mine")
     model = fit_records(records, space, "mine")

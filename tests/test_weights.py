@@ -212,6 +212,7 @@ def test_every_misfit_is_listed_and_the_net_stays_as_it_was() -> None:
     state["first_conv.bn.bias"] = torch.zeros(9)
     state["classifier.linear.bias"][2] = float("nan")
     state["first_conv.conv.weight"][0, 0, 0, 0] = float("inf")
+    state["first_conv.bn.running_var"][1] = -1e-3
     with pytest.raises(CheckpointError) as caught:
         load_weights(net, state)
     message = str(caught.value)
@@ -220,6 +221,7 @@ def test_every_misfit_is_listed_and_the_net_stays_as_it_was() -> None:
     assert "surplus" in message
     assert "1 misshapen: stem.bn.bias (expected [8], got [9])" in message
     assert "2 not finite numbers: stem.conv.weight, classifier.bias" in message
+    assert "1 negative variances: stem.bn.running_var" in message
     assert "\n" not in message
     assert_same(state_of(net), before)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +20,14 @@ from worker import steps
 from compofa.calibrate import calibrate
 from compofa.cli.train import main
 from compofa.data import Batch, DataSplits, calibration_loader, dataset_info, load_dataset
-from compofa.errors import CompofaError, ConfigError, DataError, OtherWorkerError, StoppedError
+from compofa.errors import (
+    CheckpointError,
+    CompofaError,
+    ConfigError,
+    DataError,
+    OtherWorkerError,
+    StoppedError,
+)
 from compofa.evaluate import Evaluator
 from compofa.model_zoo import network_spec
 from compofa.seeds import rng
@@ -26,6 +36,7 @@ from compofa.training import trainer
 from compofa.training.config import TrainConfig
 from compofa.training.saving import Saver
 from compofa.training.stopping import Stopping
+from compofa.training.tally import EpochStats
 from compofa.training.trainer import Trainer
 from compofa.workers import Alone, Backend, launcher, workers
 
@@ -143,30 +154,126 @@ def test_notes_are_summed_on_the_way(half):
     assert together(3, call) == [[1.0, 0.0]] * 3
 
 
-def test_all_workers_stop_at_the_step_at_which_one_was_asked_to(tmp_path):
-    def call(backend: Backend) -> Trainer:
-        mine, stop = make_trainer(backend, batch_size=6, dropout=0.0), Stopping()
+class Saved(NamedTuple):
+    """What worker 0 would write to last.pt."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def train_three(
+    stop_at: int | None = None, resumed: Saved | None = None, every_step: bool = False
+) -> list[tuple[Trainer, EpochStats | None, Saved | None]]:
+    """Train an epoch of five steps in three workers, the second of which may be asked to stop."""
+
+    def call(backend: Backend) -> tuple[Trainer, EpochStats | None, Saved | None]:
+        mine, stop, saved = make_trainer(backend, batch_size=6, dropout=0.0), Stopping(), []
+        if resumed is not None:
+            mine.net.load_state_dict(resumed.weights)
+            mine.load_state_dict(copy.deepcopy(resumed.state), workers=3)
         real = mine.train_step
 
-        def train_step(images: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
-            if backend.rank == 1 and step == 2:
+        def train_step(images: Tensor, targets: Tensor, step: int) -> Tensor:
+            if backend.rank == 1 and step + 1 == stop_at:
                 stop.request(signal.SIGTERM)
             return real(images, targets, step)
 
-        mine.train_step = train_step
-        saver = Saver(lambda: None, tmp_path / "last.pt", 1000, stop)
-        with stop.deferred(), pytest.raises(StoppedError, match="stopped by SIGTERM: all is in"):
-            mine.train_epoch(0, bar=False, saver=saver)
-        return mine
+        def write() -> None:
+            saved[:] = [copy.deepcopy(Saved(mine.net.state_dict(), mine.state_dict()))]
 
-    one, two = together(2, call)
-    assert one.tally.steps == two.tally.steps == 3
-    assert (one.tally.images, two.tally.images) == (36, 0), "worker 0 saves what all have counted"
-    half = make_trainer()
-    half.load_state_dict(one.state_dict(), workers=2)
-    assert half.tally.steps == 6, "one worker has twice the steps to go for the same images"
-    for name, value in one.net.state_dict().items():
-        assert torch.equal(two.net.state_dict()[name], value), name
+        mine.train_step = train_step
+        saver = Saver(write, Path("last.pt"), 0 if every_step else 1000, stop)
+        stats = None
+        with stop.deferred(), suppress(StoppedError):
+            stats = mine.train_epoch(0, bar=False, saver=saver)
+        if stats is not None:
+            write()
+        return mine, stats, *saved
+
+    return together(3, call)
+
+
+def test_all_workers_stop_at_the_step_at_which_one_was_asked_to():
+    found = train_three(stop_at=3)
+    assert [(mine.tally.steps, stats) for mine, stats, _ in found] == [(3, None)] * 3
+    one, two, _ = (saved for _, _, saved in found)
+    tally = one.state["tally"]
+    assert (tally["steps"], tally["images"]) == (3, 54), "worker 0 saves what all have counted"
+    assert [each["tally"]["images"] for each in one.state["ranks"]] == [18] * 3
+    for name, value in one.weights.items():
+        assert torch.equal(two.weights[name], value), name
+    alone = make_trainer(batch_size=6)
+    alone.load_state_dict(one.state, workers=3)
+    assert alone.tally.steps == 9, "one worker has three times the steps to go for the same images"
+    assert alone.tally.images == 54
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(few_digits: None) -> list[tuple[Trainer, EpochStats, Saved]]:
+    return train_three()
+
+
+def assert_same_end(
+    found: list[tuple[Trainer, EpochStats, Saved]], whole: list[tuple[Trainer, EpochStats, Saved]]
+) -> None:
+    """Compare, to the bit, what three workers have at the end of the epoch."""
+    for (_, stats, saved), (_, other_stats, other) in zip(found, whole, strict=True):
+        assert vars(stats) | {"images_per_s": 0} == vars(other_stats) | {"images_per_s": 0}
+        for name, value in other.weights.items():
+            assert torch.equal(saved.weights[name], value), name
+        mine, theirs = (s.state["tally"] | {"seconds": 0} for s in (saved, other))
+        assert mine == theirs and saved.state["ranks"] == []
+
+
+def test_saves_within_an_epoch_change_no_bit(uninterrupted):
+    assert_same_end(train_three(every_step=True), uninterrupted)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+@pytest.mark.parametrize("every_step", [False, True])
+def test_three_workers_go_on_to_the_same_bits(uninterrupted, stop_at, every_step):
+    """From within the epoch, and from its last step, where there is none left to take."""
+    stopped = train_three(stop_at, every_step=every_step)
+    assert [stats for _, stats, _ in stopped] == [None] * 3
+    found = train_three(resumed=stopped[0][2], every_step=every_step)
+    assert_same_end(found, uninterrupted)
+
+
+def test_three_workers_go_on_after_the_epoch_was_counted(uninterrupted):
+    """As where they were asked to stop while they validated."""
+    saved = uninterrupted[0][2]
+    assert saved.state["tally"]["steps"] == 5 and saved.state["ranks"] == []
+    found = train_three(resumed=saved)
+    assert_same_end(found, uninterrupted)
+    assert [stats.images_per_s for _, stats, _ in found] == [pytest.approx(
+        saved.state["tally"]["images"] / saved.state["tally"]["seconds"]
+    )] * 3  # fmt: skip
+
+
+def test_a_state_of_a_version_that_saved_means_only_is_gone_on_with(uninterrupted):
+    saved = train_three(stop_at=3)[0][2]
+    del saved.state["ranks"]
+    for (_, stats, end), (_, _, other) in zip(
+        train_three(resumed=saved), uninterrupted, strict=True
+    ):
+        assert end.state["tally"]["images"] == other.state["tally"]["images"]
+        assert stats.loss == pytest.approx(uninterrupted[0][1].loss)
+        for name, value in other.weights.items():
+            torch.testing.assert_close(end.weights[name], value, msg=name)
+
+
+@pytest.mark.parametrize("harm", ["shape", "missing", "type"])
+def test_a_damaged_state_of_a_worker_is_refused(harm):
+    saved = train_three(stop_at=1)[0][2]
+    for rank in saved.state["ranks"]:
+        buffers = rank["buffers"]
+        name = next(iter(buffers))
+        if harm == "missing":
+            del buffers[name]
+        else:
+            buffers[name] = torch.zeros(1) if harm == "shape" else 3
+    for error in train_three(resumed=saved):
+        assert isinstance(error, CheckpointError) and "cannot be resumed" in str(error)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from compofa.cli import search
 from compofa.cli.common import Parser, run
 from compofa.cli.evaluate import choose_subnets, print_table
+from compofa.locks import exclusive
 from compofa.training.config import TrainConfig
 
 PROG = "compofa.cli.demo"
@@ -31,24 +33,34 @@ def _main(argv: Sequence[str] | None) -> None:
     p.add_argument("--samples", type=int, default=60, help="subnets to measure for the search")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
+    with exclusive(args.output, folder=True):
+        _demo(args)
+
+
+def _demo(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from compofa.checkpoint import file_hash, load_checkpoint, save_checkpoint
+    from compofa.checkpoint import load_checkpoint, save_checkpoint
     from compofa.data import load_dataset
     from compofa.evaluate import Evaluator
     from compofa.plots import plot_accuracy
     from compofa.records import write_csv
-    from compofa.training.run import train
+    from compofa.training.run import train_phase
+    from compofa.training.stopping import Stopping
+    from compofa.workers import Alone
 
     started = time.perf_counter()
     config = TrainConfig(fixed_kernel=True, seed=args.seed, epochs=args.epochs).resolved()
     shutil.rmtree(args.output / "teacher", ignore_errors=True)
     with logging_redirect_tqdm():
-        result = train(config, args.output, overwrite=True, bar=not args.quiet)
+        result = train_phase(
+            config, args.output, resume=False, overwrite=True, bar=not args.quiet,
+            backend=Alone(), stop=Stopping(),
+        )  # fmt: skip
     path = args.output / "compofa-digits.pt"
-    checkpoint = load_checkpoint(result.best).slim()
-    save_checkpoint(path, checkpoint)
+    save_checkpoint(path, load_checkpoint(result.best).slim())
+    checkpoint = load_checkpoint(path)
     supernet, space = checkpoint.build(), checkpoint.network.space
     random = [
         subnet
@@ -56,9 +68,8 @@ def _main(argv: Sequence[str] | None) -> None:
         if subnet not in (space.smallest, space.largest)
     ][:10]
     evaluator = Evaluator(load_dataset("digits"), "test", seed=args.seed)
-    digest = file_hash(path)
     records = [
-        evaluator.measure(supernet, subnet, str(path), digest)
+        evaluator.measure(supernet, subnet, str(path), checkpoint.digest)
         for subnet in tqdm(
             [space.smallest, space.largest, *random],
             desc="subnets",

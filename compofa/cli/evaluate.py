@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError, DataError
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, open_checkpoint
-from compofa.plain import parse_json, read_text
+from compofa.plain import parse_json, printable, read_text
 from compofa.seeds import rng
 from compofa.space import SearchSpace
 from compofa.subnet import Subnet
@@ -204,7 +204,7 @@ def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisa
     """Return what images are normalised with: what the options say, or the checkpoint.
 
     Raises:
-        DataError: Not one or three numbers, or a deviation that is not positive.
+        DataError: Not one or three numbers, or one out of its range.
     """
     from compofa.data import Normalisation
 
@@ -251,14 +251,20 @@ def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = Non
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     check_numbers(args)
+    with exclusive(args.output):
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    """Evaluate what the options say, write the table and print it."""
     import torch
     from tqdm import tqdm
 
     from compofa.calibrate import calibrate
-    from compofa.checkpoint import file_hash
     from compofa.evaluate import Evaluator
-    from compofa.files import require_writable
+    from compofa.files import is_stream, require_other
     from compofa.records import write_csv
+    from compofa.specialised_files import files_of
     from compofa.training.setup import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -283,16 +289,17 @@ def _main(argv: Sequence[str] | None) -> None:
     )
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
-    require_writable(Path(args.output).parent)
-    digest, records = file_hash(path), []
+    require_other(args.output, *files_of(path), args.subnet)
+    records: list[EvalRecord] = []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
-        records.append(evaluator.measure(network, subnet, args.net, digest))
-        write_csv(args.output, records)
+        records.append(evaluator.measure(network, subnet, args.net, checkpoint.digest))
+        if len(records) == len(subnets) or not is_stream(args.output):
+            write_csv(args.output, records)
     print_table(records)
     top1 = [record.top1 for record in records]
     what = f"{len(records)} subnet(s) of {checkpoint.network.space.name}" if elastic else args.net
     print(
-        f"{what} on {records[0].images} {args.part} images of "
+        f"{printable(what)} on {records[0].images} {args.part} images of "
         f"{splits.name}: top-1 {min(top1):.2f} to {max(top1):.2f} %; written to {args.output}"
     )
     if evaluator.broken.paths:

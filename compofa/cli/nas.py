@@ -12,13 +12,23 @@ import numpy as np
 
 from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.errors import ConfigError, SpaceError, TableError
+from compofa.files import is_stream, require_other
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS
 from compofa.space import SearchSpace
 from compofa.subnet import SubnetArrays, arrays_of
 from nas import pipeline
 from nas.cost import macs_cost, params_cost
 from nas.devices import DEVICES, load_cost
-from nas.tables import lines, read_subnets, require_members, write_subnets
+from nas.evolution import require_finite
+from nas.tables import (
+    lines,
+    read_csv,
+    read_subnets,
+    require_members,
+    without_repeats,
+    write_columns,
+)
 
 if TYPE_CHECKING:
     from compofa.records import EvalRecord
@@ -64,10 +74,17 @@ def parser() -> Parser:
         help="commas between: top1, top1_std, macs, params, latency:DEVICE",
     )
     sub.add_argument(
-        "--input", required=True, metavar="CSV", help="columns ks, e, d and r; .gz is read too"
+        "--input",
+        required=True,
+        metavar="CSV",
+        help="columns ks, e, d and r, and any others; .gz is read too",
     )
     sub.add_argument(
-        "--output", required=True, metavar="CSV", help="the same rows in the same order"
+        "--output",
+        required=True,
+        metavar="CSV",
+        help="the rows and columns of --input, which it may replace, and those of --columns; "
+        "columns of the same name are replaced",
     )
     sub.add_argument(
         "--latency-table",
@@ -178,15 +195,15 @@ def _add_fit(sub: Parser, source: str, result: str) -> None:
 
 def _devices(args: argparse.Namespace) -> None:
     for name, device in DEVICES.items():
-        widths = ", ".join(f"w{width:g}" for width in device.width_mults) or "any width"
         r = device.resolutions
         where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
-        print(f"{name:14} {device.description} [{device.unit}; {widths}; {where}]")
+        print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
         print(f"{'':14} {device.source}; {device.error}")
 
 
 def _predict(args: argparse.Namespace) -> None:
-    arrays, _ = read_subnets(args.input)
+    table = read_csv(args.input)
+    arrays, _ = read_subnets(table)
     backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
     arrays = require_members(arrays, space, args.input)
 
@@ -195,11 +212,12 @@ def _predict(args: argparse.Namespace) -> None:
         return pipeline.named_space(args.net, args.width_mult, sizes)[1]
 
     space = _ask(known, arrays, args.input)
-    pipeline.require_writable(Path(args.output).parent)
     columns: dict[str, np.ndarray] = {}
     for name in args.columns.split(","):
         if name in ("top1", "top1_std"):
-            model = pipeline.accuracy_model(args.accuracy_predictor or args.net, args.width_mult)
+            model = pipeline.accuracy_model(
+                args.accuracy_predictor or args.net, backbone.width_mult
+            )
             columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
             log.info("%s: %s, %s", name, model.name, model.error)
         elif name in ("macs", "params"):
@@ -214,7 +232,10 @@ def _predict(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
             )
-    write_subnets(args.output, arrays, columns)
+        require_finite(name, columns[name], 0)
+    replaced = write_columns(args.output, table, columns)
+    if replaced:
+        log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
     print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
 
 
@@ -241,7 +262,6 @@ def _measure(args: argparse.Namespace) -> None:
 
     wanted = sorted({r for group in args.resolutions or [pipeline.RESOLUTIONS] for r in group})
     backbone, space, classes = pipeline.named_space(args.net, args.width_mult, wanted)
-    pipeline.require_writable(args.output)
     settings = Settings(device=args.device, batch=args.batch_size)
     cost = measure(backbone, space, classes, settings, progress=not args.quiet)
     paths = cost.export(args.output, space)
@@ -252,7 +272,6 @@ def _measure(args: argparse.Namespace) -> None:
 def _collect(args: argparse.Namespace) -> None:
     import torch
 
-    from compofa.checkpoint import file_hash
     from compofa.cli.evaluate import open_data
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
@@ -267,12 +286,11 @@ def _collect(args: argparse.Namespace) -> None:
         check_device(args.device)
         if args.samples < 1:
             raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
-        path, checkpoint = open_checkpoint(args.net)
+        _, checkpoint = open_checkpoint(args.net)
         wanted = sorted({r for group in args.resolutions or [] for r in group})
         trained = Trained(
             pipeline.network_name(args.net),
             checkpoint,
-            file_hash(path),
             search_resolutions(checkpoint, wanted),
         )
         space = trained.space if args.space == "own" else trained.free_space or trained.space
@@ -293,7 +311,7 @@ def _collect(args: argparse.Namespace) -> None:
         only_main_speaks(workers)
         trained, subnets, evaluator = workers.in_turn(opened)
         return collect(
-            trained.checkpoint, trained.digest, args.net, subnets, evaluator, args.output,
+            trained.checkpoint, args.net, subnets, evaluator, args.output,
             bar=not args.quiet, backend=workers,
         )  # fmt: skip
 
@@ -310,14 +328,13 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     from nas.fit_accuracy import fit_accuracy, reproduce
 
     if args.shipped:
-        pipeline.require_writable(args.output)
         _say_made(reproduce(Path(args.shipped), Path(args.output)))
         return
     source = _require_input(args)
-    pipeline.require_writable(Path(args.output).parent)
+    _require_model(args.output, source)
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
-        top1 = columns["top1"]
+        arrays, top1 = without_repeats(arrays, columns["top1"])
     else:
         records = read_records(source)
         if not records:
@@ -340,11 +357,10 @@ def _fit_latency(args: argparse.Namespace) -> None:
     from nas.fit_latency import fit_network, reproduce
 
     if args.shipped:
-        pipeline.require_writable(args.output)
         _say_made(reproduce(Path(args.shipped), Path(args.output)))
         return
     source = _require_input(args)
-    pipeline.require_writable(Path(args.output).parent)
+    _require_model(args.output, source)
     arrays, columns = read_subnets(source, [args.column])
     backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
     model = fit_network(arrays, columns[args.column], backbone, args.name)
@@ -358,13 +374,25 @@ def _require_input(args: argparse.Namespace) -> Path:
     return Path(args.input)
 
 
+def _require_model(output: str, source: Path) -> None:
+    if is_stream(output):
+        raise ConfigError(f"--output: expected a file, for its card goes beside it, got {output}")
+    for file in (output, Path(output).with_suffix(".json")):
+        require_other(file, source)
+
+
 def _say_made(paths: Sequence[Path]) -> None:
     print(f"made {len(paths)} models: {', '.join(path.name for path in paths)}")
 
 
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
-    args.call(args)
+    if args.command in ("devices", "collect"):  # one writes nothing, the other is many workers
+        args.call(args)
+        return
+    folder = args.command == "measure" or vars(args).get("shipped") is not None
+    with exclusive(args.output, folder):
+        args.call(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

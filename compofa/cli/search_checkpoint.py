@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from compofa.checkpoint import file_hash
 from compofa.cli.evaluate import open_data
 from compofa.data import Normalisation
 from compofa.errors import ConfigError
@@ -46,9 +45,9 @@ def search_checkpoint(
         raise ConfigError("--width-mult: a checkpoint has its own width, expected none")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    path, checkpoint = open_checkpoint(args.net)
+    _, checkpoint = open_checkpoint(args.net)
     resolutions = search_resolutions(checkpoint, args.resolutions)
-    trained = Trained(pipeline.network_name(args.net), checkpoint, file_hash(path), resolutions)
+    trained = Trained(pipeline.network_name(args.net), checkpoint, resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(checkpoint, data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from compofa.cli.evaluate import open_data, read_subnet
 from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
+from compofa.files import is_stream
+from compofa.locks import exclusive
 from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
 from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
@@ -49,7 +52,7 @@ def parser() -> Parser:
     sub = add(
         "export",
         "write a subnet for other programs: BN statistics are measured on training images first, "
-        "and the file is run beside torch after writing; its card goes to OUTPUT.json",
+        "and what is written has been run beside torch; its card goes to OUTPUT.json",
         _export,
     )
     sub.add_argument(
@@ -126,9 +129,9 @@ def _add_arch(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from compofa.checkpoint import file_hash
-    from compofa.export import SUFFIXES, export, require_packages, subnet_card
-    from compofa.files import require_writable
+    from compofa.export import SUFFIXES, card_path, require_packages
+    from compofa.files import require_other
+    from compofa.specialised_files import files_of
 
     require_packages(args.to)
     if args.calibration_images < 1:
@@ -142,22 +145,35 @@ def _export(args: argparse.Namespace) -> None:
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
     output = Path(args.output or stem + SUFFIXES[args.to])
-    require_writable(output.parent, create=False)
+    for file in (output,) if is_stream(output) else (output, card_path(output)):
+        require_other(file, *files_of(path), args.subnet)
+    with exclusive(output):
+        _export_subnet(args, checkpoint, subnet, output)
+
+
+def _export_subnet(
+    args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet, output: Path
+) -> None:
+    """Export a subnet of a checkpoint to ``output``."""
+    from compofa.export import card_path, export, subnet_card
+
     network, calibration = _network(args, checkpoint, subnet)
     card = {
         **subnet_card(checkpoint.network, subnet),
         "classes": list(checkpoint.classes),
         "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
         "source": args.net,
-        "checkpoint": file_hash(path),
+        "checkpoint": checkpoint.digest,
         "dataset": checkpoint.dataset,
         "calibration": calibration,
         "figures": _figures(checkpoint, subnet),
     }
     difference = export(network, output, args.to, card, fold=args.fold_bn)
-    print(
+    where = "no card" if is_stream(output) else f"card in {card_path(output)}"
+    _say(
+        output,
         f"{output}: {subnet}, {card['params']:,} parameters, {card['macs']:,} MACs; "
-        f"largest difference to torch {difference:.2g}; card in {output}.json"
+        f"largest difference to torch {difference:.2g}; {where}",
     )
 
 
@@ -227,22 +243,31 @@ def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    with exclusive(args.output, folder=None):
+        _convert_file(args)
+
+
+def _convert_file(args: argparse.Namespace) -> None:
+    from compofa.files import require_other
     from compofa.formats import save_as
-    from compofa.specialised_files import find_specialised
+    from compofa.specialised_files import files_of, find_specialised
 
     subnets = (".yaml", ".yml", ".json")
     if Path(args.input).suffix.lower() in subnets and find_specialised(args.input) is None:
         _convert_subnet(args)
         return
-    _, kind, checkpoint = open_any(args.input, args.arch)
+    path, kind, checkpoint = open_any(args.input, args.arch)
+    require_other(args.output, *files_of(path), args.input)
     save_as(args.output, checkpoint, args.to)
-    print(f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}")
+    text = f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}"
+    _say(args.output, text)
 
 
 def _convert_subnet(args: argparse.Namespace) -> None:
     from compofa import mmrazor
-    from compofa.files import write_text_atomic
+    from compofa.files import require_other, write_text_atomic
 
+    require_other(args.output, args.input)
     table = _family(args.input) if args.arch is None else network_spec(args.arch).backbone
     if Path(args.input).suffix.lower() == ".json":
         subnet = read_subnet(args.input, table.free_space(), 224, "IN")
@@ -250,7 +275,7 @@ def _convert_subnet(args: argparse.Namespace) -> None:
         subnet = mmrazor.read_subnet(args.input, table)
     ours = json.dumps(subnet.to_config()) + "\n"
     write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
-    print(f"{args.output}: {subnet}")
+    _say(args.output, f"{args.output}: {subnet}")
 
 
 def _family(path: str) -> Backbone:
@@ -260,6 +285,11 @@ def _family(path: str) -> Backbone:
     except (OSError, ValueError):  # who reads it in earnest says what is wrong
         return MOBILENET_V3
     return RESNET50D if isinstance(config, dict) and "w" in config else MOBILENET_V3
+
+
+def _say(output: str | Path, text: str) -> None:
+    """Print ``text``, on stderr where stdout may be what the output went to."""
+    print(text, file=sys.stderr if is_stream(output) else sys.stdout)
 
 
 def _zoo(args: argparse.Namespace) -> None:

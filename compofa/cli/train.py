@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -48,7 +49,8 @@ Several workers, each with a part of every step's images, one a GPU:
   horovodrun -np 4 python train_ofa_net.py ...
 
 Each phase leaves best.pt, last.pt, config.json, metrics.jsonl, summary.json and TensorBoard
-files in runs/NAME/PHASE. SIGTERM and Ctrl-C save and exit with 143 and 130; --resume goes on.
+files in runs/NAME/PHASE. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 (a scheduler's notice) and Ctrl-C save
+and exit with 128 and the signal's number; --resume goes on.
 Evaluate a checkpoint with eval_sampled_config.py --net PATH.
 """
 
@@ -168,7 +170,7 @@ def parser() -> Parser:
         type=float,
         default=30.0,
         metavar="M",
-        help="minutes between saves within an epoch; every epoch, SIGTERM and Ctrl-C save, too",
+        help="minutes between saves within an epoch; epochs and signals to stop save, too",
     )
     where.add_argument(
         "--max-skipped",
@@ -251,7 +253,7 @@ def _report(result: RunResult) -> None:
         f"{value:.4g} {name.replace('_', ' ')}" for name, value in result.cost.items()
     )
     print(f"spent {spent}; best checkpoint: {result.best}")
-    print(f"next: python eval_sampled_config.py --net {result.best}")
+    print(f"next: {shlex.join(['python', 'eval_sampled_config.py', '--net', str(result.best)])}")
 
 
 def _read_single(args: argparse.Namespace) -> None:

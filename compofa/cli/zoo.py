@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from compofa.errors import ConfigError, SpaceError
+from compofa.errors import CheckpointError, ConfigError, SpaceError
 from compofa.fixed import FixedNetwork
 from compofa.layout import LayerSpec, macs, params
 from compofa.model_zoo import CHECKPOINT_FOLDERS, NETWORKS, PUBLISHED, network_spec
@@ -83,10 +83,10 @@ def special(row: Specialised) -> Row:
 
 def _downloaded(row: Specialised) -> FixedNetwork | None:
     """Return the definition of a network whose configuration has been downloaded."""
-    from compofa.download import published_path
     from compofa.specialised_files import find_specialised
 
-    files = find_specialised(published_path(f"ofa_specialized/{row.folder}"))
+    folder = _place(f"ofa_specialized/{row.folder}")
+    files = find_specialised(folder) if folder else None
     try:
         return files.network() if files else None
     except SpaceError:
@@ -98,10 +98,18 @@ def _counts(layers: tuple[LayerSpec, ...]) -> tuple[str, str]:
 
 
 def _published(name: str) -> str:
+    path = _place(name)
+    return "here" if path and path.is_file() else "download"
+
+
+def _place(name: str) -> Path | None:
+    """Return where a published file is kept; ``None`` for a user without a home folder."""
     from compofa.download import published_path
 
-    path: Path = published_path(name)
-    return "here" if path.is_file() else "download"
+    try:
+        return published_path(name)
+    except CheckpointError:
+        return None
 
 
 def _has(like: str, *texts: str) -> bool:

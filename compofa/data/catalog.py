@@ -11,15 +11,26 @@ Augmentation = Literal["affine", "crop", "inception"]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per channel: ``(image - mean) / std``, images in [0, 1]."""
+    """Per channel: ``(image - mean) / std``, images in [0, 1].
+
+    Attributes:
+        mean: Between -1000 and 1000: single precision still tells grey levels apart there.
+        std: Between 1e-6 and 1e6.
+
+    Raises:
+        DataError: Not three of each, or outside their range.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        means = [abs(value) <= 1000 for value in self.mean]  # NaN is not
+        stds = [1e-6 <= value <= 1e6 for value in self.std]
+        if len(means) != 3 or len(stds) != 3 or not all(means + stds):
             raise DataError(
-                f"expected 3 means and 3 positive deviations, got {self.mean} and {self.std}"
+                "expected 3 means from -1000 to 1000 and 3 standard deviations from 1e-6 to 1e6, "
+                f"got {self.mean} and {self.std}"
             )
 
 

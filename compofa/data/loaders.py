@@ -11,6 +11,7 @@ by default, and a batch of 256 photographs takes 154 MB.
 import logging
 import multiprocessing.queues
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -263,6 +264,8 @@ def _loader(
 ) -> BatchLoader:
     if workers < 0:
         raise DataError(f"expected 0 or more data workers, got {workers}")
+    if workers:
+        _require_processes(workers)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -275,6 +278,28 @@ def _loader(
         generator=torch.Generator().manual_seed(0),  # else it draws from the global one
     )
     return BatchLoader(loader)
+
+
+def _require_processes(workers: int) -> None:
+    """Check that data-loading processes can be started: torch fails half-way, with tracebacks.
+
+    Raises:
+        DataError: Few files may be open (three are for each, beside what batches take on their
+            way), or no semaphore can be made.
+    """
+    most, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 48 + 3 * workers
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise DataError(
+            f"expected a limit of at least {needed} open files for {workers} data-loading "
+            f"processes, got {most}: raise it (ulimit -n {needed}), or use fewer"
+        )
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise DataError(
+            f"expected to share memory with {workers} data-loading processes, got: "
+            f"{error.strerror or error}: make /dev/shm writable, or load data without any"
+        ) from error
 
 
 def _image_bytes(images: int, resolution: int) -> int:

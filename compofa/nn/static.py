@@ -216,6 +216,19 @@ class StaticNetwork(LayeredNetwork):
         """Return the modules up to the pool in the order they run, each taking one tensor."""
         return [self.get_submodule(spec.name) for spec in self.specs[: self._pool]]
 
+    def __prepare_scriptable__(self) -> nn.Sequential:
+        """Return the same modules in a row, which ``torch.jit.script`` compiles in place of this.
+
+        It cannot compile a look-up of modules by name.
+        """
+        *names, last = [spec.name for spec in self.specs]
+        row = OrderedDict({name.replace(".", "_"): self.get_submodule(name) for name in names})
+        row.update(flatten=nn.Flatten(), dropout=self.dropout)
+        row[last] = self.classifier
+        scriptable = nn.Sequential(row)
+        scriptable.training = self.training  # that of its layers stays theirs
+        return scriptable
+
     def forward(self, images: Tensor) -> Tensor:
         """Classify images [n, 3, r, r], normalised; returns logits [n, classes]."""
         x = images

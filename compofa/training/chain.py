@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from compofa.errors import ConfigError
+from compofa.locks import exclusive_by_main
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.recipes import CHAINS, recipe_for
-from compofa.training.run import RunResult, train
+from compofa.training.run import RunResult, train_phase
 from compofa.training.saving import holds_run
 from compofa.training.stopping import Stopping
 from compofa.workers import Alone, Backend
@@ -68,16 +70,29 @@ def train_task(
         The result of the last phase, with time and cost of all.
 
     Raises:
+        BusyError: Another process is training in ``output``.
         CompofaError: Something the user can mend; nothing is half-written.
     """
-    phases = plan(config)
-    folders = [run_folder(phase, Path(output)) for phase in phases]
-    backend = backend or Alone()
+    phases, backend, stop = plan(config), backend or Alone(), stop or Stopping()
+    with exclusive_by_main(backend, output, folder=True):
+        return _train_phases(phases, Path(output), resume, overwrite, bar, backend, stop)
+
+
+def _train_phases(
+    phases: Sequence[TrainConfig],
+    output: Path,
+    resume: bool | None,
+    overwrite: bool,
+    bar: bool,
+    backend: Backend,
+    stop: Stopping,
+) -> RunResult:
+    folders = [run_folder(phase, output) for phase in phases]
     begun = backend.from_main(lambda: _begun(folders, resume, overwrite))
     resume = bool(begun) if resume is None else resume
     stale = folders[1:] if overwrite and not resume else []  # must not look like this run's
     results = [
-        train(
+        train_phase(
             phase,
             output,
             resume=resume and (folder in begun or (folder == folders[0] and not begun)),

@@ -192,6 +192,8 @@ class TrainConfig:
             "max_skipped": (1, 1_000_000),
             "save_minutes": (0, 1_000_000),
         }
+        optional = {"price": (0, 1_000_000), "power": (0, 1_000_000)}
+        ranges |= {name: r for name, r in optional.items() if getattr(self, name) is not None}
         faults = [
             f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(self, name)}"
             for name, (low, high) in ranges.items()

@@ -65,7 +65,9 @@ def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
                  len(splits.classes), config.init_path)  # fmt: skip
         spec = _with_classes(spec, network, len(splits.classes), config.seed)
     weights = {name: value.cpu() for name, value in network.state_dict().items()}
-    return replace(found, network=spec, weights=weights, classes=splits.classes, training=None)
+    return replace(
+        found, network=spec, weights=weights, classes=splits.classes, training=None, digest=""
+    )
 
 
 def chosen_subnet(network: Network, text: str | None, resolution: int) -> Subnet:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compofa.errors import CompofaError
-from compofa.files import write_text_atomic
-from compofa.plain import parse_json, read_text
+from compofa.files import write_atomic
+from compofa.plain import parse_json, read_bytes
+
+log = logging.getLogger(__name__)
 
 # Strubell et al., ACL 2019: average power usage effectiveness of a data centre, and pounds of
 # CO2 for each kWh of the US grid.
@@ -22,6 +26,8 @@ CO2_LBS_PER_KWH = 0.954
 
 SUMMARY = "summary.json"
 """Written at the end of a run: its presence says that the run is complete."""
+METRICS, DAMAGED = "metrics.jsonl", "metrics.damaged-{}.jsonl"
+"""A line of JSON for each epoch, and copies of such files that were found damaged, from 1."""
 
 
 class Journal:
@@ -30,14 +36,20 @@ class Journal:
     Args:
         folder: Where they go.
         first_epoch: Lines of this epoch and later are dropped: they are about to come again.
+        first_step: Steps before this epoch, for where its line is lost that would say so.
+
+    Raises:
+        CompofaError: A file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, first_epoch: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if line.get("epoch", 0) < first_epoch]
-        write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        purge = kept[-1]["step"] + 1 if kept else 0
-        self.events = _Events(folder / "tensorboard", purge)
+    def __init__(self, folder: Path, first_epoch: int, first_step: int = 0) -> None:
+        self.path = folder / METRICS
+        kept = [line for line in _whole_lines(self.path) if line.epoch < first_epoch]
+        text = b"".join(line.text + b"\n" for line in kept)
+        write_atomic(self.path, lambda file: file.write(text) and None)
+        if kept and kept[-1].epoch == first_epoch - 1:  # of as many workers as there were then
+            first_step = kept[-1].step
+        self.events = _Events(folder / "tensorboard", first_step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Append one epoch's metrics; ``epoch`` and ``step`` say when, numbers are drawn."""
@@ -133,22 +145,54 @@ def cost_report(
     return report
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics file; a cut-off last line is dropped."""
-    lines = []
+class _Line(NamedTuple):
+    """A line of metrics: the epoch, the step at its end, and the line itself."""
+
+    epoch: int
+    step: int
+    text: bytes
+
+
+def _whole_lines(path: Path) -> list[_Line]:
+    """Return the lines of a metrics file that are whole.
+
+    A last line that was not finished is dropped. When any other is damaged, a copy of the file is
+    kept beside it.
+    """
     try:
-        texts = read_text(path).splitlines() if path.exists() else []
+        *texts, torn = read_bytes(path).split(b"\n") if path.exists() else [b""]
     except (OSError, ValueError) as error:
         raise CompofaError(f"{path}: expected lines of metrics, got {error}") from error
-    for text in texts:
-        try:
-            line = parse_json(text)
-        except ValueError:
-            break
-        if not (isinstance(line, dict) and {"epoch", "step"} <= line.keys()):
-            break
-        lines.append(line)
-    return lines
+    found = [_read(text) for text in texts]
+    damaged = [str(number) for number, line in enumerate(found, 1) if line is None]
+    if damaged:
+        copy = _keep_aside(path, b"\n".join([*texts, torn]))
+        log.warning(
+            "%s: expected an epoch's metrics in line %s, got something else; that is left out, "
+            "and the file as it was kept as %s", path, ", ".join(damaged), copy.name,
+        )  # fmt: skip
+    return [line for line in (*found, _read(torn)) if line is not None]
+
+
+def _read(text: bytes) -> _Line | None:
+    """Return a line of metrics; ``None`` where it is none."""
+    try:
+        data = parse_json(text.decode())
+    except ValueError:
+        return None
+    if not isinstance(data, dict):
+        return None
+    line = _Line(data.get("epoch"), data.get("step"), text)
+    counted = all(type(number) is int and number >= 0 for number in line[:2])
+    return line if counted else None
+
+
+def _keep_aside(path: Path, content: bytes) -> Path:
+    """Write ``content`` to the first free name for damaged metrics."""
+    copies = (path.with_name(DAMAGED.format(number)) for number in itertools.count(1))
+    copy = next(name for name in copies if not name.exists())
+    write_atomic(copy, lambda file: file.write(content) and None)
+    return copy
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

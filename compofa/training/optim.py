@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate."""
+"""The optimiser, its learning rate, and the number format that it may compute in."""
 
 from __future__ import annotations
 
@@ -36,3 +36,10 @@ def make_optimizer(network: nn.Module, weight_decay: float, momentum: float) -> 
         (plain if is_plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain}]
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+
+
+def reduced_precision(device: torch.device) -> torch.dtype:
+    """Return the number format of ``--amp``: bfloat16 where the device has it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16

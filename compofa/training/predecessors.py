@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compofa.checkpoint import load_checkpoint, read_safely, weights_in
+from compofa.checkpoint import from_data, read_safely, weights_in
 from compofa.convert import to_ours
 from compofa.errors import CheckpointError, ConfigError
 from compofa.extract import extract
@@ -135,7 +135,7 @@ def _teacher(path: str | Path, student: Network) -> Supernet | StaticNetwork:
         return open_checkpoint(str(path))[1].build()
     data = read_safely(path)
     if data.get("format"):
-        return load_checkpoint(path).build()
+        return from_data(path, data).build()
     return _foreign_teacher(path, data, student)
 
 
@@ -159,5 +159,5 @@ def load_start(net: Supernet, path: Path) -> None:
     """Load the weights of the predecessor, ours or another program's."""
     data = read_safely(path)
     ours = bool(data.get("format"))
-    weights = load_checkpoint(path).weights if ours else weights_in(path, data)
+    weights = from_data(path, data).weights if ours else weights_in(path, data)
     load_state(net, weights, str(path))

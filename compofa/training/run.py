@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 from compofa.checkpoint import save_checkpoint
 from compofa.errors import StoppedError, TrainingError
 from compofa.files import write_text_atomic
+from compofa.locks import exclusive_by_main
 from compofa.threads import cpu_threads
 from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
@@ -53,7 +55,6 @@ def train(
     after_epoch: Callable[[int], None] | None = None,
     backend: Backend | None = None,
     stop: Stopping | None = None,
-    discard: Sequence[Path] = (),
 ) -> RunResult:
     """Train one phase, and on quick data the teacher that it lacks.
 
@@ -68,17 +69,49 @@ def train(
         backend: Workers that all call this with the same arguments. Worker 0 reads and writes the
             run's files; nobody else needs to see its folder.
         stop: How to ask for an early end.
-        discard: Folders of later phases, whose files go when this one begins.
 
     Raises:
         StoppedError: It was asked for. What was done is saved, up to the last step.
+        BusyError: Another process is training in ``output``.
         CompofaError: Something the user can mend; nothing is half-written.
     """
-    config, output = config.resolved(), Path(output)
-    backend, stop = backend or Alone(), stop or Stopping()
+    config, backend, stop = config.resolved(), backend or Alone(), stop or Stopping()
+    with exclusive_by_main(backend, output, folder=True):
+        return train_phase(
+            config,
+            Path(output),
+            resume=resume,
+            overwrite=overwrite,
+            bar=bar,
+            after_epoch=after_epoch,
+            backend=backend,
+            stop=stop,
+        )
+
+
+def train_phase(
+    config: TrainConfig,
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    bar: bool,
+    backend: Backend,
+    stop: Stopping,
+    discard: Sequence[Path] = (),
+    after_epoch: Callable[[int], None] | None = None,
+) -> RunResult:
+    """Do what :func:`train` does, for a caller that holds the lock on ``output``.
+
+    Settings are resolved. Of ``discard``, folders of later phases, the files go when this one
+    begins.
+    """
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
-        return train(first, output, resume=unfinished, bar=bar, backend=backend, stop=stop).best
+        return train_phase(
+            first.resolved(), output, resume=unfinished, overwrite=False, bar=bar,
+            backend=backend, stop=stop,
+        ).best  # fmt: skip
 
     with cpu_threads(config.threads):
         if any(backend.gather(stop.requested)):  # while the phase before this one came to its end
@@ -118,7 +151,8 @@ class Run:
         """
         setup, config = self.setup, self.setup.config
         main = self.backend.is_main
-        journal = Journal(setup.folder, self.progress.epoch) if main else None
+        first = self.progress.epoch
+        journal = Journal(setup.folder, first, first * setup.trainer.steps) if main else None
         setup.describe()
         try:
             with self.stop.deferred():
@@ -204,7 +238,7 @@ def _explained(error: TrainingError, folder: Path) -> TrainingError:
     what, start = "nothing was saved yet", ""
     if kept:
         what = f"{folder / kept[0]} keeps the last good state"
-        start = f", from --init-path {folder / kept[-1]}"
+        start = f", from --init-path {shlex.quote(str(folder / kept[-1]))}"
     return TrainingError(
         f"{error}; {what}: begin again with a lower --lr{start}, or raise --max-skipped"
     )

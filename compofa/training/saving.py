@@ -11,10 +11,10 @@ from typing import Any
 
 from compofa.checkpoint import Checkpoint, load_checkpoint
 from compofa.errors import CheckpointError, ConfigError
-from compofa.files import remove_drafts, require_writable
+from compofa.files import remove_drafts, require_other, require_writable
 from compofa.plain import parse_json, read_text
 from compofa.training.config import TrainConfig
-from compofa.training.journal import SUMMARY
+from compofa.training.journal import DAMAGED, METRICS, SUMMARY
 from compofa.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def saved_state(
     Raises:
         ConfigError: There is a run already, or nothing to resume, or settings have changed.
         CheckpointError: What was saved cannot be used.
+        CompofaError: A run that begins would write over what it is to start or learn from.
     """
     if not resume:
         if holds_run(folder) and not overwrite:
@@ -98,6 +99,8 @@ def saved_state(
                 f"{folder} holds a run already: go on with --resume, begin again with "
                 "--overwrite, or choose another --name"
             )
+        for name in (LAST, PREVIOUS, BEST):  # which go when the run begins
+            require_other(folder / name, config.init_path, config.teacher_path)
         return None
     if not holds_run(folder):
         _require_begun(config, folder)
@@ -158,7 +161,8 @@ def clear(folder: Path) -> None:
     """Remove what an earlier run left in a phase's folder."""
     require_writable(folder)
     remove_drafts(folder)
-    for name in (SUMMARY, LAST, PREVIOUS, BEST, "metrics.jsonl", CONFIG):
+    damaged = (path.name for path in folder.glob(DAMAGED.format("*")))
+    for name in (SUMMARY, LAST, PREVIOUS, BEST, METRICS, *damaged, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,7 +1,8 @@
-"""Ending a run early when the machine, or the user, asks for it: saved, soon and said."""
+"""Ending a run early, with its state saved, when the machine, the scheduler or the user asks."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ LOST = (RuntimeError, EOFError, OSError, LoaderError)
 """What comes of data-loading processes that the same signal ended."""
 GRACE_S = 0.5
 """Seconds that the signal may take longer to come here than to them."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What a preempted machine and Ctrl-C send."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What a preempted machine, Ctrl-C, a closed terminal and a scheduler (Slurm's --signal) send."""
 
 
 class Stopping:
@@ -93,17 +94,24 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def on_signals() -> Iterator[Stopping]:
-    """Turn SIGTERM and Ctrl-C into requests for a while; call it in the main thread."""
+    """Turn :data:`SIGNALS` into requests for a while; call it in the main thread.
+
+    What is ignored at the beginning stays so, as SIGHUP under nohup.
+    """
     stopping = Stopping()
     before: dict[int, Any] = {}
+    main = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != main:  # a data-loading process: it ends when this one does
+            return
         # A signal to all processes ends data-loading ones, too. Torch raises an error for those,
         # wherever this process may be, such as in saving.
         before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, _ignore))
         stopping.request(number)
 
-    before |= {number: signal.signal(number, handle) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before |= {number: signal.signal(number, handle) for number in heard}
     try:
         yield stopping
     finally:

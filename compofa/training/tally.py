@@ -26,7 +26,7 @@ class EpochStats:
 
 @dataclass(frozen=True)
 class Tally:
-    """What was done of an epoch, to be gone on with; on worker 0 for all workers when saved.
+    """What was done of an epoch, to be gone on with.
 
     Attributes:
         epoch: Which one; -1 before the first.
@@ -49,3 +49,18 @@ class Tally:
     right: float = 0.0
     answers: float = 0.0
     seconds: float = 0.0
+
+    @property
+    def sums(self) -> tuple[float, float, float]:
+        """What is summed on the device: loss, right answers and answers."""
+        return self.loss, self.right, self.answers
+
+    @property
+    def images_per_s(self) -> float:
+        """Images a second; 0 where no time has passed, as in an epoch without a step left."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    def stats(self, lr: float) -> EpochStats:
+        """Return the means over an epoch that ended with learning rate ``lr``."""
+        loss, top1 = self.loss / max(1, self.taken), 100 * self.right / max(1, self.answers)
+        return EpochStats(loss, top1, self.images_per_s, lr, self.skipped)

@@ -23,10 +23,11 @@ from compofa.nn.static import StaticNetwork
 from compofa.seeds import derive_seed, rng
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
+from compofa.training import worker_state
 from compofa.training.config import TrainConfig
 from compofa.training.guard import StepGuard
 from compofa.training.losses import distillation_loss
-from compofa.training.optim import learning_rate, make_optimizer
+from compofa.training.optim import learning_rate, make_optimizer, reduced_precision
 from compofa.training.samplers import SAMPLERS
 from compofa.training.saving import Saver
 from compofa.training.stopping import GRACE_S, LOST
@@ -84,7 +85,9 @@ class Trainer:
         self.guard = StepGuard(net)
         self.broken = BrokenImages(len(splits.train))
         self.tally = Tally(-1)
-        self.sums = torch.zeros(3, device=self.device)  # loss, right answers, answers
+        self.sums = torch.zeros(3)  # loss, right answers, answers
+        self.apart = False  # whether workers' BN statistics differ
+        self.ranks: list[dict[str, Any]] = []  # each worker's own state, while a save needs it
         self.skipped = self.skipped_in_a_row = 0
         self.saver: Saver | None = None
         self.notes: list[float] = []
@@ -106,6 +109,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "tally": asdict(self.tally),
+            "ranks": self.ranks,
             "skipped": [self.skipped, self.skipped_in_a_row],
             "broken": list(self.broken.paths),
         }
@@ -129,6 +133,10 @@ class Trainer:
             tally = Tally(**state.get("tally", {"epoch": -1}))
             done = tally.steps * workers // self.backend.size  # the same images, in other batches
             self.tally = replace(tally if self.backend.is_main else Tally(tally.epoch), steps=done)
+            ranks = state.get("ranks", ())
+            self.apart = len(ranks) == self.backend.size
+            if self.apart:
+                self.tally = worker_state.put_back(self.net, ranks[self.backend.rank])
             self.skipped, self.skipped_in_a_row = map(int, state.get("skipped", (0, 0)))
             self.broken.count(state.get("broken", ()))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -172,9 +180,8 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         self.net.train()
-        self.sums = torch.tensor(
-            [self.tally.loss, self.tally.right, self.tally.answers], device=self.device
-        )
+        # In double precision they come back from a saved state as they were.
+        self.sums = torch.tensor(self.tally.sums, dtype=torch.float64, device=self.device)
         progress = tqdm(
             desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not bar, leave=False,
             mininterval=0.5, total=self.steps, initial=self.tally.steps,
@@ -183,7 +190,7 @@ class Trainer:
         with progress:
             while self.tally.steps < self.steps:
                 started = time.perf_counter()
-                batch = self._next(batches)
+                batch, self.apart = self._next(batches), True
                 self._train_batch(batch, epoch * self.steps + self.tally.steps)
                 seconds = self.tally.seconds + time.perf_counter() - started
                 self.tally = replace(self.tally, seconds=seconds)
@@ -191,14 +198,9 @@ class Trainer:
                 if bar and batch is not None and self.tally.steps % 10 == 1:
                     self._describe(progress, batch.resolution)
                 if any(self.notes):
-                    self._collect()
-                    saver.save(stopping=self.notes[0] > 0)
-        loss, right, answers, taken, images = self._collect()
-        lr = self._set_learning_rate((epoch + 1) * self.steps - 1)
-        return EpochStats(
-            loss / max(1, taken), 100 * right / max(1, answers), images / self.tally.seconds, lr,
-            self.tally.skipped,
-        )  # fmt: skip
+                    self._save(saver)
+        done = self._come_together()
+        return done.stats(self._set_learning_rate((epoch + 1) * self.steps - 1))
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         """Return the next batch; None where its makers were ended together with the run."""
@@ -244,28 +246,39 @@ class Trainer:
             top1=f"{100 * right / max(1, answers):.1f}",
             r=resolution,
             lr=f"{self.optimizer.param_groups[0]['lr']:.4f}",
-            img_s=f"{self.tally.images / self.tally.seconds:.0f}",
+            img_s=f"{self.tally.images_per_s:.0f}",
             **({"skipped": self.skipped} if self.skipped else {}),
         )
 
-    def _collect(self) -> list[float]:
-        """Bring what all workers counted to worker 0, and BN's statistics to their mean.
+    def _save(self, saver: Saver) -> None:
+        """Save what all workers are together; afterwards each is itself again."""
+        self._share_broken()
+        own = self._counted()
+        with worker_state.together(self.backend, self.net, own) as (self.tally, self.ranks):
+            try:
+                saver.save(stopping=self.notes[0] > 0)
+            finally:
+                self.tally, self.ranks = own, []
 
-        The mean commutes with the running averages, so that it may be taken at any step.
+    def _come_together(self) -> Tally:
+        """End an epoch: average BN's statistics, and return what all workers counted."""
+        done = worker_state.total(self.backend.gather(self._counted()))
+        self.tally = done if self.backend.is_main else Tally(done.epoch, done.steps)
+        if self.apart:
+            self.backend.average_buffers(self.net)
+            self.apart = False
+        self._share_broken()
+        return done
 
-        Returns:
-            Loss, right answers, answers, steps taken and images, of all workers.
-        """
-        own = (*self.sums.tolist(), self.tally.taken, self.tally.images)
-        sums = self.backend.sum(own)
-        names = ("loss", "right", "answers", "taken", "images")
-        kept = dict(zip(names, sums, strict=True)) if self.backend.is_main else {}
-        self.tally = replace(self.tally, **{**dict.fromkeys(names, 0), **kept})
-        self.sums = self.sums.new_tensor([self.tally.loss, self.tally.right, self.tally.answers])
-        self.backend.average_buffers(self.net)
-        broken = self.backend.gather(tuple(self.broken.paths))
+    def _counted(self) -> Tally:
+        """Return this worker's tally with the sums that stand on the device."""
+        loss, right, answers = self.sums.tolist()
+        return replace(self.tally, loss=loss, right=right, answers=answers)
+
+    def _share_broken(self) -> None:
+        """Tell all workers which images any of them could not read."""
+        broken = self.backend.gather(tuple(self.broken.paths))  # their workers have named them
         self.backend.in_turn(lambda: self.broken.count(path for paths in broken for path in paths))
-        return sums
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Sum the gradients of the step's subnets, average over workers and update the weights.
@@ -375,13 +388,6 @@ class Trainer:
         return torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         )
-
-
-def reduced_precision(device: torch.device) -> torch.dtype:
-    """Return the number format of ``--amp``: bfloat16 where the device has it."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
 
 
 @contextmanager

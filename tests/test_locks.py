@@ -1,0 +1,217 @@
+"""One writer at a time: two processes never write one output, and a dead one keeps nobody out."""
+
+import errno
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from calls import called
+from test_trained import tiny_checkpoint
+
+from compofa.cli import demo, evaluate, nas, search, tools, train
+from compofa.errors import BusyError, CompofaError, TableError
+from compofa.locks import exclusive
+from nas.timing import Samples
+
+ROOT = Path(__file__).parent.parent
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from compofa.locks import exclusive
+with exclusive(sys.argv[1], sys.argv[2] == "folder"):
+    if sys.argv[3:]:
+        Path(sys.argv[3]).touch()
+        if os.fork() == 0:  # as data-loading processes are
+            time.sleep(60)
+            os._exit(0)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+Held = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    """Lets another process hold the lock on an output until its standard input ends."""
+    holders: list[subprocess.Popen] = []
+
+    def hold(path: Path, folder: bool = False, *draft: Path) -> subprocess.Popen:
+        words = [sys.executable, "-c", HOLD, path, "folder" if folder else "file", *draft]
+        holder = subprocess.Popen(
+            list(map(str, words)), env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        holders.append(holder)
+        assert holder.stdout.readline() == "held\n"
+        return holder
+
+    yield hold
+    for holder in holders:
+        with holder, suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_second_writer_is_told_of_the_first_at_once(held, tmp_path, folder):
+    path = tmp_path / "out"
+    other = held(path, folder)
+    with pytest.raises(BusyError) as caught, exclusive(path, folder):
+        pytest.fail("both write")
+    told = str(caught.value)
+    assert str(path) in told and f"process {other.pid} on {os.uname().nodename} since 20" in told
+    assert "\n" not in told
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(BusyError), exclusive(tmp_path / "link", folder):
+        pytest.fail("both write what is one")
+    with exclusive(tmp_path / "other", folder):
+        pass
+    (tmp_path / "link").unlink()
+    other.communicate()
+    with exclusive(path, folder):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_killed_process_keeps_nobody_out_and_its_drafts_go(held, tmp_path):
+    path, draft = tmp_path / "out.pt", tmp_path / ".out.pt.a1b2c3d4.draft"
+    other = held(path, False, draft)  # with a child that lives on
+    others = tmp_path / ".out.pt.json.a1b2c3d4.draft"
+    others.touch()  # another file's: somebody may be at it
+    left = tmp_path / ".out.pt.e5f6a7b8.draft"
+    (left / "deep").mkdir(parents=True)
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    assert (tmp_path / ".out.pt.lock").exists() and draft.exists()
+    with exclusive(path):
+        assert names(tmp_path) == [".out.pt.json.a1b2c3d4.draft", ".out.pt.lock"]
+    assert names(tmp_path) == [others.name]
+
+
+def test_one_may_wait_for_the_other(held, tmp_path):
+    other = held(tmp_path / "cache")
+    program = HOLD.replace('"folder")', '"folder", wait=True)')
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "cache", "file"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with waiting:
+        time.sleep(0.3)
+        assert waiting.poll() is None
+        other.communicate()
+        assert waiting.communicate(timeout=60)[0] == b"held\n" and waiting.returncode == 0
+    assert names(tmp_path) == []
+
+
+def test_folders_that_stay_empty_go(tmp_path):
+    with exclusive(tmp_path / "a" / "b" / "run", folder=True):
+        assert names(tmp_path / "a" / "b" / "run") == [".lock"]
+    assert names(tmp_path) == []
+    with exclusive(tmp_path / "a" / "b" / "file"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert names(tmp_path / "a" / "b") == ["file"]
+
+
+def test_what_is_no_file_is_not_locked(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe"):
+        with exclusive(path):
+            assert names(tmp_path) == ["pipe"]
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / ".link.lock").symlink_to(tmp_path / "file")
+    for path in (tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / "link"):
+        with (
+            pytest.raises(CompofaError, match=r"^cannot write .*(a directory|name|links)"),
+            exclusive(path),
+        ):
+            pytest.fail("it cannot be written")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with exclusive(tmp_path / "file"):
+        assert names(tmp_path) == []
+    assert "has no locks (No locks available)" in caplog.text
+
+
+# --- every command that writes ---
+
+DIGITS = "--net compofa-digits --calibration-images 20 --device cpu --quiet"
+COMMANDS = {
+    "train": (train, "--task teacher --device cpu --quiet --output out", True),
+    "chain": (train, "--task progressive --device cpu --quiet --output out", True),
+    "overwrite": (train, "--task progressive --device cpu --overwrite --output out", True),
+    "eval": (evaluate, f"{DIGITS} --samples 1 --output out", False),
+    "search": (search, "--compare none --output out", True),
+    "demo": (demo, "--output out", True),
+    "export": (tools, "export compofa-digits largest --to torchscript --output out", False),
+    "convert": (tools, "convert tiny.pt out --to ofa", False),
+    "subnet": (tools, "convert subnet.json out --to mmrazor", False),
+    "predict": (nas, "predict --columns top1 --input in.csv --output out", False),
+    "measure": (nas, "measure --output out --quiet", True),
+    "collect": (nas, f"collect {DIGITS} --samples 2 --output out", False),
+    "fit-accuracy": (nas, "fit-accuracy --input in.jsonl --output out", False),
+    "fit-latency": (nas, "fit-latency --input in.csv --output out", False),
+    "fit --shipped": (nas, "fit-latency --shipped . --output out", True),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_writes_what_another_process_writes(
+    held, name, tmp_path, monkeypatch, capsys, few_digits
+):
+    command, words, folder = COMMANDS[name]
+    monkeypatch.chdir(tmp_path)
+    if name == "convert":
+        tiny_checkpoint(tmp_path / "tiny.pt")
+    other = held(tmp_path / "out", folder)
+    before = names(tmp_path)
+    done = called(command.main, shlex.split(words), capsys)
+    assert done.status == 1 and done.out == "", done
+    line = done.err.splitlines()[-1]
+    assert f"out is being written by process {other.pid} on" in line
+    assert done.err.count("\n") == 1 and names(tmp_path) == before
+    if folder:
+        assert names(tmp_path / "out") == [".lock"]
+
+
+def test_what_another_process_measures_meanwhile_is_not_measured_again(held, tmp_path):
+    identity = {"device": "cpu", "processor": "one"}
+    path = Samples(tmp_path, identity).path
+    other = held(path)
+
+    def measured() -> None:
+        with path.open("a") as file:
+            file.write('{"key": "stem", "ms": 1.5}\n')
+        other.communicate()
+
+    later = threading.Timer(0.3, measured)
+    later.start()
+    with Samples.alone(tmp_path, identity) as samples:
+        assert samples.latency_ms("stem") == 1.5
+    later.join()
+    path.unlink()
+    path.mkdir()  # in place of a disk that is full
+    with pytest.raises(TableError, match=r"cannot write .*jsonl: Is a directory"):
+        samples.add("stem", 2.0)
