@@ -84,6 +84,12 @@ def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file or path, formats=_FORMATS) as image:
+                if image.format != "PNG":
+                    return _upright(image, _rgb(image))
+                image.verify()  # the checksums of the pixels, which loading does not look at
+            if file is not None:
+                file.seek(0)
+            with Image.open(file or path, formats=("PNG",)) as image:
                 return _upright(image, _rgb(image))
     except UnidentifiedImageError as error:
         reason = f"none of {', '.join(_FORMATS)}"
