@@ -184,6 +184,21 @@ def test_the_first_of_several_frames_is_taken(tmp_path: Path, suffix: str) -> No
     assert decoded(path)[4, 4].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_the_checksums_of_a_png_are_checked(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "x.png"
+    Image.effect_noise((48, 48), 90).convert(mode).save(path)
+    whole = path.read_bytes()
+    assert decode_rgb("x", io.BytesIO(whole)).size == (48, 48)
+    for damaged in (
+        whole[:-200] + bytes(200),  # the pixels' last rows, and what would tell
+        whole[:-17] + bytes([whole[-17] ^ 1]) + whole[-16:],
+        whole[:-12],
+    ):
+        path.write_bytes(damaged)
+        refused(path, "PNG")
+
+
 def test_reasons_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("text")
@@ -192,6 +207,6 @@ def test_reasons_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:999])
     for name, words in (
         ("empty", "empty"), ("text", "none of JPEG"), ("folder", "no file"), ("gone", "No such"),
-        ("cut", "truncated"),
+        ("cut", "runcated"),
     ):  # fmt: skip
         refused(tmp_path / f"{name}.png", words)

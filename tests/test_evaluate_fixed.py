@@ -220,7 +220,10 @@ def test_numbered_folders_are_outputs_in_numeric_order(call, tmp_path: Path, dig
         shutil.copy(data / f"{207:0{digits}}" / "0.png", data / f"{207:0{digits}}" / f"{i}.png")
     assert call("--net", "net.pt", "--data-path", data).status == 0
     assert float(rows()[0]["top1"]) == pytest.approx(100 * 9 / 1008, abs=0.01)
-    shutil.rmtree(data / f"{999:0{digits}}")
+    (data / f"{0:0{digits}}").rename(data / "cat")
+    with pytest.raises(DataError, match="got 1000 others among 1000: cat, "):
+        by_wnid(load_dataset("imagenet", data, evaluation_only=True))
+    shutil.rmtree(data / "cat")
     done = call("--net", "net.pt", "--data-path", data)
     assert done.status == 1 and done.err.count("\n") == 1
     assert "numbered from 0 to 999, got 999 others among 999" in done.err

@@ -84,6 +84,12 @@ def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file or path, formats=_FORMATS) as image:
+                if image.format != "PNG":
+                    return _upright(image, _rgb(image))
+                image.verify()  # the checksums of the pixels, which loading does not look at
+            if file is not None:
+                file.seek(0)
+            with Image.open(file or path, formats=("PNG",)) as image:
                 return _upright(image, _rgb(image))
     except UnidentifiedImageError as error:
         reason = f"none of {', '.join(_FORMATS)}"
@@ -100,7 +106,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image, bits).convert("RGB")
     if bits == 16:  # Pillow has kept the upper 8
-        ranges = zip(image.getbands(), _extrema(image), strict=True)
+        ranges = zip(image.getbands(), image.getextrema(), strict=True)
         if max(high for band, (_, high) in ranges if band not in "AaX") < 16:
             raise ValueError("16 bits of which at most 12 are used: expected values above 4095")
     if not image.has_transparency_data:
@@ -117,11 +123,6 @@ def _bits(image: Image.Image) -> int:
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
     layout = image.tile[0][3] if image.tile else ""
     return 16 if image.format == "PNG" and ";16" in str(layout) else 8
-
-
-def _extrema(image: Image.Image) -> tuple[tuple[int, int], ...]:
-    found = image.getextrema()
-    return found if isinstance(found[0], tuple) else (found,)
 
 
 def _eight_bits(image: Image.Image, bits: int) -> Image.Image:

@@ -142,6 +142,7 @@ def by_wnid(splits: DataSplits) -> DataSplits:
     places = _numbered(splits.classes) or {wnid: place for place, wnid in enumerate(WNIDS)}
     odd = [name for name in splits.classes if name not in places]
     if odd:
+        odd.sort(key=str.isdecimal)  # one name among numbers is what is wrong
         more = ", …" * (len(odd) > _SHOWN)
         raise DataError(
             f"expected class folders named as ImageNet's, such as {WNIDS[0]}, or numbered from 0 "
