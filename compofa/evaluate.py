@@ -162,10 +162,10 @@ class Evaluator:
         loaders = [self._evaluation_loader(resolution)]
         if calibration:
             loaders.append(self._calibration_loader(resolution, self.batch_size))
-        broken = tuple(path for loader in loaders for batch in loader for path in batch.broken)
-        found = [path for paths in self.backend.gather(broken) for path in paths]
+        broken = tuple(image for loader in loaders for batch in loader for image in batch.broken)
+        found = [image for images in self.backend.gather(broken) for image in images]
         self.backend.from_main(lambda: self.broken.add(found))
-        self.broken.paths.update(dict.fromkeys(found))
+        self.broken.count(path for path, _ in found)
 
     def calibration_batches(self, resolution: int) -> list[Tensor]:
         """Return the calibration images at ``resolution``, on the device."""
