@@ -58,14 +58,17 @@ class EvalRecord:
         """Check the figures.
 
         Raises:
-            DataError: Accuracies outside 0 to 100 %, or negative counts.
+            DataError: Accuracies outside 0 to 100 %, or counts below 1 (calibration images: 0).
         """
         shares = (self.top1, self.top5)
         if not all(0 <= share <= 100 for share in shares):  # NaN is not
             raise DataError(f"expected top-1 and top-5 from 0 to 100 %, got {shares}")
-        counts = (self.images, self.macs, self.params, self.calibration_images)
-        if min(counts) < 0:
-            raise DataError(f"expected counts of at least 0, got {counts}")
+        counts = (self.images, self.macs, self.params, self.calibration_images + 1)
+        if min(counts) < 1:
+            raise DataError(
+                f"expected images, MACs and parameters of at least 1 and calibration images of at "
+                f"least 0, got {self.images}, {self.macs}, {self.params}, {self.calibration_images}"
+            )
 
     @property
     def conditions(self) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """What all tests share. Nothing heavy is imported here: collecting a few tests must stay quick."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 # the nets are too small for many threads to pay, and with few the figures are the same everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Under nohup it is ignored, and processes that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REFERENCE_DATA = "COMPOFA_REFERENCE_DATA"
 

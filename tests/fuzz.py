@@ -181,17 +181,29 @@ def timings(path: Path) -> Hashable:
 
 
 def metrics(path: Path) -> Hashable:
-    """Lines may go, but never without a trace."""
+    """Whole lines of earlier epochs stay; of a file with any other line a copy is kept."""
     before = path.read_bytes()
-    whole = [json.loads(line) for line in (FIRST / "metrics.jsonl").read_text().splitlines()] * 3
-    Journal(path.parent, len(whole)).close()
-    kept = [json.loads(line) for line in path.read_text().splitlines()]
-    aside = [other for other in path.parent.glob("metrics*") if other != path]
-    lost = len(kept) < len(before.rstrip(b"\n").split(b"\n")) and before[-1:] == b"\n"
-    require(not lost or any(other.read_bytes() == before for other in aside), "metrics lost")
-    for other in aside:
-        other.unlink()
-    return json.dumps(kept)
+    *lines, torn = before.split(b"\n")
+    wanted = [line for line in (*lines, torn) if 0 <= epoch_of(line) < 3]
+    Journal(path.parent, 3).close()
+    kept = path.read_bytes()
+    require(kept == b"".join(line + b"\n" for line in wanted), "metrics lost")
+    copies = [*path.parent.glob("metrics.damaged*")]
+    if any(epoch_of(line) < 0 for line in lines):
+        require([copy.read_bytes() for copy in copies] == [before], "no copy of damaged metrics")
+    for copy in copies:
+        copy.unlink()
+    return kept
+
+
+def epoch_of(line: bytes) -> int:
+    """Return the epoch of a line of metrics, and -1 where it is none."""
+    try:
+        data = json.loads(line.decode())
+        whole = all(type(data[name]) is int and data[name] >= 0 for name in ("epoch", "step"))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return -1
+    return data["epoch"] if whole else -1
 
 
 def image(path: Path) -> Hashable:
