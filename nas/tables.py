@@ -162,13 +162,16 @@ def _wide(values: Mapping[str, np.ndarray], r: np.ndarray, path: Path) -> Subnet
 
 
 def _row(key: str, text: str, before: list[list[float]]) -> list[float]:
-    numbers = [float(item) for item in text.split()]
+    try:
+        numbers = [float(item) for item in text.split()]
+    except ValueError:
+        raise ValueError(f"{key}: expected numbers, got {text!r:.60}") from None
     many = key in ("ks", "e", "d", "w")
     wanted = len(before[0]) if before else max(1, len(numbers)) if many else 1
     if len(numbers) != wanted or not np.isfinite(numbers).all():
-        raise ValueError(f"{key}: expected {wanted} finite number(s), got {text!r}")
+        raise ValueError(f"{key}: expected {wanted} finite number(s), got {text!r:.60}")
     if (many or key == "r") and max(map(abs, numbers), default=0) > _LARGEST:
-        raise ValueError(f"{key}: expected numbers up to {_LARGEST:g}, got {text!r}")
+        raise ValueError(f"{key}: expected numbers up to {_LARGEST:g}, got {text!r:.60}")
     return numbers
 
 

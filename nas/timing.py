@@ -153,7 +153,7 @@ class Samples:
                     continue
                 key, ms = data["key"], float(data["ms"])
                 if not (isinstance(key, str) and 0 < ms < float("inf")):
-                    raise ValueError(line[:80])
+                    raise ValueError(line.strip()[:80])
             except (ValueError, KeyError, TypeError) as error:
                 raise TableError(
                     f"{self.path}, line {number}: expected a timing, got: {error}"
