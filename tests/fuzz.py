@@ -200,7 +200,8 @@ def epoch_of(line: bytes) -> int:
     """Return the epoch of a line of metrics, and -1 where it is none."""
     try:
         data = json.loads(line.decode())
-        whole = all(type(data[name]) is int and data[name] >= 0 for name in ("epoch", "step"))
+        counts = [data[name] for name in ("epoch", "step")]
+        whole = all(type(count) is int and 0 <= count < 2**60 for count in counts)
     except (ValueError, TypeError, LookupError, RecursionError):
         return -1
     return data["epoch"] if whole else -1

@@ -183,7 +183,7 @@ def _read(text: bytes) -> _Line | None:
     if not isinstance(data, dict):
         return None
     line = _Line(data.get("epoch"), data.get("step"), text)
-    counted = all(type(number) is int and number >= 0 for number in line[:2])
+    counted = all(type(number) is int and 0 <= number < 2**60 for number in line[:2])
     return line if counted else None
 
 
