@@ -75,7 +75,8 @@ class Supernet(LayeredNetwork):
 
         Its parameters, their gradients and its BN statistics are views of this network's: training
         the one trains the other, and gradients of several subnets add up in place. They have to be
-        cleared in place as well, with ``zero_grad(set_to_none=False)``. The matrices of elastic
+        cleared in place as well, with ``zero_grad(set_to_none=False)``: a backward pass after they
+        were replaced raises :class:`~compofa.errors.TrainingError`. The matrices of elastic
         kernels are the same parameters in both networks. Modules are not shared, their hooks are.
 
         A bound network does not follow when this one is moved, converted, given other gradients or
@@ -98,7 +99,7 @@ class Supernet(LayeredNetwork):
         layers = {}
         for spec in specs:
             widths = (spec.in_channels, spec.mid_channels, spec.out_channels)
-            key = (spec.name, widths, spec.kernel, self.training)
+            key = (spec.name, widths, spec.kernel, self.training, torch.is_grad_enabled())
             if key not in kept:
                 kept[key] = bind(self.get_submodule(spec.name), spec, viewed)
             layers[spec.name] = kept[key]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, TrainingError
 from compofa.extract import extract
 from compofa.model_zoo import network_spec
 from compofa.nn.elastic import ElasticKernel
@@ -146,6 +146,9 @@ def test_kept_layers_serve_all_subnets(net: Supernet) -> None:
     assert len(kept) == count
     found = {id(again.get_submodule(spec.name)) for spec in again.specs}
     assert found <= set(map(id, kept.values()))
+    with torch.no_grad():
+        assert not any(p.requires_grad for p in net.bind(drawn, kept).parameters())
+    assert all(p.requires_grad for p in net.bind(drawn, kept).parameters())
     assert not net.eval().bind(drawn, kept).stem.training
 
 
@@ -193,6 +196,15 @@ def test_the_supernets_own_pass_needs_no_care_for_gradients(small: Supernet) -> 
     small.zero_grad()  # to None, between the passes
     loss.backward()
     assert all(torch.equal(value, expected[name]) for name, value in gradients(small).items())
+
+
+def test_gradients_that_are_gone_are_not_missed_in_silence(net: Supernet) -> None:
+    bound = net.bind(net.spec.space.smallest)
+    loss = F.cross_entropy(bound(images()), torch.arange(4))
+    net.zero_grad()  # to None
+    with pytest.raises(TrainingError, match="set_to_none"):
+        loss.backward()
+    learn(net.bind(net.spec.space.smallest)(images()))
 
 
 def test_modules_say_what_they_are(net: Supernet) -> None:

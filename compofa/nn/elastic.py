@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compofa.errors import TrainingError
 from compofa.layout import LayerSpec
 from compofa.nn.static import ConvBN
 
@@ -101,17 +102,26 @@ def viewed(parameter: nn.Parameter, part: tuple[slice, ...]) -> nn.Parameter:
         return parameter
     view = nn.Parameter(parameter.detach()[part], learns)
     if learns:
-        gradient = parameter.grad[part]
         if view.shape[1:] == parameter.shape[1:]:
-            view.grad = gradient
+            view.grad = parameter.grad[part]
         else:  # autograd warns of a gradient whose memory has gaps
-            view.register_post_accumulate_grad_hook(partial(_move_gradient, gradient))
+            hook = partial(_move_gradient, parameter, parameter.grad, parameter.grad[part])
+            view.register_post_accumulate_grad_hook(hook)
     return view
 
 
-def _move_gradient(to: Tensor, parameter: nn.Parameter) -> None:
-    to.add_(parameter.grad)
-    parameter.grad = None
+def _move_gradient(
+    parameter: nn.Parameter, gradient: Tensor, part: Tensor, view: nn.Parameter
+) -> None:
+    """Add a view's gradient to its part of the parameter's, where that is still the one viewed."""
+    if parameter.grad is not gradient:
+        raise TrainingError(
+            "expected the supernet's gradients to be those that a subnet was bound to, got "
+            f"{'none' if parameter.grad is None else 'others'}: clear them with "
+            "zero_grad(set_to_none=False), or bind the subnet again"
+        )
+    part.add_(view.grad)
+    view.grad = None
 
 
 def bind(layer: nn.Module, spec: LayerSpec, take: Take) -> nn.Module:
