@@ -46,12 +46,13 @@ def compound_step(net: Supernet, images: torch.Tensor, targets: torch.Tensor) ->
     subnets = [space.sample(rng(0, "bench", index)) for index in range(4)]
     teacher = extract(net, space.largest).eval()
     optimizer = make_optimizer(net, 3e-5, 0.9)
+    layers = {}  # kept between steps, as the trainer does
 
     def step() -> None:
         with torch.no_grad():
             soft = teacher(images)
         for subnet in subnets:
-            distillation_loss(net(images, subnet), targets, soft).backward()
+            distillation_loss(net.bind(subnet, layers)(images), targets, soft).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
@@ -62,12 +63,18 @@ def compound_step(net: Supernet, images: torch.Tensor, targets: torch.Tensor) ->
     return step, 3 * sum(map(cost, subnets)) + cost(space.largest)
 
 
-def plain_step(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Step:
-    """Return an ordinary training step."""
+def plain_step(
+    network: nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    run: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Step:
+    """Return an ordinary training step; ``run`` is a part of the network to run instead of it."""
     optimizer = make_optimizer(network, 3e-5, 0.9)
+    run = run or network
 
     def step() -> None:
-        logits = network(images)
+        logits = run(images)
         nn.functional.cross_entropy(logits, targets, label_smoothing=0.1).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
@@ -109,14 +116,18 @@ def run(resolution: int = 128, batch: int = 16, rounds: int = 5) -> list[dict[st
     other = other.to(device, memory_format=torch.channels_last).train()
     middle = net.spec.space.sample(rng(0, "bench"))
     static = extract(net, middle).to(memory_format=torch.channels_last).train()
-    net.active = middle
+    layers = {}
+
+    def subnet(images: torch.Tensor) -> torch.Tensor:
+        return net.bind(middle, layers)(images)
+
     compound, compound_macs = compound_step(net, images, targets)
     plain_macs = 3 * conv_macs(other, images)
     seconds = in_turn(
         {
             "compound": compound,
             "torchvision": plain_step(other, images, targets),
-            "supernet": plain_step(net, images, targets),
+            "supernet": plain_step(net, images, targets, subnet),
             "static": plain_step(static, images, targets),
         },
         rounds,

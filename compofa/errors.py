@@ -34,7 +34,7 @@ class SearchError(CompofaError):
 
 
 class TrainingError(CompofaError):
-    """Training that went wrong: losses or gradients that are no numbers."""
+    """Training that went wrong: losses or gradients that are not finite, or gradients replaced."""
 
 
 class BusyError(CompofaError):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from compofa.layout import LayerSpec, layout
+from compofa.layout import layout
 from compofa.network import NetworkSpec
-from compofa.nn.elastic import Elastic
+from compofa.nn.elastic import ElasticKernel
 from compofa.nn.static import StaticNetwork
 from compofa.subnet import Subnet
 
@@ -36,21 +34,15 @@ def extract(supernet: Supernet, subnet: Subnet) -> StaticNetwork:
     Raises:
         SpaceError: The supernet has no such subnet.
     """
-    supernet.spec.space.free().require(subnet, resolution=False)
     weight = next(supernet.parameters())
-    network = build_static(supernet.spec, subnet).to(weight.device, weight.dtype)
     with torch.no_grad():
-        network.load_state_dict(dict(active_weights(supernet, network.specs)))
+        bound = supernet.bind(subnet)
+        weights = bound.state_dict()
+        for path, module in bound.named_modules():
+            if isinstance(module, ElasticKernel):
+                weights[f"{path}.conv.weight"] = module.filters()
+                for kernel in module.matrices:
+                    del weights[f"{path}.matrices.{kernel}"]
+        network = build_static(supernet.spec, subnet).to(weight.device, weight.dtype)
+        network.load_state_dict(weights)
     return network.train(supernet.training)
-
-
-def active_weights(
-    supernet: Supernet, specs: tuple[LayerSpec, ...]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights that ``supernet`` uses for the layers ``specs``, by static name."""
-    for spec in specs:
-        module = supernet.get_submodule(spec.name)
-        elastic = isinstance(module, Elastic)
-        named = module.weights(spec) if elastic else module.state_dict().items()
-        for name, tensor in named:
-            yield f"{spec.name}.{name}", tensor.detach()

@@ -1,7 +1,8 @@
 """Layouts: a backbone and a subnet resolved to layers with their real shapes.
 
 A :class:`LayerSpec` is the only input to multiply-accumulates, parameters, latency keys and the
-building of static networks.
+building of networks. What a kind of layer is made of stands in :attr:`LayerSpec.convs` alone: its
+counts, its modules and the part of a supernet's weights that it uses follow from there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,49 @@ from compofa.backbones import Backbone, PlainLayer, Stage, divisible8
 from compofa.errors import SpaceError
 from compofa.subnet import Number, Subnet
 
-_POOLS = ("pool", "maxpool")
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution of a layer, or its matrix product (a 1x1 convolution of one pixel).
+
+    Attributes:
+        name: Module path inside the layer; empty where it is the layer itself.
+        size: Side of the output feature map in pixels.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        kernel: Kernel size.
+        stride: Stride.
+        groups: Groups; as many as channels in a depthwise convolution.
+        act: Activation behind it.
+        norm: Whether batch normalisation follows.
+        bias: Whether it has a bias.
+    """
+
+    name: str
+    size: int
+    in_channels: int
+    out_channels: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    act: str = "none"
+    norm: bool = True
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Elements of its weight."""
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel**2
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image, the bias not counted."""
+        return self.size**2 * self.weights
+
+    @property
+    def params(self) -> int:
+        """Learned parameters, those of its batch normalisation included."""
+        return self.weights + (2 * self.norm + self.bias) * self.out_channels
 
 
 @dataclass(frozen=True)
@@ -54,48 +97,49 @@ class LayerSpec:
     downsample: bool = False
 
     @property
+    def convs(self) -> tuple[ConvSpec, ...]:
+        """The convolutions of the layer, in the order of its modules; a pool has none."""
+        ins, mid, outs = self.in_channels, self.mid_channels, self.out_channels
+        shape = {"kernel": self.kernel, "stride": self.stride, "act": self.act}
+        before, after = self.in_size, self.out_size
+        if self.kind == "mbconv":
+            found = [ConvSpec("depthwise", after, mid, mid, groups=mid, **shape)]
+            if self.expand:
+                found.insert(0, ConvSpec("expand", before, ins, mid, act=self.act))
+            if self.se_channels:
+                gate = {"norm": False, "bias": True}
+                found.append(ConvSpec("se.reduce", 1, mid, self.se_channels, **gate))
+                found.append(ConvSpec("se.expand", 1, self.se_channels, mid, **gate))
+            return (*found, ConvSpec("project", after, mid, outs))
+        if self.kind == "bottleneck":
+            found = [
+                ConvSpec("conv1", before, ins, mid, act=self.act),
+                ConvSpec("conv2", after, mid, mid, **shape),
+                ConvSpec("conv3", after, mid, outs),
+            ]
+            if self.downsample:
+                found.append(ConvSpec("downsample", after, ins, outs))
+            return tuple(found)
+        if self.kind == "conv":
+            return (ConvSpec("", after, ins, outs, **shape),)
+        if self.kind == "mix":
+            return (ConvSpec("conv", after, ins, outs, norm=False),)
+        if self.kind == "linear":
+            return (ConvSpec("", after, ins, outs, norm=False, bias=True),)
+        return ()
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates for one image: convolutions and matrix products, no biases.
 
         The convention of the published tables.
         """
-        pixels = self.out_size**2
-        if self.kind in _POOLS:
-            return 0
-        if self.kind == "bottleneck":
-            mid = self.mid_channels
-            total = self.in_size**2 * self.in_channels * mid
-            total += pixels * mid * (mid * self.kernel**2 + self.out_channels)
-            return total + self.downsample * pixels * self.in_channels * self.out_channels
-        if self.kind != "mbconv":
-            return pixels * self.in_channels * self.out_channels * self.kernel**2
-        total = pixels * self.mid_channels * (self.kernel**2 + self.out_channels)
-        total += 2 * self.mid_channels * self.se_channels
-        if self.expand:
-            total += self.in_size**2 * self.in_channels * self.mid_channels
-        return total
+        return sum(conv.macs for conv in self.convs)
 
     @property
     def params(self) -> int:
         """Learned parameters; BN's running statistics are not counted."""
-        if self.kind in _POOLS:
-            return 0
-        if self.kind == "linear":
-            return (self.in_channels + 1) * self.out_channels
-        if self.kind == "bottleneck":
-            mid, inner = self.mid_channels, self.mid_channels * self.kernel**2
-            total = (self.in_channels + 2 + inner + 2) * mid + (mid + 2) * self.out_channels
-            return total + self.downsample * (self.in_channels + 2) * self.out_channels
-        if self.kind != "mbconv":
-            bn = 2 * self.out_channels if self.kind == "conv" else 0
-            return self.in_channels * self.out_channels * self.kernel**2 + bn
-        mid, se = self.mid_channels, self.se_channels
-        total = mid * (self.kernel**2 + 2) + (mid + 2) * self.out_channels
-        if se:
-            total += 2 * mid * se + mid + se
-        if self.expand:
-            total += (self.in_channels + 2) * mid
-        return total
+        return sum(conv.params for conv in self.convs)
 
 
 def mid_channels(in_channels: int, expand: Number) -> int:

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from compofa.layout import mid_channels, se_channels
-from compofa.nn.elastic import (
-    ElasticBottleneck,
-    ElasticDepthwise,
-    ElasticMBConv,
-    ElasticPointwise,
-    ElasticSqueezeExcite,
-)
+from compofa.nn.static import Bottleneck, ConvBN, MBConv, SqueezeExcite
 from compofa.subnet import Number
 from compofa.supernet import Supernet
 
@@ -35,18 +29,19 @@ def sort_channels(net: Supernet, groups: Sequence[Number] = ()) -> None:
             widths, so the networks of these ratios compute what they did before.
     """
     with torch.no_grad():
-        for name, block in net.named_modules():
-            if isinstance(block, ElasticBottleneck):
-                outs = _outputs(net, int(name.split(".")[1]))
-                widths = [mid_channels(out, expand) for out in outs for expand in groups]
-                _reorder_bottleneck(block, widths)
-            if not isinstance(block, ElasticMBConv):
-                continue
-            widths = [mid_channels(block.in_channels, expand) for expand in groups]
-            _reorder_block(block, _order(block.project.conv.weight, widths))
-            if block.se is not None:
-                hidden = [se_channels(width) for width in widths]
-                _reorder_hidden(block.se, _order(block.se.expand.weight, hidden))
+        for stage, blocks in enumerate(net.stages):
+            for block in blocks:
+                if isinstance(block, Bottleneck):
+                    outs = _outputs(net, stage)
+                    widths = [mid_channels(out, expand) for out in outs for expand in groups]
+                    _reorder_bottleneck(block, widths)
+                elif isinstance(block, MBConv):
+                    ins = block.expand.conv.in_channels
+                    widths = [mid_channels(ins, expand) for expand in groups]
+                    _reorder_block(block, _order(block.project.conv.weight, widths))
+                    if block.se is not None:
+                        hidden = [se_channels(width) for width in widths]
+                        _reorder_hidden(block.se, _order(block.se.expand.weight, hidden))
 
 
 def _order(weight: Tensor, widths: Sequence[int]) -> Tensor:
@@ -68,20 +63,20 @@ def _outputs(net: Supernet, stage: int) -> list[int]:
     return [table.width(row.width * table.widths[index]) for index in indices]
 
 
-def _reorder_bottleneck(block: ElasticBottleneck, widths: Sequence[int]) -> None:
+def _reorder_bottleneck(block: Bottleneck, widths: Sequence[int]) -> None:
     for part, behind in ((block.conv2, block.conv3), (block.conv1, block.conv2)):
         order = _order(behind.conv.weight, widths)
         _reorder_outputs(part, order)
         _permute(behind.conv.weight, order, 1)
 
 
-def _reorder_outputs(part: ElasticPointwise | ElasticDepthwise, order: Tensor) -> None:
+def _reorder_outputs(part: ConvBN, order: Tensor) -> None:
     _permute(part.conv.weight, order)
     for tensor in (part.bn.weight, part.bn.bias, part.bn.running_mean, part.bn.running_var):
         _permute(tensor, order)
 
 
-def _reorder_block(block: ElasticMBConv, order: Tensor) -> None:
+def _reorder_block(block: MBConv, order: Tensor) -> None:
     for part in (block.expand, block.depthwise):
         _reorder_outputs(part, order)
     if block.se is not None:
@@ -91,7 +86,7 @@ def _reorder_block(block: ElasticMBConv, order: Tensor) -> None:
     _permute(block.project.conv.weight, order, 1)
 
 
-def _reorder_hidden(gate: ElasticSqueezeExcite, order: Tensor) -> None:
+def _reorder_hidden(gate: SqueezeExcite, order: Tensor) -> None:
     _permute(gate.reduce.weight, order)
     _permute(gate.reduce.bias, order)
     _permute(gate.expand.weight, order, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from compofa.choice import read_choice
 from compofa.extract import build_static, extract
-from compofa.layout import layout
+from compofa.layout import LayerSpec, layout
 from compofa.network import NetworkSpec
-from compofa.nn.elastic import ELASTIC, Elastic, ElasticBottleneck, build_elastic
-from compofa.nn.static import Bottleneck, LayeredNetwork, StaticNetwork, build_layer
+from compofa.nn.elastic import ElasticKernel, bind, sliced, twin, viewed
+from compofa.nn.static import Bottleneck, LayeredNetwork, MBConv, StaticNetwork, build_layers
 from compofa.seeds import derive_seed
 from compofa.subnet import Number, Subnet
 
@@ -21,7 +21,7 @@ Choice = Number | Sequence[Number]
 
 
 class Supernet(LayeredNetwork):
-    """Weights of the largest network, run as any subnet of its space.
+    """The network of the largest subnet, run as any subnet of its space.
 
     Args:
         spec: Its definition.
@@ -29,23 +29,19 @@ class Supernet(LayeredNetwork):
 
     Attributes:
         spec: Its definition.
+        specs: Its layers, those of the largest subnet.
         active: The subnet that ``forward`` runs when it is given none; the largest at first.
     """
 
     def __init__(self, spec: NetworkSpec, seed: int = 0) -> None:
         table, capacity = spec.backbone, spec.space.free()
-        built: dict[str, nn.Module] = {}
-        with torch.random.fork_rng(devices=[]):
-            for layer in layout(table, capacity.largest, spec.classes):
-                stage = layer.name.split(".")[1:]
-                if stage or (table.widths and layer.kind in ELASTIC):
-                    kernels = spec.space.stages[int(stage[0])].kernels if stage else ()
-                    built[layer.name] = build_elastic(
-                        layer, kernels, spec.kernel_transform, table.bn_eps, table.bn_momentum
-                    )
-                else:
-                    built[layer.name] = build_layer(layer, table.bn_eps, table.bn_momentum)
-        super().__init__(built, len(table.stages), nn.ModuleList, spec.dropout)
+        specs = layout(table, capacity.largest, spec.classes)
+        layers = build_layers(specs, table.bn_eps, table.bn_momentum)
+        super().__init__(specs, layers, spec.dropout)
+        for stage, blocks in zip(spec.space.stages, self.stages, strict=True):
+            for block in blocks if spec.kernel_transform and len(stage.kernels) > 1 else ():
+                if isinstance(block, MBConv):
+                    block.depthwise = ElasticKernel(block.depthwise, stage.kernels)
         self.spec = spec
         self.active = spec.space.largest
         self._capacity = capacity
@@ -54,6 +50,9 @@ class Supernet(LayeredNetwork):
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Classify images.
+
+        Gradients reach the supernet's parameters through the graph, as those of any module. For
+        many passes through one subnet, :meth:`bind` is faster.
 
         Args:
             images: Normalised images [n, 3, r, r], n at least 1. Their side is what counts;
@@ -67,17 +66,52 @@ class Supernet(LayeredNetwork):
         Raises:
             SpaceError: The weights hold no such subnet.
         """
-        if subnet is None:
-            subnet = self.active
-        else:
-            self._capacity.require(subnet, resolution=False)
-        x = images
-        for layer in layout(self.spec.backbone, subnet.at(images.shape[-1]), self.spec.classes):
-            module = self.get_submodule(layer.name)
-            if layer.kind == "linear":
-                x = self.dropout(x.flatten(1))
-            x = module(x, layer) if isinstance(module, Elastic) else module(x)
-        return x
+        subnet = (self.active if subnet is None else subnet).at(images.shape[-1])
+        specs = self._layers_of(subnet)
+        return self._run(images, (bind(self.get_submodule(s.name), s, sliced) for s in specs))
+
+    def bind(self, subnet: Subnet, kept: dict[Hashable, nn.Module] | None = None) -> StaticNetwork:
+        """Return a subnet as a plain network over this network's memory.
+
+        Its parameters, their gradients and its BN statistics are views of this network's: training
+        the one trains the other, and gradients of several subnets add up in place. They have to be
+        cleared in place as well, with ``zero_grad(set_to_none=False)``: a backward pass after they
+        were replaced raises :class:`~compofa.errors.TrainingError`. The matrices of elastic
+        kernels are the same parameters in both networks. Modules are not shared, their hooks are.
+
+        A bound network does not follow when this one is moved, converted, given other gradients or
+        set to another mode: bind again, which takes a few milliseconds at most.
+
+        Under ``torch.no_grad()`` its parameters require no gradient, and none is allocated.
+
+        Args:
+            subnet: Any depth, kernel, expand ratio and width that the weights hold.
+            kept: Layers bound by earlier calls with the same mapping, which are used again; new
+                ones are added. Subnets share layers: a few hundred make up every subnet of a space.
+
+        Returns:
+            The network, in the mode of this one.
+
+        Raises:
+            SpaceError: The weights hold no such subnet.
+        """
+        specs, kept = self._layers_of(subnet), {} if kept is None else kept
+        layers = {}
+        for spec in specs:
+            widths = (spec.in_channels, spec.mid_channels, spec.out_channels)
+            key = (spec.name, widths, spec.kernel, self.training, torch.is_grad_enabled())
+            if key not in kept:
+                kept[key] = bind(self.get_submodule(spec.name), spec, viewed)
+            layers[spec.name] = kept[key]
+        network = StaticNetwork(specs, layers=layers)
+        network.dropout = twin(self.dropout)
+        for module in (network, network.stages, *network.stages):
+            module.training = self.training
+        return network
+
+    def _layers_of(self, subnet: Subnet) -> tuple[LayerSpec, ...]:
+        self._capacity.require(subnet, resolution=False)
+        return layout(self.spec.backbone, subnet, self.spec.classes)
 
     def set_active_subnet(
         self,
@@ -145,5 +179,5 @@ def initialise(network: nn.Module, seed: int) -> None:
             bound = module.in_features**-0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Bottleneck | ElasticBottleneck) and module.downsample is None:
+        elif isinstance(module, Bottleneck) and module.downsample is None:
             nn.init.zeros_(module.conv3.bn.weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compofa.convert import in_slots, to_ours
 from compofa.errors import CheckpointError
-from compofa.nn.elastic import ElasticDepthwise, transform_kernel
-from compofa.nn.static import StaticNetwork
+from compofa.nn.elastic import ElasticKernel, transform_kernel
+from compofa.nn.static import MBConv, StaticNetwork
 from compofa.supernet import Supernet
 
 _LISTED = 12
@@ -100,13 +100,13 @@ def _fit_kernels(
 ) -> dict[str, Tensor]:
     """Derive the depthwise kernels that ``net`` stores from the larger ones that came."""
     fitted = dict(tensors)
-    for path, module in net.named_modules():
+    for path, kernels, elastic in _depthwise(net):
         weight = fitted.get(f"{path}.conv.weight")
-        if not isinstance(module, ElasticDepthwise) or weight is None:
+        if weight is None:
             continue
         if weight.ndim != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
             continue
-        largest, *smaller = module.kernels
+        largest, *smaller = sorted(kernels, reverse=True)
         for size in range(weight.shape[-1] - 2, largest - 1, -2):
             matrix = fitted.pop(f"{path}.matrices.{size}", None)
             if matrix is not None and matrix.shape != (size**2, size**2):
@@ -116,11 +116,21 @@ def _fit_kernels(
                 )
             weight = transform_kernel(weight, matrix, size)
         fitted[f"{path}.conv.weight"] = weight
-        for size in range(largest - 2, 0, -2) if not module.matrices else ():
+        for size in range(largest - 2, 0, -2) if not elastic else ():
             matrix = fitted.get(f"{path}.matrices.{size}")
             if matrix is not None and (not smaller or _is_identity(matrix)):
                 del fitted[f"{path}.matrices.{size}"]
     return fitted
+
+
+def _depthwise(net: Supernet | StaticNetwork) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Yield path, kernel sizes, and whether these go through matrices, of a supernet's layers."""
+    for stage, blocks in enumerate(net.stages if isinstance(net, Supernet) else ()):
+        for position, block in enumerate(blocks):
+            if isinstance(block, MBConv):
+                elastic = isinstance(block.depthwise, ElasticKernel)
+                kernels = net.spec.space.stages[stage].kernels
+                yield f"stages.{stage}.{position}.depthwise", kernels, elastic
 
 
 def _is_identity(matrix: Tensor) -> bool:

@@ -4,7 +4,7 @@ from torch import nn
 
 from compofa.layout import mid_channels, se_channels
 from compofa.model_zoo import network_spec
-from compofa.nn.elastic import ElasticMBConv
+from compofa.nn.static import MBConv
 from compofa.seeds import rng
 from compofa.sorting import sort_channels
 from compofa.supernet import Supernet
@@ -25,8 +25,8 @@ def make_supernet(net_id: str, width_mult: float | None = None) -> Supernet:
     return net
 
 
-def blocks(net: Supernet) -> dict[str, ElasticMBConv]:
-    found = {k: m for k, m in net.named_modules() if isinstance(m, ElasticMBConv)}
+def blocks(net: Supernet) -> dict[str, MBConv]:
+    found = {k: m for k, m in net.stages.named_modules() if isinstance(m, MBConv)}
     assert len(found) == 20
     return found
 
@@ -93,7 +93,7 @@ def test_narrow_networks_get_the_most_important_channels():
     net = make_supernet("compofa-small")
     chosen = {}
     for name, block in blocks(net).items():
-        mid, hidden = mid_channels(block.in_channels, 3), 0
+        mid, hidden = mid_channels(block.expand.conv.in_channels, 3), 0
         order = importance(block.project.conv.weight).argsort(descending=True)[:mid]
         rows = {
             "expand": block.expand.conv.weight[order].clone(),

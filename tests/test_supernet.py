@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from compofa.errors import SpaceError
 from compofa.extract import build_static, extract
+from compofa.layout import ConvSpec
 from compofa.model_zoo import network_spec, ofa_net
-from compofa.nn.elastic import ElasticDepthwise, centre, transform_kernel
-from compofa.nn.static import StaticNetwork
+from compofa.nn.elastic import ElasticKernel, centre, transform_kernel
+from compofa.nn.static import ConvBN, StaticNetwork
 from compofa.seeds import rng
 from compofa.subnet import Subnet
 from compofa.supernet import Supernet
@@ -105,7 +106,7 @@ def test_training_mode_uses_and_updates_the_same_statistics(net: Supernet) -> No
                 assert torch.equal(after[name][rest], before[name][rest]), name
 
 
-def filters_by_hand(depthwise: ElasticDepthwise, channels: int, kernel: int) -> Tensor:
+def filters_by_hand(depthwise: ElasticKernel, channels: int, kernel: int) -> Tensor:
     """Derive a smaller kernel as the reference words it: centre, flatten, ``out = M in``."""
     weight = depthwise.conv.weight[:channels]
     for size in (5, 3):
@@ -129,7 +130,7 @@ def test_gradients_are_those_of_the_extracted_network(net: Supernet) -> None:
         for name, value in static.named_parameters():
             owner, _, leaf = name.rpartition(".conv.weight")
             module = net.get_submodule(owner) if not leaf else None
-            if isinstance(module, ElasticDepthwise):
+            if isinstance(module, ElasticKernel):
                 inputs = [module.conv.weight, *module.matrices.values()]
                 filters = filters_by_hand(module, len(value), value.shape[-1])
                 found = torch.autograd.grad(filters, inputs, value.grad, allow_unused=True)
@@ -197,33 +198,30 @@ def test_smaller_kernels_are_the_centre_times_a_matrix() -> None:
     assert torch.equal(centre(weight, 3), weight[..., 2:5, 2:5])
 
 
-def elastic_depthwise(transform: bool) -> ElasticDepthwise:
-    layer = ElasticDepthwise(8, (3, 5, 7), 1, "relu", transform, eps=1e-5, momentum=0.1)
+@pytest.fixture
+def layer() -> ElasticKernel:
+    spec = ConvSpec("depthwise", 1, 8, 8, 7, groups=8)
+    layer = ElasticKernel(ConvBN(spec, eps=1e-5, momentum=0.1), (3, 5, 7))
     nn.init.normal_(layer.conv.weight, generator=torch.Generator().manual_seed(0))
     return layer
 
 
-def test_identity_matrices_and_none_give_the_centre() -> None:
-    with_matrices, without = elastic_depthwise(True), elastic_depthwise(False)
-    assert not list(without.matrices)
-    assert {name: value.shape for name, value in with_matrices.matrices.items()} == {
+def test_identity_matrices_give_the_centre(layer: ElasticKernel) -> None:
+    assert {name: value.shape for name, value in layer.matrices.items()} == {
         "5": (25, 25),
         "3": (9, 9),
     }
-    for channels, kernel in ((8, 7), (5, 5), (3, 3)):
-        expected = centre(with_matrices.conv.weight[:channels], kernel)
-        assert torch.equal(with_matrices.filters(channels, kernel), expected)
-        assert torch.equal(without.filters(channels, kernel), expected)
+    for layer.kernel in (7, 5, 3):
+        assert torch.equal(layer.filters(), centre(layer.conv.weight, layer.kernel))
 
 
-def test_each_smaller_kernel_goes_through_the_one_above_it() -> None:
-    layer = elastic_depthwise(True)
+def test_each_smaller_kernel_goes_through_the_one_above_it(layer: ElasticKernel) -> None:
     with torch.no_grad():
         layer.matrices["5"].mul_(2)
         layer.matrices["3"].mul_(3)
     weight = layer.conv.weight
-    torch.testing.assert_close(layer.filters(8, 5), 2 * centre(weight, 5))
-    torch.testing.assert_close(layer.filters(8, 3), 6 * centre(weight, 3))
+    for layer.kernel, factor in ((7, 1), (5, 2), (3, 6)):
+        torch.testing.assert_close(layer.filters(), factor * centre(weight, layer.kernel))
 
 
 def test_a_fixed_kernel_network_stores_only_the_kernel_it_uses() -> None:
@@ -263,7 +261,7 @@ def test_what_is_extracted_is_a_plain_network(small: Supernet) -> None:
         "compofa",
         "torch",
     }
-    assert not any(isinstance(module, ElasticDepthwise | Supernet) for module in static.modules())
+    assert not any(isinstance(module, ElasticKernel | Supernet) for module in static.modules())
     assert all(parameter.requires_grad for parameter in static.parameters())
     assert all(parameter.is_leaf for parameter in static.parameters())
 

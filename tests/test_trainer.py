@@ -1,6 +1,6 @@
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from compofa.data import BrokenImages, DataSplits, load_dataset
 from compofa.errors import CheckpointError, DataError
 from compofa.extract import extract
 from compofa.nn.static import StaticNetwork
+from compofa.subnet import Subnet
 from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.optim import learning_rate
@@ -100,6 +101,17 @@ def test_a_step_sums_the_gradients_of_its_subnets(digits, monkeypatch, kind):
     assert all(not p.grad.any() for p in trainer.net.parameters()), "ready for the next step"
 
 
+def watch(trainer: Trainer, see: Callable[[torch.Tensor, Subnet], None]) -> None:
+    """Show what the trainer runs: images and subnet."""
+    run = trainer.run
+
+    def watched(images: torch.Tensor, subnet: Subnet) -> torch.Tensor:
+        see(images, subnet)
+        return run(images, subnet)
+
+    trainer.run = watched
+
+
 def test_each_subnet_of_a_step_has_its_own_dropout_from_the_seed(digits, monkeypatch):
     images, targets = make_batch()
     masks: list[torch.Tensor] = []
@@ -165,7 +177,7 @@ def test_one_resolution_a_step_and_the_drawn_subnets_run(digits):
     trainer.teacher.register_forward_pre_hook(
         lambda module, args: seen.append((args[0].shape[-1], "teacher"))
     )
-    trainer.net.register_forward_pre_hook(lambda m, args: seen.append((args[0].shape[-1], args[1])))
+    watch(trainer, lambda images, subnet: seen.append((images.shape[-1], subnet)))
     trainer.train_epoch(1, bar=False)
     steps = [seen[start : start + 3] for start in range(0, len(seen), 3)]
     assert len(steps) == trainer.steps == 9
@@ -296,7 +308,7 @@ def test_broken_images_are_skipped_and_counted(photos, caplog):
     (broken,) = damage(photos, range(7, 8))
     trainer = photo_trainer(photos)
     shown = []
-    trainer.net.register_forward_pre_hook(lambda module, args: shown.append(len(args[0])))
+    watch(trainer, lambda images, subnet: shown.append(len(images)))
     trainer.train_epoch(0, bar=False)
     trainer.train_epoch(1, bar=False)
     assert list(trainer.broken.paths) == [broken]

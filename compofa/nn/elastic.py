@@ -1,26 +1,30 @@
-"""Elastic operators: layers whose widths and kernel size are arguments of ``forward``.
+"""Subnets as plain networks over a supernet's weights, and kernels derived from larger ones.
 
-A narrower layer uses the first channels of the wide one. A smaller depthwise kernel is the centre
-of the larger, multiplied by a learned matrix where the network has kernel transforms (Cai et al.,
-ICLR 2020, section 3.3); one pair of matrices a block, shared by its channels.
-
-An :class:`Elastic` layer runs as the static layer that a :class:`~compofa.layout.LayerSpec`
-describes. Its ``weights(spec)`` returns the tensors that it computes with, under the names of that
-static layer: extraction and ``forward`` use the same slices.
+A subnet uses the first channels of each of the supernet's convolutions and the centre of its
+depthwise kernels. :func:`bind` makes the subnet's layers out of the supernet's: the same kinds of
+modules, holding those parts of its tensors. Where the supernet has kernel matrices, a smaller
+depthwise kernel is the centre of the next larger one, multiplied by a learned matrix (Cai et al.,
+ICLR 2020, section 3.3); one pair of matrices per block, shared by its channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compofa.layout import LayerSpec, se_channels
-from compofa.nn.static import activation, shortcut_pool
+from compofa.errors import TrainingError
+from compofa.layout import LayerSpec
+from compofa.nn.static import ConvBN
 
-Named = Iterator[tuple[str, Tensor]]
+Take = Callable[[nn.Parameter, tuple[slice, ...]], Tensor]
+"""Makes the tensor that a subnet computes with from a parameter of the supernet and a part of it.
+
+The part is an index, empty for all of the parameter."""
 
 
 def centre(weight: Tensor, kernel: int) -> Tensor:
@@ -43,291 +47,145 @@ def transform_kernel(weight: Tensor, matrix: Tensor | None, kernel: int) -> Tens
     return F.linear(part.reshape(len(weight), -1), matrix).view(len(weight), 1, kernel, kernel)
 
 
-class ElasticBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation of the first channels, as many as the input has."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` [n, c, h, w] with c at most the stored channels."""
-        c = x.shape[1]
-        return F.batch_norm(
-            x,
-            self.running_mean[:c],
-            self.running_var[:c],
-            self.weight[:c],
-            self.bias[:c],
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-
-    def weights(self, prefix: str, channels: int) -> Named:
-        """Yield what a static batch normalisation of ``channels`` holds."""
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            yield f"{prefix}.{name}", getattr(self, name)[:channels]
-        yield f"{prefix}.num_batches_tracked", self.num_batches_tracked
-
-
-class ElasticPointwise(nn.Module):
-    """Convolution (1x1 by default), BN and activation with elastic input and output widths."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        act: str,
-        eps: float,
-        momentum: float,
-        kernel: int = 1,
-        stride: int = 1,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
-        self.bn = ElasticBatchNorm2d(out_channels, eps=eps, momentum=momentum)
-        self.act = activation(act)
-
-    def forward(self, x: Tensor, out_channels: int) -> Tensor:
-        """Map [n, in, h, w] to [n, out_channels, h / stride, w / stride]."""
-        weight = self.conv.weight[:out_channels, : x.shape[1]]
-        return self.act(self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding)))
-
-    def weights(self, prefix: str, in_channels: int, out_channels: int) -> Named:
-        """Yield what a static layer of these widths holds."""
-        yield f"{prefix}.conv.weight", self.conv.weight[:out_channels, :in_channels]
-        yield from self.bn.weights(f"{prefix}.bn", out_channels)
-
-
-class ElasticDepthwise(nn.Module):
-    """Depthwise convolution, BN and activation with elastic width and kernel size.
+class ElasticKernel(ConvBN):
+    """Depthwise convolution with BN and activation, whose smaller kernels go through matrices.
 
     Args:
-        channels: Stored channels.
-        kernels: Kernel sizes it can take; the largest is stored.
-        stride: Stride.
-        act: Activation.
-        transform: Whether smaller kernels go through learned matrices.
-        eps: Epsilon of its batch normalisation.
-        momentum: Momentum of its batch normalisation.
+        part: The plain one with the largest kernel, whose modules it takes over.
+        kernels: Kernel sizes it can take.
+
+    Attributes:
+        kernels: Kernel sizes it can take, the largest first.
+        kernel: The one it runs with; the largest at first.
+        matrices: For each smaller kernel the matrix that derives it from the next larger one.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        kernels: Sequence[int],
-        stride: int,
-        act: str,
-        transform: bool,
-        eps: float,
-        momentum: float,
-    ) -> None:
-        super().__init__()
+    def __init__(self, part: ConvBN, kernels: Sequence[int]) -> None:
+        nn.Sequential.__init__(self, OrderedDict(part.named_children()))
+        self.residual = part.residual
         self.kernels = tuple(sorted(kernels, reverse=True))
-        self.stride = stride
-        self.conv = nn.Conv2d(
-            channels, channels, self.kernels[0], stride, groups=channels, bias=False
-        )
-        self.bn = ElasticBatchNorm2d(channels, eps=eps, momentum=momentum)
-        self.act = activation(act)
+        self.kernel = self.kernels[0]
         self.matrices = nn.ParameterDict(
-            {str(kernel): torch.eye(kernel**2) for kernel in self.kernels[1:]} if transform else {}
+            {str(kernel): torch.eye(kernel**2) for kernel in self.kernels[1:]}
         )
 
-    def filters(self, channels: int, kernel: int) -> Tensor:
+    def filters(self) -> Tensor:
         """Return the depthwise filters [channels, 1, kernel, kernel]."""
-        weight = self.conv.weight[:channels]
+        weight = self.conv.weight
         for size in self.kernels[1:]:
-            if size < kernel:
-                break
-            matrix = self.matrices[str(size)] if self.matrices else None
-            weight = transform_kernel(weight, matrix, size)
+            if size >= self.kernel:
+                weight = transform_kernel(weight, self.matrices[str(size)], size)
         return weight
 
-    def forward(self, x: Tensor, kernel: int) -> Tensor:
-        """Map [n, c, h, w] to [n, c, h / stride, w / stride]."""
-        c = x.shape[1]
-        x = F.conv2d(x, self.filters(c, kernel), None, self.stride, kernel // 2, groups=c)
-        return self.act(self.bn(x))
-
-    def weights(self, prefix: str, channels: int, kernel: int) -> Named:
-        """Yield what a static layer of this width and kernel size holds."""
-        yield f"{prefix}.conv.weight", self.filters(channels, kernel)
-        yield from self.bn.weights(f"{prefix}.bn", channels)
-
-
-class ElasticSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation whose hidden width follows its input's width."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, se_channels(channels), 1)
-        self.expand = nn.Conv2d(se_channels(channels), channels, 1)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Gate ``x`` of shape [n, c, h, w]."""
-        c = x.shape[1]
-        hidden = se_channels(c)
-        gate = x.mean((2, 3), keepdim=True)
-        gate = F.conv2d(gate, self.reduce.weight[:hidden, :c], self.reduce.bias[:hidden]).relu()
-        gate = F.conv2d(gate, self.expand.weight[:c, :hidden], self.expand.bias[:c])
-        return x * F.hardsigmoid(gate)
-
-    def weights(self, prefix: str, channels: int) -> Named:
-        """Yield what a static block on ``channels`` holds."""
-        hidden = se_channels(channels)
-        yield f"{prefix}.reduce.weight", self.reduce.weight[:hidden, :channels]
-        yield f"{prefix}.reduce.bias", self.reduce.bias[:hidden]
-        yield f"{prefix}.expand.weight", self.expand.weight[:channels, :hidden]
-        yield f"{prefix}.expand.bias", self.expand.bias[:channels]
+        """Map [n, channels, h, w] to [n, channels, h / stride, w / stride]."""
+        conv = self.conv
+        y = F.conv2d(x, self.filters(), None, conv.stride, self.kernel // 2, groups=conv.groups)
+        return self.act(self.bn(y))
 
 
-class Elastic(nn.Module):
-    """A layer that runs as any static layer that its weights hold."""
-
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
-        """Map the input of the layer that ``spec`` describes to its output."""
-        raise NotImplementedError
-
-    def weights(self, spec: LayerSpec) -> Named:
-        """Yield what the static layer that ``spec`` describes holds."""
-        raise NotImplementedError
+def sliced(parameter: nn.Parameter, part: tuple[slice, ...]) -> Tensor:
+    """Take a part in the graph: gradients reach the parameter itself."""
+    return parameter[part] if part else parameter
 
 
-class ElasticConv(Elastic, ElasticPointwise):
-    """A convolution layer of its own, with elastic widths."""
+def viewed(parameter: nn.Parameter, part: tuple[slice, ...]) -> nn.Parameter:
+    """Take a part as a parameter of its own that shares its memory, and that of its gradient.
 
-    def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
-        ElasticPointwise.__init__(
-            self, spec.in_channels, spec.out_channels, spec.act, eps, momentum, spec.kernel,
-            spec.stride,
-        )  # fmt: skip
-
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
-        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
-        y = ElasticPointwise.forward(self, x, spec.out_channels)
-        return x + y if spec.residual else y
-
-    def weights(self, spec: LayerSpec) -> Named:
-        """Yield what the static convolution that ``spec`` describes holds."""
-        yield "conv.weight", self.conv.weight[: spec.out_channels, : spec.in_channels]
-        yield from self.bn.weights("bn", spec.out_channels)
-
-
-class ElasticLinear(Elastic, nn.Linear):
-    """The classifier, with as many inputs as it is given."""
-
-    def __init__(self, spec: LayerSpec) -> None:
-        nn.Linear.__init__(self, spec.in_channels, spec.out_channels)
-
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
-        """Map [n, in] to [n, out]."""
-        return F.linear(x, self.weight[:, : x.shape[1]], self.bias)
-
-    def weights(self, spec: LayerSpec) -> Named:
-        """Yield what the static classifier that ``spec`` describes holds."""
-        yield "weight", self.weight[:, : spec.in_channels]
-        yield "bias", self.bias
-
-
-class ElasticBottleneck(Elastic):
-    """Residual block of ResNet50D with elastic input, middle and output widths.
-
-    Args:
-        spec: The largest form of the block.
-        eps: Epsilon of its batch normalisations.
-        momentum: Momentum of its batch normalisations.
+    A parameter without a gradient is given zeros. Without grad mode none of this is done, and what
+    is returned requires no gradient.
     """
-
-    def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
-        super().__init__()
-        ins, mid, outs = spec.in_channels, spec.mid_channels, spec.out_channels
-        self.conv1 = ElasticPointwise(ins, mid, spec.act, eps, momentum)
-        self.conv2 = ElasticPointwise(mid, mid, spec.act, eps, momentum, spec.kernel, spec.stride)
-        self.conv3 = ElasticPointwise(mid, outs, "none", eps, momentum)
-        self.pool = shortcut_pool(spec)
-        self.downsample = None
-        if spec.downsample:
-            self.downsample = ElasticPointwise(ins, outs, "none", eps, momentum)
-        self.act = activation(spec.act)
-
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
-        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
-        y = self.conv2(self.conv1(x, spec.mid_channels), spec.mid_channels)
-        y = self.conv3(y, spec.out_channels)
-        if self.downsample is not None:
-            x = self.downsample(self.pool(x), spec.out_channels)
-        return self.act(x + y)
-
-    def weights(self, spec: LayerSpec) -> Named:
-        """Yield what the static block that ``spec`` describes holds."""
-        ins, mid, outs = spec.in_channels, spec.mid_channels, spec.out_channels
-        yield from self.conv1.weights("conv1", ins, mid)
-        yield from self.conv2.weights("conv2", mid, mid)
-        yield from self.conv3.weights("conv3", mid, outs)
-        if self.downsample is not None:
-            yield from self.downsample.weights("downsample", ins, outs)
+    learns = parameter.requires_grad and torch.is_grad_enabled()
+    if learns and parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    if not part and learns == parameter.requires_grad:
+        return parameter
+    view = nn.Parameter(parameter.detach()[part], learns)
+    if learns:
+        if view.shape[1:] == parameter.shape[1:]:
+            view.grad = parameter.grad[part]
+        else:  # autograd warns of a gradient whose memory has gaps
+            hook = partial(_move_gradient, parameter, parameter.grad, parameter.grad[part])
+            view.register_post_accumulate_grad_hook(hook)
+    return view
 
 
-class ElasticMBConv(Elastic):
-    """Inverted residual block with elastic expand ratio and kernel size.
-
-    Args:
-        spec: The largest form of the block: its widths, stride, activation and SE.
-        kernels: Kernel sizes it can take.
-        transform: Whether smaller kernels go through learned matrices.
-        eps: Epsilon of its batch normalisations.
-        momentum: Momentum of its batch normalisations.
-    """
-
-    def __init__(
-        self, spec: LayerSpec, kernels: Sequence[int], transform: bool, eps: float, momentum: float
-    ) -> None:
-        super().__init__()
-        mid = spec.mid_channels
-        self.in_channels = spec.in_channels
-        self.residual = spec.residual
-        self.expand = ElasticPointwise(spec.in_channels, mid, spec.act, eps, momentum)
-        self.depthwise = ElasticDepthwise(
-            mid, kernels, spec.stride, spec.act, transform, eps, momentum
+def _move_gradient(
+    parameter: nn.Parameter, gradient: Tensor, part: Tensor, view: nn.Parameter
+) -> None:
+    """Add a view's gradient to its part of the parameter's, where that is still the one viewed."""
+    if parameter.grad is not gradient:
+        raise TrainingError(
+            "expected the supernet's gradients to be those that a subnet was bound to, got "
+            f"{'none' if parameter.grad is None else 'others'}: clear them with "
+            "zero_grad(set_to_none=False), or bind the subnet again"
         )
-        self.se = ElasticSqueezeExcite(mid) if spec.se_channels else None
-        self.project = ElasticPointwise(mid, spec.out_channels, "none", eps, momentum)
-
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
-        """Map [n, in, h, w] to [n, out, h / stride, w / stride]."""
-        y = self.expand(x, spec.mid_channels)
-        y = self.depthwise(y, spec.kernel)
-        if self.se is not None:
-            y = self.se(y)
-        y = self.project(y, self.project.conv.out_channels)
-        return x + y if self.residual else y
-
-    def weights(self, spec: LayerSpec) -> Named:
-        """Yield what the static block that ``spec`` describes holds."""
-        mid = spec.mid_channels
-        yield from self.expand.weights("expand", spec.in_channels, mid)
-        yield from self.depthwise.weights("depthwise", mid, spec.kernel)
-        if self.se is not None:
-            yield from self.se.weights("se", mid)
-        yield from self.project.weights("project", mid, spec.out_channels)
+    part.add_(view.grad)
+    view.grad = None
 
 
-def build_elastic(
-    spec: LayerSpec, kernels: Sequence[int], transform: bool, eps: float, momentum: float
-) -> Elastic:
-    """Build the elastic layer whose largest form ``spec`` describes.
+def bind(layer: nn.Module, spec: LayerSpec, take: Take) -> nn.Module:
+    """Return the layer that ``spec`` describes, made of a part of a larger one.
 
     Args:
-        spec: Its kind, one of :data:`ELASTIC`, and its largest shapes.
-        kernels: Kernel sizes that an inverted residual block can take.
-        transform: Whether smaller kernels go through learned matrices.
-        eps: Epsilon of its batch normalisations.
-        momentum: Momentum of its batch normalisations.
+        layer: The larger layer, of the same kind; it stays as it is.
+        spec: What to return; nowhere larger.
+        take: :func:`sliced` or :func:`viewed`.
+
+    Returns:
+        A layer in the same mode, whose BN statistics are views.
     """
-    if spec.kind == "mbconv":
-        return ElasticMBConv(spec, kernels, transform, eps, momentum)
-    if spec.kind == "linear":
-        return ElasticLinear(spec)
-    return {"conv": ElasticConv, "bottleneck": ElasticBottleneck}[spec.kind](spec, eps, momentum)
+    bound = twin(layer)
+    for conv in spec.convs:
+        module, kernel = bound, conv.kernel
+        for name in conv.name.split(".") if conv.name else ():
+            module = module._modules[name]
+        if isinstance(module, ElasticKernel):
+            module.kernel, kernel = conv.kernel, module.kernels[0]
+            matrices = module.matrices._parameters
+            matrices.update({name: take(matrix, ()) for name, matrix in matrices.items()})
+        if isinstance(module, ConvBN):
+            _narrow(module.bn, (conv.out_channels,), take)
+            vars(module.bn)["num_features"] = conv.out_channels
+            module = module.conv
+        channels = (conv.out_channels, conv.in_channels // conv.groups)
+        if isinstance(module, nn.Linear):
+            _narrow(module, channels, take)
+            vars(module).update(in_features=conv.in_channels, out_features=conv.out_channels)
+            continue
+        _narrow(module, (*channels, kernel, kernel), take)
+        vars(module).update(
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            groups=conv.groups,
+            kernel_size=(kernel, kernel),
+            padding=(kernel // 2, kernel // 2),
+        )
+    return bound
 
 
-ELASTIC = ("mbconv", "bottleneck", "conv", "linear")
-"""Kinds of layers that have an elastic form."""
+def twin(module: nn.Module) -> nn.Module:
+    """Copy a module and those in it; they share their tensors and hooks."""
+    copy = object.__new__(type(module))
+    state = vars(copy)
+    state.update(vars(module))
+    for held in ("_parameters", "_buffers", "_modules"):
+        state[held] = state[held].copy()
+    for name, child in copy._modules.items():
+        if child is not None:
+            copy._modules[name] = twin(child)
+    return copy
+
+
+def _narrow(module: nn.Module, shape: tuple[int, ...], take: Take) -> None:
+    """Let a module hold the part of its tensors for which its weight has ``shape``."""
+    have = module._parameters["weight"].shape
+    part: tuple[slice, ...] = ()
+    if have != shape:  # the first channels, the central pixels
+        starts = (0, 0, *((side - shape[-1]) // 2 for side in have[2:]))
+        part = tuple(slice(at, at + size) for at, size in zip(starts, shape, strict=False))
+    for name, value in module._parameters.items():
+        if value is not None:
+            module._parameters[name] = take(value, part[: value.ndim])
+    for name, value in module._buffers.items() if part else ():
+        module._buffers[name] = value[part[: value.ndim]]

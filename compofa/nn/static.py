@@ -1,17 +1,18 @@
-"""Static blocks: what an extracted subnet is made of, built from :class:`LayerSpec`.
+"""The blocks that networks are made of, built from :class:`LayerSpec`, and plain networks of them.
 
-Parameter names are the same as in the elastic blocks, so that extraction is copying by name.
+A block takes its convolutions from :attr:`LayerSpec.convs`, under the same names. Supernets,
+their subnets and extracted networks have the same blocks.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from compofa.layout import LayerSpec
+from compofa.layout import ConvSpec, LayerSpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -28,23 +29,9 @@ def activation(name: str) -> nn.Module:
 class ConvBN(nn.Sequential):
     """Same-padded convolution, batch normalisation, activation; added to its input if residual."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        act: str,
-        eps: float,
-        momentum: float,
-        groups: int = 1,
-        residual: bool = False,
-    ) -> None:
-        conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-        )
-        norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
-        super().__init__(OrderedDict(conv=conv, bn=norm, act=activation(act)))
+    def __init__(self, spec: ConvSpec, eps: float, momentum: float, residual: bool = False) -> None:
+        norm = nn.BatchNorm2d(spec.out_channels, eps=eps, momentum=momentum)
+        super().__init__(OrderedDict(conv=conv2d(spec), bn=norm, act=activation(spec.act)))
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,13 +40,21 @@ class ConvBN(nn.Sequential):
         return x + y if self.residual else y
 
 
+def conv2d(spec: ConvSpec) -> nn.Conv2d:
+    """Build the same-padded convolution that ``spec`` describes."""
+    return nn.Conv2d(
+        spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.kernel // 2,
+        groups=spec.groups, bias=spec.bias,
+    )  # fmt: skip
+
+
 class SqueezeExcite(nn.Module):
     """Scale channels by a gate computed from their means (Hu et al., CVPR 2018)."""
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, reduce: ConvSpec, expand: ConvSpec) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.reduce = conv2d(reduce)
+        self.expand = conv2d(expand)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate ``x`` of shape [n, channels, h, w]."""
@@ -72,11 +67,12 @@ class MBConv(nn.Module):
 
     def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
         super().__init__()
-        mid, norm = spec.mid_channels, {"eps": eps, "momentum": momentum}
-        self.expand = ConvBN(spec.in_channels, mid, 1, 1, spec.act, **norm) if spec.expand else None
-        self.depthwise = ConvBN(mid, mid, spec.kernel, spec.stride, spec.act, groups=mid, **norm)
-        self.se = SqueezeExcite(mid, spec.se_channels) if spec.se_channels else None
-        self.project = ConvBN(mid, spec.out_channels, 1, 1, "none", **norm)
+        convs = {conv.name: conv for conv in spec.convs}
+        self.expand = ConvBN(convs["expand"], eps, momentum) if spec.expand else None
+        self.depthwise = ConvBN(convs["depthwise"], eps, momentum)
+        gate = convs.get("se.reduce"), convs.get("se.expand")
+        self.se = SqueezeExcite(*gate) if spec.se_channels else None
+        self.project = ConvBN(convs["project"], eps, momentum)
         self.residual = spec.residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,13 +94,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, spec: LayerSpec, eps: float, momentum: float) -> None:
         super().__init__()
-        ins, mid, outs = spec.in_channels, spec.mid_channels, spec.out_channels
-        norm = {"eps": eps, "momentum": momentum}
-        self.conv1 = ConvBN(ins, mid, 1, 1, spec.act, **norm)
-        self.conv2 = ConvBN(mid, mid, spec.kernel, spec.stride, spec.act, **norm)
-        self.conv3 = ConvBN(mid, outs, 1, 1, "none", **norm)
-        self.pool = shortcut_pool(spec)
-        self.downsample = ConvBN(ins, outs, 1, 1, "none", **norm) if spec.downsample else None
+        parts = {conv.name: ConvBN(conv, eps, momentum) for conv in spec.convs}
+        self.conv1, self.conv2, self.conv3 = parts["conv1"], parts["conv2"], parts["conv3"]
+        stride = spec.stride
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.downsample = parts.get("downsample")
         self.act = activation(spec.act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,11 +107,6 @@ class Bottleneck(nn.Module):
         if self.downsample is not None:
             x = self.downsample(self.pool(x))
         return self.act(x + y)
-
-
-def shortcut_pool(spec: LayerSpec) -> nn.Module:
-    """Return the average pool of a bottleneck's shortcut; without a stride there is none."""
-    return nn.AvgPool2d(spec.stride, ceil_mode=True) if spec.stride > 1 else nn.Identity()
 
 
 class GlobalPool(nn.Module):
@@ -137,10 +126,7 @@ def build_layer(spec: LayerSpec, eps: float = 1e-5, momentum: float = 0.1) -> nn
         momentum: Momentum of its batch normalisations.
     """
     if spec.kind == "conv":
-        return ConvBN(
-            spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.act, eps, momentum,
-            residual=spec.residual,
-        )  # fmt: skip
+        return ConvBN(*spec.convs, eps, momentum, spec.residual)
     if spec.kind == "mbconv":
         return MBConv(spec, eps, momentum)
     if spec.kind == "bottleneck":
@@ -150,43 +136,62 @@ def build_layer(spec: LayerSpec, eps: float = 1e-5, momentum: float = 0.1) -> nn
     if spec.kind == "pool":
         return GlobalPool()
     if spec.kind == "mix":
-        conv = nn.Conv2d(spec.in_channels, spec.out_channels, 1, bias=False)
-        return nn.Sequential(OrderedDict(conv=conv, act=activation(spec.act)))
+        return nn.Sequential(OrderedDict(conv=conv2d(*spec.convs), act=activation(spec.act)))
     return nn.Linear(spec.in_channels, spec.out_channels)
+
+
+def build_layers(specs: tuple[LayerSpec, ...], eps: float, momentum: float) -> dict[str, nn.Module]:
+    """Build the layers that ``specs`` describe, by name; torch's generators are as before."""
+    with torch.random.fork_rng(devices=[]):
+        return {spec.name: build_layer(spec, eps, momentum) for spec in specs}
 
 
 class LayeredNetwork(nn.Module):
     """Named layers in the order of a layout: stem, stages, head, pool and classifier.
 
     Args:
-        layers: The layers by their paths; those of stage i are ``stages.i.0``, ``stages.i.1``, …
-        stages: Number of stages; one may have no layer.
-        stage: Makes the module that holds the blocks of a stage.
+        specs: What the layers are, in the order they run; those of stage i have the names
+            ``stages.i.0``, ``stages.i.1``, … and a stage may have none.
+        layers: Their modules, by name.
         dropout: Probability before the classifier, in training.
     """
 
     def __init__(
-        self,
-        layers: Mapping[str, nn.Module],
-        stages: int,
-        stage: Callable[[list[nn.Module]], nn.Module],
-        dropout: float,
+        self, specs: tuple[LayerSpec, ...], layers: Mapping[str, nn.Module], dropout: float
     ) -> None:
         super().__init__()
-        blocks: list[list[nn.Module]] = [[] for _ in range(stages)]
-        for path, layer in layers.items():
-            if path.startswith("stages."):
-                blocks[int(path.split(".")[1])].append(layer)
-        names = dict.fromkeys(path.split(".")[0] for path in layers if path != "classifier")
-        for name in names:
-            whole = name == "stages"
-            self.add_module(name, nn.ModuleList(map(stage, blocks)) if whole else layers[name])
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = layers["classifier"]
+        self.specs = specs
+        stages: list[list[nn.Module]] = []
+        for spec in specs:
+            name, *position = spec.name.split(".")
+            if not position:
+                if name == "classifier":
+                    self.dropout = nn.Dropout(dropout)
+                self.add_module(name, layers[name])
+                continue
+            self.add_module("stages", None)  # its place among the layers; filled below
+            stages += [[] for _ in range(len(stages), int(position[0]) + 1)]
+            stages[int(position[0])].append(layers[spec.name])
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+
+    def _run(self, images: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+        """Run ``layers`` in place of the network's own; the last is the classifier."""
+        *before, classifier = layers
+        x = images
+        for layer in before:
+            x = layer(x)
+        return classifier(self.dropout(x.flatten(1)))
 
 
 class StaticNetwork(LayeredNetwork):
-    """A plain network made of layers: no elasticity, no link to a supernet.
+    """A plain network made of layers: no elasticity.
+
+    Args:
+        specs: Its layers, in the order they run.
+        dropout: Probability before the classifier, in training.
+        eps: Epsilon of its batch normalisations.
+        momentum: Momentum of its batch normalisations.
+        layers: Their modules by name; built with torch's default weights when left out.
 
     Attributes:
         specs: The layers it was built from, in order; each is reachable as
@@ -199,12 +204,9 @@ class StaticNetwork(LayeredNetwork):
         dropout: float = 0.0,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        layers: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            built = {spec.name: build_layer(spec, eps, momentum) for spec in specs}
-        numbers = [int(name.split(".")[1]) for name in built if name.startswith("stages.")]
-        super().__init__(built, max(numbers) + 1, lambda blocks: nn.Sequential(*blocks), dropout)
-        self.specs = specs
+        super().__init__(specs, layers or build_layers(specs, eps, momentum), dropout)
         self._pool = [spec.name for spec in specs].index("pool")
 
     @property
@@ -231,9 +233,4 @@ class StaticNetwork(LayeredNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images [n, 3, r, r], normalised; returns logits [n, classes]."""
-        x = images
-        for unit in self.units():
-            x = unit(x)
-        for spec in self.specs[self._pool : -1]:
-            x = self.get_submodule(spec.name)(x)
-        return self.classifier(self.dropout(x.flatten(1)))
+        return self._run(images, [self.get_submodule(spec.name) for spec in self.specs])

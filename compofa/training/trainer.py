@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -66,7 +66,8 @@ class Trainer:
             if space.smallest == space.largest:
                 del self.extremes["smallest"]
             self.draw = partial(SAMPLERS[self.phase.sampler], space)
-            self.run = net
+            layers: dict[Hashable, nn.Module] = {}
+            self.run = lambda images, subnet: net.bind(subnet, layers)(images)
         else:
             subnet = FixedNetwork(net.specs).subnet
             self.extremes = {"fine-tuned": subnet}
@@ -353,7 +354,7 @@ class Trainer:
             # Half precision overflows until the scale has come down: no fault, unless it stays.
             if not finite and not 1 <= self.scaler.get_scale() < scale:
                 self._skip()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=False)  # subnets hold views of the gradients
         return total > 0
 
     def _skip(self) -> None:
