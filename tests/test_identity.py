@@ -17,7 +17,7 @@ from compofa.data import DataSplits, MemorySource, load_dataset
 from compofa.data.identity import DataIdentity, identify, identify_part, image_names
 from compofa.data.sampling import held_by_share, image_order
 from compofa.errors import CheckpointError, DataError
-from compofa.model_zoo import network_spec
+from compofa.model_zoo import network_spec, open_checkpoint
 from compofa.records import EvalRecord
 from compofa.seeds import rng
 from compofa.supernet import Supernet
@@ -273,6 +273,23 @@ def test_earlier_checkpoints_say_what_they_do_not_know(flat: Path, call, caplog)
     photos(Path("val/train"), 8)
     assert call("--net", net, "--data-path", "val")[0] == 6
     assert "does not say which images it was trained on" in caplog.text
+
+
+def test_files_are_not_taken_for_arrays_trained_on(flat: Path, call, caplog):
+    said = "is in another form than the data trained on"
+    arrays = identify(load_dataset("digits"), 0)
+    net = trained_on(Path("net.pt"), flat, data=arrays)
+    photos(Path("parts/train"), 8)
+    photos(Path("parts/val"), 2)
+    assert call("--net", net, "--data-path", "parts")[1].status == 0 and said in caplog.text
+    caplog.clear()
+    files = identify(load_dataset("imagefolder", flat, seed=3), 3)
+    digits = replace(open_checkpoint("compofa-digits")[1], data=files, data_path="")
+    save_checkpoint("digits.pt", digits)
+    assert call("--net", "digits.pt")[1].status == 0 and said in caplog.text
+    caplog.clear()
+    save_checkpoint("digits.pt", replace(digits, data=replace(arrays, trained=files.trained)))
+    assert call("--net", "digits.pt")[1].status == 0 and said not in caplog.text
 
 
 # --- classes ---
