@@ -202,7 +202,7 @@ def load_start(net: Supernet, path: str, splits: DataSplits) -> Checkpoint:
     """Load the weights of the predecessor, ours or another program's.
 
     Returns:
-        What is beside them in the file.
+        What the file says of them, without weights and training state.
 
     Raises:
         CheckpointError: They cannot be read, do not fit, or are for other classes or images
@@ -211,4 +211,4 @@ def load_start(net: Supernet, path: str, splits: DataSplits) -> Checkpoint:
     found = open_predecessor(path, net.spec)[1]
     check_fits(found, "--init-path", path, splits)
     load_state(net, found.weights, path)
-    return replace(found, weights={})
+    return replace(found, weights={}, training=None)
