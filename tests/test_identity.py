@@ -249,6 +249,17 @@ def test_images_trained_on_are_never_test_images(flat: Path, call):
     assert done.status == 1 and "that it was among" in done.err
 
 
+def test_test_images_are_enough_where_the_validation_folder_is_gone(flat: Path, call):
+    for part in ("train", "val", "test"):
+        photos(Path("own") / part, 9)
+    net = trained_on(Path("net.pt"), Path("own"))
+    assert call("--net", net, "--part", "validation")[0] == 27
+    shutil.rmtree("own/val")
+    assert call("--net", net)[0] == 27
+    images, done = call("--net", net, "--part", "validation")
+    assert (images, done.status, done.err.count("\n")) == (0, 1, 1) and "empty part" in done.err
+
+
 def test_of_other_images_all_are_test_images(flat: Path, call, caplog):
     caplog.set_level("INFO", "compofa")
     net = trained_on(Path("net.pt"), flat)
