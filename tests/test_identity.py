@@ -17,7 +17,7 @@ from compofa.data import DataSplits, MemorySource, load_dataset
 from compofa.data.identity import DataIdentity, identify, identify_part, image_names
 from compofa.data.sampling import held_by_share, image_order
 from compofa.errors import CheckpointError, DataError
-from compofa.model_zoo import network_spec
+from compofa.model_zoo import network_spec, open_checkpoint
 from compofa.records import EvalRecord
 from compofa.seeds import rng
 from compofa.supernet import Supernet
@@ -249,6 +249,17 @@ def test_images_trained_on_are_never_test_images(flat: Path, call):
     assert done.status == 1 and "that it was among" in done.err
 
 
+def test_test_images_are_enough_where_the_validation_folder_is_gone(flat: Path, call):
+    for part in ("train", "val", "test"):
+        photos(Path("own") / part, 9)
+    net = trained_on(Path("net.pt"), Path("own"))
+    assert call("--net", net, "--part", "validation")[0] == 27
+    shutil.rmtree("own/val")
+    assert call("--net", net)[0] == 27
+    images, done = call("--net", net, "--part", "validation")
+    assert (images, done.status, done.err.count("\n")) == (0, 1, 1) and "empty part" in done.err
+
+
 def test_of_other_images_all_are_test_images(flat: Path, call, caplog):
     caplog.set_level("INFO", "compofa")
     net = trained_on(Path("net.pt"), flat)
@@ -273,6 +284,23 @@ def test_earlier_checkpoints_say_what_they_do_not_know(flat: Path, call, caplog)
     photos(Path("val/train"), 8)
     assert call("--net", net, "--data-path", "val")[0] == 6
     assert "does not say which images it was trained on" in caplog.text
+
+
+def test_files_are_not_taken_for_arrays_trained_on(flat: Path, call, caplog):
+    said = "is in another form than the data trained on"
+    arrays = identify(load_dataset("digits"), 0)
+    net = trained_on(Path("net.pt"), flat, data=arrays)
+    photos(Path("parts/train"), 8)
+    photos(Path("parts/val"), 2)
+    assert call("--net", net, "--data-path", "parts")[1].status == 0 and said in caplog.text
+    caplog.clear()
+    files = identify(load_dataset("imagefolder", flat, seed=3), 3)
+    digits = replace(open_checkpoint("compofa-digits")[1], data=files, data_path="")
+    save_checkpoint("digits.pt", digits)
+    assert call("--net", "digits.pt")[1].status == 0 and said in caplog.text
+    caplog.clear()
+    save_checkpoint("digits.pt", replace(digits, data=replace(arrays, trained=files.trained)))
+    assert call("--net", "digits.pt")[1].status == 0 and said not in caplog.text
 
 
 # --- classes ---

@@ -12,14 +12,20 @@ import torch
 from calls import Outcome, called
 from PIL import Image
 
-from compofa.checkpoint import load_checkpoint, save_checkpoint
+from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli import tools
 from compofa.cli.train import main
-from compofa.data import MemorySource, load_dataset
+from compofa.data import DataSplits, MemorySource, Normalisation, load_dataset
+from compofa.data.identity import identify
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
+from compofa.fixed import FixedNetwork
+from compofa.model_zoo import network_spec
 from compofa.seeds import rng
+from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig
+from compofa.training.finetune import open_single
+from compofa.training.predecessors import check_fits
 from compofa.training.trainer import Trainer
 
 CLASSES = ("ant", "bee", "cat")
@@ -288,6 +294,50 @@ def test_weights_that_have_seen_the_held_out_images_are_named(here, call, caplog
     assert "of the validation images were trained on by what this begins with" in caplog.text
     first, then = (load_checkpoint(f"run/{n}/best.pt").data for n in ("teacher", "compound-1"))
     assert first.trained < then.trained
+
+
+@pytest.mark.parametrize(("task", "known"), [("compound", False), ("finetune", False),
+                                             ("finetune", True)])  # fmt: skip
+def test_weights_that_do_not_say_what_they_have_seen_are_named(here, call, caplog, task, known):
+    """What an earlier version trained had its images divided otherwise."""
+    splits = load_dataset("imagefolder", photos(here / "data"))
+    spec = network_spec("compofa-small", 3, width_mult=0.1, resolutions=(8,))
+    norm = splits.normalisation
+    start = Checkpoint(
+        spec, Supernet(spec).state_dict(), CLASSES, norm.mean, norm.std, dataset="imagefolder",
+        data_path=str(here / "data"), image_size=8, data=identify(splits, 0) if known else None,
+    )  # fmt: skip
+    save_checkpoint("start.pt", start)
+    words = [*FOLDER, "--epochs", "1", "--dynamic-batch-size", "1", "--kd-ratio", "0"]
+    if task == "finetune":
+        words = [*FOLDER[4:], "--epochs", "1", "--subnet", "largest"]
+    data = ["--data-path", "data", "--output", "run"]
+    assert call("--task", task, *words, *data, "--init-path", "start.pt").status == 0
+    assert ("if test and validation images" in caplog.text) == (not known)
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_imagenets_numbers_as_text_do_not_permute_outputs_without_names(here, digits):
+    classes = tuple(sorted(f"{number:0{digits}}" for number in range(1000)))
+    few = MemorySource(np.zeros((2, 3, 8, 8), np.uint8), np.arange(2))
+    norm = Normalisation((0.5,) * 3, (0.5,) * 3)
+    splits = DataSplits("imagenet", classes, few, few, few, norm)
+    spec = network_spec("compofa-small", 1000, width_mult=0.1, resolutions=(8,))
+    fixed = FixedNetwork.of(spec, spec.space.smallest)
+    save_checkpoint(here / "net.pt", Checkpoint(fixed, fixed.build().state_dict()))
+    config = TrainConfig(
+        task="finetune", init_path=str(here / "net.pt"), dataset="imagenet", data_path="data",
+        image_size=(8,),
+    ).resolved()  # fmt: skip
+    for use in (
+        lambda: open_single(config, splits),
+        lambda: check_fits(Checkpoint(spec, {}), "--teacher-path", "net.pth", splits),
+    ):
+        if digits == 3:
+            use()
+            continue
+        with pytest.raises(DataError, match=r"000 to 999 with leading zeros.*got 0, 1, 10"):
+            use()
 
 
 # --- what can be known before training ---

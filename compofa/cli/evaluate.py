@@ -242,9 +242,15 @@ def _check_images(
         log.info(
             "%s has %d of the network's %d classes", where, present, len(splits.classes)
         )  # fmt: skip
-    if not isinstance(splits.test, FilesSource):
+    files = isinstance(splits.test, FilesSource)
+    if known and files != bool(known.trained) and identify_part(splits.train) != known.train:
+        log.warning(
+            "%s is in another form than the data trained on, files or arrays: whether its test or "
+            "validation images were among them is not known", where,
+        )  # fmt: skip
+    elif not files:
         return
-    if by_position:
+    elif by_position:
         log.info(
             "the checkpoint is of an earlier version, which kept no names of images: %s is split "
             "as then, which is right if no file came or went since",

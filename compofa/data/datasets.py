@@ -113,7 +113,8 @@ def load_dataset(
     pool = parts.pool
     if known is not None and isinstance(pool, FilesSource):
         validation_images = None
-        if "validation" in known.held and known.seen_in(pool):
+        own = parts.validation is not None and "validation" not in known.held
+        if not own and known.seen_in(pool):  # of which none may have been held out
             held = known.held_in(pool, parts.classes, "validation", seed)
             return _divided(info, parts, np.flatnonzero(~held), np.flatnonzero(held))
     if parts.validation is not None and not by_position:

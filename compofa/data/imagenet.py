@@ -154,6 +154,24 @@ def by_wnid(splits: DataSplits) -> DataSplits:
     return replace(splits, classes=WNIDS, **parts)
 
 
+def require_order(classes: tuple[str, ...]) -> None:
+    """Check that the classes of a data set are in the order of a network's that names none.
+
+    Folders are in the order of text, where 10 comes before 2, and ImageNet's outputs in that of
+    numbers. So these must be of one length.
+
+    Raises:
+        DataError: The classes are all of the numbers 0 to 999, in another order.
+    """
+    numbers = [*_numbered(classes).values()]
+    if numbers != sorted(numbers):
+        raise DataError(
+            f"expected class folders named as ImageNet's, such as {WNIDS[0]}, or numbered from 000 "
+            f"to {len(WNIDS) - 1} with leading zeros, since the weights do not name their classes; "
+            f"got {', '.join(classes[:3])}, …"
+        )
+
+
 def _numbered(classes: tuple[str, ...]) -> dict[str, int]:
     """Return the outputs that folders stand for where they are all numbers; else nothing."""
     if not all(name.isascii() and name.isdecimal() for name in classes):

@@ -318,8 +318,8 @@ def _prefetch(batch_bytes: int, batches: int, workers: int) -> int:
         if free is None or need <= free:
             return ahead
     raise DataError(
-        f"expected {need / 1e6:.0f} MB free in {_SHARED_MEMORY} for batches of {workers} data "
-        f"worker(s), got {free / 1e6:.0f} MB: use fewer or no workers, smaller batches, or give a "
+        f"expected {need / 1e6:.3g} MB free in {_SHARED_MEMORY} for batches of {workers} data "
+        f"worker(s), got {free / 1e6:.3g} MB: use fewer or no workers, smaller batches, or give a "
         "container more shared memory (docker run --shm-size)"
     )
 

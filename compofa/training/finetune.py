@@ -11,6 +11,7 @@ import torch
 from compofa.calibrate import calibrate
 from compofa.checkpoint import Checkpoint
 from compofa.data import DataSplits, Normalisation
+from compofa.data.imagenet import require_order
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.fixed import FixedNetwork, Network
@@ -41,6 +42,7 @@ def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
         ConfigError: The subnet is missing, or given for a network that holds only one.
         SpaceError: The supernet holds no such subnet.
         CheckpointError: The file cannot be used.
+        DataError: It does not name its classes, and numbered folders are in another order.
     """
     found = open_checkpoint(config.init_path)[1]
     subnet = chosen_subnet(found.network, config.subnet, config.eval_size)
@@ -60,6 +62,8 @@ def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
         network = calibrate(network.to(config.device), images, subnet)
     spec = replace(FixedNetwork.of(found.network, subnet), dropout=config.dropout)
     same = found.classes == splits.classes if found.classes else spec.classes == len(splits.classes)
+    if same and not found.classes:
+        require_order(splits.classes)
     if not same:
         log.info("a new classifier for %d classes: they are not those of %s",
                  len(splits.classes), config.init_path)  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from compofa.checkpoint import Checkpoint, read_safely, weights_in
 from compofa.convert import to_ours
 from compofa.data import DataSplits, Normalisation
-from compofa.data.identity import DataIdentity
+from compofa.data.imagenet import require_order
 from compofa.errors import CheckpointError, ConfigError
 from compofa.extract import extract
 from compofa.files import require_writable
@@ -138,8 +138,10 @@ def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) ->
 
     Raises:
         CheckpointError: It has other classes or another order of them, or another normalisation.
+        DataError: It does not name its classes, and numbered folders are in another order.
     """
     if not found.classes:
+        require_order(splits.classes)
         return
     if found.classes != splits.classes:
         raise CheckpointError(
@@ -196,11 +198,11 @@ def _largest(found: Checkpoint, student: NetworkSpec) -> Checkpoint:
     return replace(found, network=spec)
 
 
-def load_start(net: Supernet, path: str, splits: DataSplits) -> DataIdentity | None:
+def load_start(net: Supernet, path: str, splits: DataSplits) -> Checkpoint:
     """Load the weights of the predecessor, ours or another program's.
 
     Returns:
-        What they were trained on, if that is known.
+        What the file says of them, without weights and training state.
 
     Raises:
         CheckpointError: They cannot be read, do not fit, or are for other classes or images
@@ -209,4 +211,4 @@ def load_start(net: Supernet, path: str, splits: DataSplits) -> DataIdentity | N
     found = open_predecessor(path, net.spec)[1]
     check_fits(found, "--init-path", path, splits)
     load_state(net, found.weights, path)
-    return found.data
+    return replace(found, weights={}, training=None)

@@ -167,7 +167,7 @@ def set_up(
     if teacher_path:
         teacher = backend.from_main(lambda: load_teacher(teacher_path, spec, used)).to(device)
     net = spec.build() if single else Supernet(spec, config.seed)
-    before = begun.data if begun else None
+    before = begun
     if begun is not None:
         load_state(net, begun.weights, str(state["path"] if state else config.init_path))
     elif start:
@@ -228,26 +228,34 @@ def _same_data(
     return saved.data
 
 
-def _identified(splits: DataSplits, seed: int, before: DataIdentity | None) -> DataIdentity:
+def _identified(splits: DataSplits, seed: int, before: Checkpoint | None) -> DataIdentity:
     """Return the identity of the data; say if what the weights came from had seen held-out images.
 
     Args:
         splits: The data set.
         seed: That the validation images were held out with.
-        before: What the weights were trained on.
+        before: What the weights came from.
     """
+    if before is None:
+        return identify(splits, seed)
+    if before.data is None and before.dataset == splits.name and splits.held:
+        log.warning(
+            "what this begins with is of an earlier version, which did not say which images it was "
+            "trained on: if %s images are among them, their accuracy will be too high",
+            " and ".join(splits.held),
+        )  # fmt: skip
     for part in ("validation", "test"):
-        if before is not None and (seen := before.seen_in(getattr(splits, part))):
+        if before.data is not None and (seen := before.data.seen_in(getattr(splits, part))):
             log.warning(
                 "%d or more of the %s images were trained on by what this begins with: their "
                 "accuracy will be too high", seen, part,
             )  # fmt: skip
-    return identify(splits, seed, [before])
+    return identify(splits, seed, [before.data])
 
 
 def _started(
     net: Supernet, start: str, config: TrainConfig, splits: DataSplits
-) -> tuple[dict[str, Tensor], DataIdentity | None]:
+) -> tuple[dict[str, Tensor], Checkpoint]:
     """Load the predecessor's weights, sorted where the phase wants that; return all about them."""
     before = load_start(net, start, splits)
     if config.recipe_phase.sort:
