@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from compofa.errors import CheckpointError, CompofaError
 from compofa.files import write_text_atomic
-from compofa.plain import parse_json, read_text
+from compofa.plain import parse_json, printable, read_text
 from compofa.web import (
     CHUNK,
     WINDOW_BYTES,
@@ -143,13 +143,24 @@ def fetch(
             ) from error
     check_file(path)
     if check is not None:
-        try:
+        with replaceable(path):
             check(path)
-        except CompofaError as error:
-            raise CheckpointError(
-                f"{error}: delete {path} and {_record(path).name} to download it again"
-            ) from error
     return path
+
+
+@contextlib.contextmanager
+def replaceable(path: Path) -> Iterator[None]:
+    """Say of a file that was downloaded, and cannot be used, how to download it again.
+
+    Raises:
+        CheckpointError: Using it raised a CompofaError.
+    """
+    try:
+        yield
+    except CompofaError as error:
+        raise CheckpointError(
+            f"{error}: delete {path} and {_record(path).name} to download it again"
+        ) from error
 
 
 def check_file(path: Path) -> None:
@@ -169,8 +180,8 @@ def check_file(path: Path) -> None:
         raise CheckpointError(f"cannot read {record}: {error.strerror or error}") from error
     if expected != found:
         raise CheckpointError(
-            f"{path}: expected SHA-256 {expected} as in {record.name}, got {found}: delete both "
-            "to download the file again"
+            f"{path}: expected SHA-256 {printable(expected)} as in {record.name}, got {found}: "
+            "delete both to download the file again"
         )
 
 

@@ -53,7 +53,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
     data, digest = read_hashed(path)
     if "format" in data:
         checkpoint = from_data(path, data, digest)
-        checkpoint.build()
+        checkpoint.build(str(path))
         return "compofa", checkpoint
     state = weights_in(path, data)
     kind = recognise(state)

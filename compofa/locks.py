@@ -137,10 +137,10 @@ def _lock(handle: int, path: str | Path, wait: bool) -> None:
             raise
         if not wait:
             raise BusyError(
-                f"{path} is being written by {_holder(handle)}: wait for it, stop it, or choose "
+                f"{path} is being written by {holder(handle)}: wait for it, stop it, or choose "
                 "another output"
             ) from None
-        log.info("waiting for %s, which writes %s", _holder(handle), path)
+        log.info("waiting for %s, which writes %s", holder(handle), path)
         fcntl.lockf(handle, fcntl.LOCK_EX)
 
 
@@ -160,10 +160,10 @@ def _sign(handle: int) -> None:
         os.pwrite(handle, text.encode(), 0)
 
 
-def _holder(handle: int) -> str:
-    """Say who holds the lock, as far as it has written that."""
+def holder(handle: int) -> str:
+    """Say who holds the lock of an open lock file, as far as its holder has written that."""
     try:
         data = parse_json(os.pread(handle, _MOST_BYTES, 0))
-        return f"process {int(data['pid'])} on {data['host']!s:.64} since {data['since']!s:.32}"
+        return f"process {data['pid']!s:.16} on {data['host']!s:.64} since {data['since']!s:.32}"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"

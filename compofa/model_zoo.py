@@ -241,11 +241,15 @@ def open_specialised(net_id: str) -> tuple[Path, Checkpoint]:
         SpaceError: Unknown network.
         CheckpointError: A file cannot be downloaded or is not the network's.
     """
+    from compofa.download import replaceable
     from compofa.specialised_files import read_specialised
 
     row = specialised(net_id)
     files = specialised_files(net_id)
-    checkpoint = read_specialised(files, row.network)
+    with replaceable(files.config):
+        network = row.network or files.network()
+    with replaceable(files.weights):
+        checkpoint = read_specialised(files, network)
     return files.weights, replace(checkpoint, figures={"published": {"top1": row.top1}})
 
 
@@ -301,9 +305,15 @@ def open_any(net: str, arch: str | None = None) -> tuple[Path, str, Checkpoint]:
     from compofa.formats import read_any
     from compofa.specialised_files import find_specialised
 
+    if net in PUBLISHED:
+        from compofa.download import replaceable
+
+        path = weights_path(net)
+        with replaceable(path):
+            return path, *read_any(path, net)
     if net in NETWORKS:
         path = weights_path(net)
-        return path, *read_any(path, net if net in PUBLISHED else arch)
+        return path, *read_any(path, arch)
     path = Path(net)
     if not path.exists():
         if "/" not in net and ("@" in net or "_top1" in net):

@@ -58,11 +58,14 @@ class EvalRecord:
         """Check the figures.
 
         Raises:
-            DataError: Accuracies outside 0 to 100 %, or counts below 1 (calibration images: 0).
+            DataError: Accuracies outside 0 to 100 %, top-5 below top-1, or counts below 1
+                (calibration images: 0).
         """
-        shares = (self.top1, self.top5)
-        if not all(0 <= share <= 100 for share in shares):  # NaN is not
-            raise DataError(f"expected top-1 and top-5 from 0 to 100 %, got {shares}")
+        if not 0 <= self.top1 <= self.top5 <= 100:  # NaN is not
+            raise DataError(
+                "expected top-1 and top-5 from 0 to 100 %, the second no less than the first, got "
+                f"{self.top1} and {self.top5}"
+            )
         counts = (self.images, self.macs, self.params, self.calibration_images + 1)
         if min(counts) < 1:
             raise DataError(

@@ -14,7 +14,7 @@ from compofa.nn.elastic import ElasticKernel, transform_kernel
 from compofa.nn.static import MBConv, StaticNetwork
 from compofa.supernet import Supernet
 
-_LISTED = 12
+_LISTED = 4
 
 
 def load_state(

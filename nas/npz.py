@@ -18,13 +18,16 @@ def read_npz(path: str | Path, most: int) -> dict[str, np.ndarray]:
         ValueError: It is no such file, damaged or larger.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > most:
-            raise ValueError(f"more than {most} bytes")
-        with warnings.catch_warnings(), np.load(path, allow_pickle=False) as archive:
+        # One open file throughout: another that takes its name meanwhile is another file.
+        with open(path, "rb") as file, warnings.catch_warnings():
+            with zipfile.ZipFile(file) as archive:
+                claimed = sum(entry.file_size for entry in archive.infolist())
+            if claimed > most:
+                raise ValueError(f"more than {most} bytes")
+            file.seek(0)
             warnings.simplefilter("ignore")  # NumPy, about odd headers
-            arrays = {key: archive[key] for key in archive.files}
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
     except (
         OSError, EOFError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError,
         OverflowError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,

@@ -208,7 +208,7 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
     files = [folder / _subnet_file(found.budget) for found in outcome.found]
     for path, subnet in zip(files, subnets, strict=True):
         write_text_atomic(path, json.dumps(target.space.to_config(subnet)) + "\n")
-    for path in filter(Path.is_file, _listed_subnets(results) - set(files)):
+    for path in filter(Path.is_file, listed_subnets(results) - set(files)):
         path.unlink()
     write_subnets(results, target.space.arrays_of(subnets), columns, ahead)
     _write_fronts(outcome, fronts)
@@ -222,7 +222,7 @@ def _subnet_file(budget: float) -> str:
     return f"subnet_{budget:.12g}.json"
 
 
-def _listed_subnets(results: Path) -> set[Path]:
+def listed_subnets(results: Path) -> set[Path]:
     """Return the JSON files of the search whose results.csv this is; none if it is no such file."""
     try:
         header, rows = read_csv(results)[1:]

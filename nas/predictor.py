@@ -230,7 +230,7 @@ def _load(text: str) -> FittedPredictor | PublishedPredictor:
     try:
         with zipfile.ZipFile(path) as archive:
             is_npz = any(entry.endswith(".npy") for entry in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):  # the reader says what is wrong
         is_npz = path.suffix == ".npz"
     return _read_npz(path, printable(path.stem)) if is_npz else read_published(path)
 

@@ -12,6 +12,7 @@ each.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import io
 import json
@@ -46,8 +47,10 @@ from compofa.cli.evaluate import read_subnet
 from compofa.data.archives import TarFolder
 from compofa.data.decoding import UnreadableImageError, decode_rgb
 from compofa.data.folders import read_classes
+from compofa.download import check_file
 from compofa.errors import CompofaError
 from compofa.export import load_exported
+from compofa.locks import holder
 from compofa.mmrazor import dump
 from compofa.mmrazor import read_subnet as read_mmrazor
 from compofa.model_zoo import network_spec, open_checkpoint
@@ -59,6 +62,7 @@ from nas import pipeline
 from nas.devices import load_cost
 from nas.latency import read_table
 from nas.predictor import load_accuracy_model
+from nas.published import PublishedPredictor
 from nas.tables import read_subnets, require_members
 from nas.timing import Samples
 
@@ -156,6 +160,13 @@ def accuracy_model(path: Path) -> Hashable:
     return digest(found, spread) + f"{model.name} {model.error}"
 
 
+def published(path: Path) -> Hashable:
+    arrays, _ = read_subnets(FIRST / "pareto.csv", [])
+    found = load_accuracy_model(path).predict(arrays)
+    require(np.isfinite(found).all(), f"predictions {found}")
+    return digest(found)
+
+
 def latency_model(path: Path) -> Hashable:
     arrays, _ = read_subnets(FIRST / "pareto.csv", [])
     backbone, space, classes = pipeline.named_space("compofa", None)
@@ -194,6 +205,26 @@ def metrics(path: Path) -> Hashable:
     for copy in copies:
         copy.unlink()
     return kept
+
+
+def sidecar(path: Path) -> Hashable:
+    """The file beside it stays, and must be refused unless its checksum is still there."""
+    check_file(path.with_suffix(""))
+    return path.with_suffix("").read_bytes()
+
+
+def lock(path: Path) -> Hashable:
+    with path.open("rb") as file:
+        return holder(file.fileno())
+
+
+def earlier_search(path: Path) -> Hashable:
+    """Files that the next search removes: of this folder, and none but subnets."""
+    found = pipeline.listed_subnets(path)
+    for file in found:
+        named = re.fullmatch(r"subnet_[\w.+-]+\.json", file.name)
+        require(file.parent == path.parent and named, str(file))
+    return tuple(sorted(file.name for file in found))
 
 
 def epoch_of(line: bytes) -> int:
@@ -311,6 +342,49 @@ def card_of(kind: str) -> Callable[[Path], Path]:
     return make
 
 
+def acc_predictor(folder: Path) -> Path:
+    numbers = torch.Generator().manual_seed(0)
+    shapes = PublishedPredictor.shapes()
+    layers = {str(i): torch.rand(shape, generator=numbers) for i, shape in enumerate(shapes)}
+    torch.save({"state_dict": layers}, folder / "acc_predictor.pth")
+    return folder / "acc_predictor.pth"
+
+
+def proxyless(name: str) -> Callable[[Path], Path]:
+    """A specialised network as ProxylessNAS publishes them: NAME.json beside NAME.pth."""
+
+    def make(folder: Path) -> Path:
+        path = frozen("specialised/net.config", "specialised/init")(folder)
+        size = json.loads((FIRST / "specialised" / "run.config").read_text())["image_size"]
+        config = {**json.loads(path.read_text()), "resolution": size}
+        (folder / "net.json").write_text(json.dumps(config))
+        weights = torch.load(folder / "init", weights_only=True)["state_dict"]
+        torch.save({"state_dict": weights}, folder / "net.pth")
+        for part in ("net.config", "init"):
+            (folder / part).unlink()
+        return folder / name
+
+    return make
+
+
+def zipped(folder: Path) -> Path:
+    path = folder / "pareto.csv.gz"
+    path.write_bytes(gzip.compress((FIRST / "pareto.csv").read_bytes(), mtime=0))
+    return path
+
+
+def recorded(folder: Path) -> Path:
+    (folder / "net").write_bytes(b"weights")
+    check_file(folder / "net")
+    return folder / "net.sha256"
+
+
+def lock_file(folder: Path) -> Path:
+    path = folder / ".net.pt.lock"
+    path.write_text(json.dumps({"pid": 4711, "host": "node1", "since": "2026-01-02 03:04:05"}))
+    return path
+
+
 def eval_subnet(folder: Path) -> Path:
     frozen("supernet.pt")(folder)
     space = network_spec("compofa-small").space
@@ -380,20 +454,27 @@ KINDS = {
         frozen("specialised/init", "specialised/net.config", "specialised/run.config"),
         specialised, checked=True,
     ),
+    "proxyless json": Kind(proxyless("net.json"), foreign_checkpoint, text=True),
+    "proxyless pth": Kind(proxyless("net.pth"), foreign_checkpoint, checked=True),
     "exported": Kind(frozen("exported.st", "exported.st.json"), exported),
     "exported card": Kind(frozen("exported.st.json", "exported.st"), exported, text=True),
     "records": Kind(frozen("supernet.jsonl"), records, text=True),
     "wide records": Kind(frozen("resnet50.jsonl"), records, text=True),
     "subnets": Kind(frozen("pareto.csv"), subnets, text=True),
+    "subnets gz": Kind(zipped, subnets, checked=True),
     "subnet": Kind(frozen("subnet_20.json"), subnet, text=True),
     "subnet yaml": Kind(razor, lambda path: str(read_mmrazor(path, MOBILENET_V3)), text=True),
     "accuracy": Kind(frozen("accuracy.npz", "accuracy.json"), accuracy_model, checked=True),
     "accuracy card": Kind(card_of("accuracy"), accuracy_model, text=True),
+    "published": Kind(acc_predictor, published, checked=True),
     "latency": Kind(frozen("latency.npz", "latency.json"), latency_model, checked=True),
     "latency card": Kind(card_of("latency"), latency_model, text=True),
     "lookup table": Kind(frozen("32_lookup_table.yaml"), table, text=True),
     "timings": Kind(timing_file, timings, text=True),
     "metrics": Kind(metrics_file, metrics, text=True),
+    "sha256": Kind(recorded, sidecar, checked=True, text=True),
+    "lock": Kind(lock_file, lock, text=True),
+    "results": Kind(frozen("results.csv"), earlier_search, text=True),
     "jpeg": Kind(picture("a.jpg"), image),
     "png": Kind(picture("a.png"), image, checked=True),
     "png palette": Kind(picture("a.png", "P"), image, checked=True),

@@ -4,6 +4,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -392,6 +393,21 @@ def test_an_output_that_cannot_be_written(call, net):
     done = call("--net", net, "--output", "file/results.csv")
     assert done.status == 1 and done.err.count("\n") == 1 and "cannot write" in done.err
     assert Path("file").read_text() == "in the way"
+
+
+def test_the_data_set_is_not_written_over(call, tmp_path):
+    images = tmp_path / "photos.tar"
+    with tarfile.open(images, "w") as tar:
+        tar.add(photos(tmp_path / "photos"), "photos")
+    before = images.read_bytes()
+    data = {"dataset": "imagefolder", "data_path": str(images)}
+    nets = save(tmp_path / "net.pt"), save(tmp_path / "own.pt", **data)
+    for net, words in zip(
+        nets, (["--dataset", "imagefolder", "--data-path", images], []), strict=True
+    ):
+        done = call("--net", net, *map(str, words), "--samples", "1", "--output", str(images))
+        assert done.status == 1 and "apart from the input" in done.err
+    assert images.read_bytes() == before
 
 
 def test_a_network_that_answers_nothing_writes_nothing(call, net, tmp_path):

@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from compofa.subnet import SubnetArrays
 from nas import pipeline
 from nas.cost import macs_cost
 from nas.devices import DEVICES, load_cost
-from nas.predictor import NAMES, FittedPredictor
+from nas.predictor import MODELS, NAMES, FittedPredictor
 from nas.tables import read_subnets, write_subnets
 from nas.timing import Settings
 
@@ -147,6 +148,21 @@ def test_predictions_that_are_no_numbers_are_not_written(call, tmp_path, monkeyp
     result = call("predict", "--columns", "macs,top1", "--input", "in.csv", "--output", "out.csv")
     assert result.status == 1 and "finite numbers from top1" in result.err
     assert not Path("out.csv").exists()
+
+
+def test_models_are_not_written_over(call, tmp_path):
+    table(tmp_path / "in.csv")
+    sources = {"acc": "accuracy_compofa", "lat": DEVICES["note10"].model}
+    for name, source in sources.items():
+        for ending in (".npz", ".json"):
+            shutil.copy((MODELS / source).with_suffix(ending), name + ending)
+    argv = ["predict", "--input", "in.csv", "--accuracy-predictor", "acc.npz",
+            "--columns", "macs,top1,latency:lat.npz"]  # fmt: skip
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for output in ("acc.npz", "./acc.json", "lat.npz", "lat.json"):
+        result = call(*argv, "--output", output)
+        assert result.status == 1 and "apart from the input" in result.err, output
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):

@@ -17,6 +17,7 @@ from compofa.fixed import FixedNetwork
 from compofa.model_zoo import network_spec, open_checkpoint
 from compofa.seeds import rng
 from compofa.subnet import Subnet
+from compofa.supernet import Supernet
 
 
 @pytest.fixture
@@ -190,6 +191,20 @@ def test_what_is_read_is_not_written_over(call: Callable[..., Outcome]) -> None:
         assert result.err.count("\n") == 1
     assert before == {path: path.read_bytes() for path in before}
     assert sorted(path.name for path in Path().iterdir()) == ["last.pt", "link.pt", "subnet.json"]
+
+
+def test_export_does_not_write_over_the_data_set(call: Callable[..., Outcome]) -> None:
+    spec = network_spec("compofa-small", 3, width_mult=0.1)
+    checkpoint = Checkpoint(spec, Supernet(spec).state_dict(), image_size=8)
+    save_checkpoint("net.pt", replace(checkpoint, data_path=str(Path("images.tar").resolve())))
+    for name in ("images.tar", "other.tar"):
+        Path(name).write_bytes(b"images")
+        result = call(
+            "export", "net.pt", "largest", "--to", "pt2", "--data-path", "other.tar",
+            "--output", name,
+        )  # fmt: skip
+        assert result.status == 1 and "apart from the input" in result.err
+        assert Path(name).read_bytes() == b"images"
 
 
 def test_a_specialised_network_is_not_written_over(call: Callable[..., Outcome]) -> None:

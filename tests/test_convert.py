@@ -318,6 +318,18 @@ def choices() -> dict[str, Any]:
     return mmrazor.to_choices(MOBILENET_V3.free_space().sample(rng(0)))
 
 
+def test_a_checkpoint_whose_weights_do_not_fit_is_named(tmp_path: Path) -> None:
+    spec = network_spec("compofa-small", 3, width_mult=0.1)
+    weights = dict(spec.build().state_dict())
+    for name in [*weights][::2]:
+        weights[f"{name}.{'other' * 9}"] = weights.pop(name)
+    weights = {name: value[..., None] for name, value in weights.items()}
+    save_checkpoint(tmp_path / "misfit.pt", Checkpoint(spec, weights))
+    with pytest.raises(CheckpointError, match=r"misfit\.pt does not fit .* extra:") as e:
+        read_any(tmp_path / "misfit.pt")
+    assert len(str(e.value).removeprefix(str(tmp_path))) < 700
+
+
 def test_missing_keys_are_named() -> None:
     data = choices()
     del data["backbone.layers.3.0.kernel_size"], data["backbone.layers.6.1.expand_ratio"]

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from compofa import download, web
-from compofa.download import ENVIRONMENT, fetch, published_file
+from compofa.download import ENVIRONMENT, check_file, fetch, published_file
 from compofa.errors import CheckpointError, CompofaError
+from compofa.model_zoo import open_checkpoint
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
 
@@ -174,6 +175,34 @@ def test_what_is_something_else_is_not_kept(
     for path in folder.iterdir():
         path.unlink()
     published_file(name, server.url, bar=False)
+
+
+@pytest.mark.parametrize(
+    ("net", "file"),
+    [
+        ("ofa_mbv3_d234_e346_k357_w1.0", "ofa_nets/ofa_mbv3_d234_e346_k357_w1.0"),
+        ("note10_lat@8ms_top1@71.4_finetune@25", "note10_lat-8ms_top1-71.4_finetune-25/init"),
+    ],
+)
+def test_weights_of_another_network_can_be_replaced(
+    net: str, file: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv(ENVIRONMENT, server.url)
+    file = file if file.startswith("ofa_nets") else f"ofa_specialized/{file}"
+    server.files = {f"/{file}": WEIGHTS}
+    name = Path(file).name
+    with pytest.raises(CheckpointError, match=rf"delete \S+{name} and {name}.sha256 to download"):
+        open_checkpoint(net)
+
+
+def test_a_damaged_record_is_quoted_as_one_plain_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    (tmp_path / "file.sha256").write_bytes(b"\x1b[31m\x00\r\n\x85" * 9)
+    with pytest.raises(CheckpointError, match="expected SHA-256") as caught:
+        check_file(path)
+    assert str(caught.value).isprintable()
 
 
 def test_more_than_the_kind_of_file_has_is_refused(

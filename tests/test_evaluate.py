@@ -257,6 +257,7 @@ def test_what_was_written_twice_is_read_once(tmp_path, records):
         ("images", float("inf")), ("images", 1.5), ("images", -1), ("images", [1]),
         ("images", True), ("macs", float("nan")), ("params", "many"), ("top1", float("nan")),
         ("top1", float("inf")), ("top5", 100.5), ("top1", -1), ("top1", None), ("top1", 10**400),
+        ("top5", 0.0),  # below top-1
         ("seed", None), ("net", 3), ("checkpoint", None), ("r", float("inf")),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from compofa.subnet import SubnetArrays
 from nas.blocks import find_blocks
 from nas.distill import one_hot, recombine
 from nas.fit_accuracy import fit_accuracy
+from nas.npz import read_npz
 from nas.predictor import NAMES, FittedPredictor, load_accuracy_model
 from nas.tables import read_subnets
 
@@ -197,6 +198,31 @@ def test_files_that_are_something_else_get_one_line(small, tmp_path):
             load_accuracy_model(path)
         assert "\n" not in str(caught.value), name
         assert name in str(caught.value)
+
+
+def test_a_model_is_read_from_one_file_whatever_takes_its_name(small, tmp_path, monkeypatch):
+    path = tmp_path / "model.npz"
+    small.save(path)
+    whole, load = read_npz(path, 1 << 20), np.load
+
+    def replaced(*args: object, **more: object) -> object:
+        path.unlink()
+        path.write_bytes(b"another")
+        return load(*args, **more)
+
+    monkeypatch.setattr(np, "load", replaced)
+    again = read_npz(path, 1 << 20)
+    assert again.keys() == whole.keys()
+    assert all(np.array_equal(again[name], whole[name]) for name in whole)
+
+
+def test_an_archive_with_names_that_are_no_text_is_refused(tmp_path):
+    path = tmp_path / "predictor.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é", b"")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\x83\x83"))
+    with pytest.raises(TableError, match="published accuracy predictor"):
+        load_accuracy_model(path)
 
 
 def test_unknown_names_list_the_known_ones(tmp_path):

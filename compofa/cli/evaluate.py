@@ -359,7 +359,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
-    require_other(args.output, *files_of(path), args.subnet)
+    data = (args.data_path, args.imagenet_path, checkpoint.data_path)
+    require_other(args.output, *files_of(path), args.subnet, *data)
     records: list[EvalRecord] = []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
         records.append(evaluator.measure(network, subnet, args.net, checkpoint.digest))

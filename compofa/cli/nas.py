@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -57,11 +58,7 @@ def parser() -> Parser:
         sub.set_defaults(call=call)
         return sub
 
-    add(
-        "devices",
-        "list the devices, where their figures come from and how wrong they are",
-        _devices,
-    )
+    add("devices", "list the devices, where their figures come from, and their errors", _devices)
 
     sub = add(
         "predict", "add accuracy, latency, MACs or parameters to a table of subnets", _predict
@@ -202,6 +199,9 @@ def _devices(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    models = [name.removeprefix("latency:") for name in args.columns.split(",") if ":" in name]
+    for model in filter(None, [args.accuracy_predictor, *models]):
+        require_other(args.output, model, f"{os.path.splitext(model)[0]}.json")
     table = read_csv(args.input)
     arrays, _ = read_subnets(table)
     backbone, space, classes = pipeline.named_space(args.net, args.width_mult)

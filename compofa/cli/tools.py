@@ -145,8 +145,9 @@ def _export(args: argparse.Namespace) -> None:
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
     output = Path(args.output or stem + SUFFIXES[args.to])
+    data = (args.data_path, args.imagenet_path, checkpoint.data_path)
     for file in (output,) if is_stream(output) else (output, card_path(output)):
-        require_other(file, *files_of(path), args.subnet)
+        require_other(file, *files_of(path), args.subnet, *data)
     with exclusive(output):
         _export_subnet(args, checkpoint, subnet, output)
 
