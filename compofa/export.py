@@ -28,6 +28,7 @@ from compofa.layout import macs, params
 from compofa.nn.static import ConvBN, StaticNetwork
 from compofa.plain import parse_json, read_text
 from compofa.subnet import Subnet
+from compofa.weights import copy_checked
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "safetensors": ".safetensors"}
 """Formats, and the endings of their files."""
@@ -151,7 +152,7 @@ def load_exported(path: str | Path) -> StaticNetwork:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     _check_card(Path(path), hashlib.sha256(content).hexdigest())
     try:
-        return _network_of(content)
+        return _network_of(content, str(path))
     except (SafetensorError, SpaceError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = str(error).split("\n")[0][:120]
         raise CheckpointError(f"{path}: expected a subnet that export wrote: {reason}") from error
@@ -172,7 +173,7 @@ def _check_card(path: Path, found: str) -> None:
         )
 
 
-def _network_of(content: bytes) -> StaticNetwork:
+def _network_of(content: bytes, source: str) -> StaticNetwork:
     from safetensors.torch import load
 
     weights = load(content)
@@ -181,7 +182,7 @@ def _network_of(content: bytes) -> StaticNetwork:
     subnet = Subnet.from_config(card["subnet"])
     network = FixedNetwork.of(network_from_json(card["network"]), subnet).build().eval()
     network = fold_bn(network) if card["bn_folded"] else network
-    network.load_state_dict(weights)
+    copy_checked(network, weights, source)
     return network
 
 
@@ -231,7 +232,7 @@ def _load(content: bytes, format: str) -> Run:
         if format == "pt2":
             return torch.export.load(io.BytesIO(content)).module()
     if format == "safetensors":
-        return _network_of(content)
+        return _network_of(content, "what was exported")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compofa.convert import in_slots, to_ours
 from compofa.errors import CheckpointError
@@ -51,7 +51,16 @@ def load_state(
             tensors[name] = torch.eye(len(value))
         elif name not in tensors and name.endswith(".num_batches_tracked"):
             tensors[name] = torch.zeros_like(value)
-    problems = _problems(tensors, target)
+    copy_checked(net, tensors, source)
+
+
+def copy_checked(net: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into a network that has the same names, all of them or nothing.
+
+    Raises:
+        CheckpointError: As :func:`load_state`.
+    """
+    problems = _problems(tensors, net.state_dict())
     if problems:
         raise CheckpointError(f"{source} does not fit this network: " + "; ".join(problems))
     net.load_state_dict(tensors)

@@ -273,3 +273,22 @@ def foreign(path: Path, metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(2)}, path, metadata)
+
+
+def test_exported_weights_are_checked_as_any_others(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    need("safetensors")
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    network, card = make()
+    export(network, path, "safetensors", card)
+    card_path(path).unlink()  # of a version that wrote no hash
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name in weights if name.endswith("running_var"))
+    for value in (-3.0, float("nan")):
+        save_file({**weights, name: weights[name] + value}, path, metadata)
+        with pytest.raises(CheckpointError, match=name):
+            load_exported(path)
