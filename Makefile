@@ -15,7 +15,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## train a compound supernet on handwritten digits, evaluate and draw it (minutes)
-	$(PY) -m compofa.cli.demo --output runs/demo $(ARGS)
+	$(PY) -m nas.cli.demo --output runs/demo $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)

@@ -2,7 +2,7 @@
 
 import sys
 
-from compofa.cli.search import main
+from nas.cli.search import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -55,7 +55,7 @@ setup(
     package_data={
         "compofa": ["py.typed"],
         "compofa.checkpoints": ["**/*"],
-        "nas": ["py.typed", "*.html", "models/**/*"],
+        "nas": ["py.typed", "report/*.html", "models/**/*"],
     },
     include_package_data=False,
     zip_safe=False,
@@ -90,7 +90,7 @@ setup(
         "console_scripts": [
             "compofa-train = compofa.cli.train:main",
             "compofa-eval = compofa.cli.evaluate:main",
-            "compofa-search = compofa.cli.search:main",
+            "compofa-search = nas.cli.search:main",
         ]
     },
 )

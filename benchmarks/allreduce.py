@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from compofa.model_zoo import ofa_net
+from compofa.distributed.backend import workers
+from compofa.networks.zoo import ofa_net
 from compofa.training.optim import make_optimizer
-from compofa.workers import workers
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from compofa.data import dataset_info
-from compofa.model_zoo import network_spec
-from compofa.network import NetworkSpec
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import network_spec
 from compofa.seeds import rng
 from compofa.training.recipes import IMAGENET, REFERENCE_BATCH, Phase
-from nas.cost import macs_cost
+from nas.cost.base import macs_cost
 
 IMAGES = 1_281_167 - 10_000
 """Training images of ILSVRC2012 (Russakovsky et al., 2015), less those held out by default."""

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from compofa.backbones import MOBILENET_V3
-from nas.cost import Cost
-from nas.devices import load_cost
-from nas.evolution import Evolution
-from nas.latency import TableCost
-from nas.predictor import AccuracyModel, load_accuracy_model
-from nas.search import pareto_search, search, search_front
+from compofa.networks.backbones import MOBILENET_V3
+from nas.accuracy.predictor import AccuracyModel, load_accuracy_model
+from nas.cost.base import Cost
+from nas.cost.devices import load_cost
+from nas.cost.lookup import TableCost
+from nas.search.evolution import Evolution
+from nas.search.search import pareto_search, search, search_front
 
 RESOLUTIONS = (160, 176, 192, 208, 224)
 BUDGETS = (15.0, 20.0, 25.0, 30.0, 35.0)

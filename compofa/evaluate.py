@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compofa.calibrate import calibrate
 from compofa.data import (
     BrokenImages,
     DataSplits,
@@ -19,14 +18,15 @@ from compofa.data import (
     eval_loader,
 )
 from compofa.data.loaders import Batch
+from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.threads import cpu_threads, usual_threads
 from compofa.errors import DataError
-from compofa.layout import at_resolution, macs, params
+from compofa.io.records import EvalRecord
+from compofa.networks.layout import at_resolution, macs, params
+from compofa.nn.calibrate import calibrate
 from compofa.nn.static import StaticNetwork
-from compofa.records import EvalRecord
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
-from compofa.threads import cpu_threads, usual_threads
-from compofa.workers import Alone, Backend
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 
 @dataclass(frozen=True)

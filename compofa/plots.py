@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compofa.files import write_atomic
-from compofa.plain import printable
-from compofa.records import EvalRecord
+from compofa.io.atomic import write_atomic
+from compofa.io.records import EvalRecord
+from compofa.io.untrusted import printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -2,7 +2,7 @@
 
 import sys
 
-from compofa.cli.nas import main
+from nas.cli.tools import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compofa.errors import TableError
-from compofa.plain import printable
+from compofa.io.untrusted import printable
 
 
 def card_text(card: Mapping[str, Any], key: str, default: str) -> str:

@@ -2,7 +2,7 @@
 
 ``ks`` and ``e`` hold a number a block slot, 0 past a stage's depth, separated by spaces; ``d`` a
 depth a stage. Subnets with elastic widths have ``w`` in place of ``ks``, all in the form of
-:data:`compofa.form.WIDE`. Files ending in ``.gz`` are gzipped.
+:data:`compofa.space.config.WIDE`. Files ending in ``.gz`` are gzipped.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from compofa.errors import SpaceError, TableError
-from compofa.files import write_atomic
-from compofa.form import KERNEL, WIDE, WIDTHS
-from compofa.form import columns as form_columns
-from compofa.space import SearchSpace
-from compofa.subnet import SubnetArrays
+from compofa.io.atomic import write_atomic
+from compofa.space.config import KERNEL, WIDE, WIDTHS
+from compofa.space.config import columns as form_columns
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import SubnetArrays
 
 KEYS = ("ks", "e", "d", "r")
 MAX_FILE_BYTES = 256 << 20
@@ -135,7 +135,7 @@ def _text(path: Path) -> str:
 
 
 def _wide(values: Mapping[str, np.ndarray], r: np.ndarray, path: Path) -> SubnetArrays:
-    """Return the subnets that ``d``, ``e`` and ``w`` of :data:`compofa.form.WIDE` stand for."""
+    """Return the subnets of ``d``, ``e`` and ``w`` (:data:`~compofa.space.config.WIDE`)."""
     slots = max(form.slots for form in WIDE)
     places = form_columns(WIDE, slots)
     shapes = {"d": len(WIDE), "e": len(places), "w": WIDTHS}

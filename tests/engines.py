@@ -14,10 +14,10 @@ import torch
 from test_trained import tiny_checkpoint
 from worker import steps
 
-from compofa.checkpoint import load_checkpoint
+from compofa.distributed.backend import Alone
+from compofa.io.checkpoint import load_checkpoint
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
-from compofa.workers import Alone
 
 HERE = Path(__file__).parent
 NETS = ("compofa-small", "ofa-small")
@@ -156,7 +156,7 @@ class EngineTests:
         self.same_weights(folder, whole)
 
     def test_collecting_loses_nothing(self, tmp_path: Path) -> None:
-        from compofa.cli.nas import main
+        from nas.cli.tools import main
 
         tiny_checkpoint(tmp_path / "tiny.pt")
         done = self.start(tmp_path, f"--die 4 mark {COLLECT}")

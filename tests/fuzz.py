@@ -39,32 +39,33 @@ import numpy as np
 import torch
 from PIL import Image
 
-from compofa.backbones import MOBILENET_V3
-from compofa.checkpoint import as_data, load_checkpoint
-from compofa.cli import evaluate, search, tools
-from compofa.cli import nas as predict
+from compofa.cli import evaluate, tools
 from compofa.cli.evaluate import read_subnet
 from compofa.data.archives import TarFolder
 from compofa.data.decoding import UnreadableImageError, decode_rgb
 from compofa.data.folders import read_classes
-from compofa.download import check_file
 from compofa.errors import CompofaError
-from compofa.export import load_exported
-from compofa.locks import holder
-from compofa.mmrazor import dump
-from compofa.mmrazor import read_subnet as read_mmrazor
-from compofa.model_zoo import network_spec, open_checkpoint
-from compofa.records import read_records
-from compofa.subnet import Subnet
-from compofa.tensorfile import checksum
+from compofa.io.checkpoint import as_data, load_checkpoint
+from compofa.io.download import check_file
+from compofa.io.export import load_exported
+from compofa.io.formats.mmrazor import dump
+from compofa.io.formats.mmrazor import read_subnet as read_mmrazor
+from compofa.io.locks import holder
+from compofa.io.records import read_records
+from compofa.io.tensors import checksum
+from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.space.subnet import Subnet
 from compofa.training.journal import Journal
-from nas import pipeline
-from nas.devices import load_cost
-from nas.latency import read_table
-from nas.predictor import load_accuracy_model
-from nas.published import PublishedPredictor
+from nas.accuracy.predictor import load_accuracy_model
+from nas.accuracy.published import PublishedPredictor
+from nas.cli import search
+from nas.cli import tools as predict
+from nas.cost.devices import load_cost
+from nas.cost.lookup import read_table
+from nas.cost.timing import Samples
+from nas.search import pipeline
 from nas.tables import read_subnets, require_members
-from nas.timing import Samples
 
 FIRST = Path(__file__).parent / "golden" / "v0.1"
 OUTCOMES = ("refused", "identical", "changed", "wrong", "traceback")

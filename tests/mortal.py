@@ -20,7 +20,7 @@ import torch
 from few import shrink_digits
 
 import compofa.data.datasets
-import compofa.tensorfile
+import compofa.io.tensors
 import compofa.training.chain
 from compofa.cli import train
 from compofa.evaluate import Evaluator
@@ -122,7 +122,7 @@ PLACES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "step": (Trainer, "train_step", on_entry),
     "step taken": (Trainer, "update", on_exit),
     "within the optimiser": (torch.Tensor, "add_", on_entry),
-    "half a checkpoint": (compofa.tensorfile, "write_atomic", half_written),
+    "half a checkpoint": (compofa.io.tensors, "write_atomic", half_written),
     "checkpoint written": (os, "replace", replacing("last.pt", False)),
     "previous linked": (os, "replace", replacing("previous.pt", False)),
     "previous kept": (os, "replace", replacing("previous.pt", True)),

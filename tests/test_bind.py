@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compofa.errors import SpaceError, TrainingError
-from compofa.extract import extract
-from compofa.model_zoo import network_spec
+from compofa.networks.zoo import network_spec
 from compofa.nn.elastic import ElasticKernel
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 from compofa.training.optim import make_optimizer
 
 NETS = {

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from compofa.calibrate import calibrate
 from compofa.errors import DataError, SpaceError
-from compofa.extract import extract
-from compofa.model_zoo import network_spec
+from compofa.networks.zoo import network_spec
+from compofa.nn.calibrate import calibrate
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 
 
 def make_supernet(seed: int = 0, mode: bool = False) -> Supernet:

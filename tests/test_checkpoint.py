@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compofa.checkpoint import (
+from compofa.errors import CheckpointError, CompofaError
+from compofa.io.checkpoint import (
     FORMAT,
     VERSION,
     Checkpoint,
@@ -23,9 +24,8 @@ from compofa.checkpoint import (
     read_safely,
     save_checkpoint,
 )
-from compofa.errors import CheckpointError, CompofaError
-from compofa.model_zoo import network_spec, ofa_net
-from compofa.supernet import Supernet
+from compofa.networks.zoo import network_spec, ofa_net
+from compofa.nn.supernet import Supernet
 
 CLASSES = ("cat", "dog", "eel")
 

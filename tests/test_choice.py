@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from compofa.backbones import MOBILENET_V3_SMALL_IMAGES
-from compofa.choice import Choice
-from compofa.coupling import parse_coupling
 from compofa.errors import SpaceError
-from compofa.extract import extract
-from compofa.model_zoo import network_spec
-from compofa.network import NetworkSpec
+from compofa.networks.backbones import MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import network_spec
+from compofa.nn.extract import extract
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.choice import Choice
+from compofa.space.coupling import parse_coupling
+from compofa.space.subnet import Subnet
 
 WIDTH, CLASSES = 0.1, 3
 

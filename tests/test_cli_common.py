@@ -17,13 +17,15 @@ from pathlib import Path
 import pytest
 from calls import called
 
-from compofa.cli import demo, evaluate, nas, search, tools, train
+from compofa.cli import evaluate, tools, train
 from compofa.cli.common import Parser, joined, run
 from compofa.data import loaders
-from compofa.download import published_path
 from compofa.errors import CompofaError, ConfigError, DataError
+from compofa.io.download import published_path
 from compofa.training.config import TrainConfig
-from nas.timing import cache_folder
+from nas.cli import demo, search
+from nas.cli import tools as nas
+from nas.cost.timing import cache_folder
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,14 +17,14 @@ from PIL import Image
 from test_cli_train import as_ofa
 
 import compofa.cli.evaluate
-from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import choose_subnets, main, open_data, parser
 from compofa.data import load_dataset
 from compofa.data.identity import identify
-from compofa.model_zoo import network_spec
-from compofa.records import EvalRecord
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
+from compofa.io.records import EvalRecord
+from compofa.networks.zoo import network_spec
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
 from compofa.training.run import train

@@ -17,19 +17,19 @@ from calls import Outcome, called
 from scipy.stats import spearmanr
 from test_trained import tiny_checkpoint
 
-import nas.fit_accuracy
-import nas.measure
-from compofa.backbones import MOBILENET_V3
-from compofa.cli.nas import main
-from compofa.cli.search import main as search
-from compofa.records import read_records
-from compofa.subnet import SubnetArrays
-from nas import pipeline
-from nas.cost import macs_cost
-from nas.devices import DEVICES, load_cost
-from nas.predictor import MODELS, NAMES, FittedPredictor
+import nas.accuracy.fit
+import nas.cost.measured
+from compofa.io.records import read_records
+from compofa.networks.backbones import MOBILENET_V3
+from compofa.space.subnet import SubnetArrays
+from nas.accuracy.predictor import MODELS, NAMES, FittedPredictor
+from nas.cli.search import main as search
+from nas.cli.tools import main
+from nas.cost.base import macs_cost
+from nas.cost.devices import DEVICES, load_cost
+from nas.cost.timing import Settings
+from nas.search import pipeline
 from nas.tables import read_subnets, write_subnets
-from nas.timing import Settings
 
 WIDE = "ofa_mbv3_d234_e346_k357_w1.2"
 MEASURED = [name for name, device in DEVICES.items() if device.model]
@@ -39,11 +39,11 @@ SHIPPED = [name for name in NAMES if name in pipeline.NETWORKS]
 @pytest.fixture(scope="module", autouse=True)
 def quick(few_digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Few digits, fits and timing that are over at once, and timings that are kept apart."""
-    short = functools.partial(nas.fit_accuracy.fit_accuracy, samples=4000, steps=15, folds=3)
+    short = functools.partial(nas.accuracy.fit.fit_accuracy, samples=4000, steps=15, folds=3)
     brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nas.measure, "Settings", brief)
-        patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
+        patch.setattr(nas.cost.measured, "Settings", brief)
+        patch.setattr(nas.accuracy.fit, "fit_accuracy", short)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
     logging.captureWarnings(False)
@@ -419,7 +419,7 @@ def test_few_rows_are_not_fitted(call, tmp_path):
 def test_predict_imports_neither_torch_nor_scipy(tmp_path):
     table(tmp_path / "in.csv")
     code = (
-        "import sys; from compofa.cli.nas import main; status = main(sys.argv[1:]); "
+        "import sys; from nas.cli.tools import main; status = main(sys.argv[1:]); "
         "print(status, sorted({'torch', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     argv = ["predict", "--columns", "top1,macs,params,latency:note10,latency:p40",

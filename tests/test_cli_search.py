@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import nas.plots
+import nas.report.figure
 from compofa.cli.evaluate import read_subnet
-from compofa.cli.search import FREE_SPACES, main
-from compofa.model_zoo import NETWORKS
-from compofa.space import SearchSpace
-from compofa.subnet import Subnet
-from nas import pipeline
-from nas.devices import DEVICES, load_cost
-from nas.latency import layer_key
-from nas.measure import space_layers
+from compofa.networks.zoo import NETWORKS
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import Subnet
+from nas.cli.search import FREE_SPACES, main
+from nas.cost.devices import DEVICES, load_cost
+from nas.cost.lookup import layer_key
+from nas.cost.measured import space_layers
+from nas.search import pipeline
 
 OFA, WIDE = "ofa_mbv3_d234_e346_k357_w1.0", "ofa_mbv3_d234_e346_k357_w1.2"
 RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]
@@ -42,7 +42,7 @@ class Search(NamedTuple):
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch) -> Callable[..., Search]:
     """The command in an empty folder, without pictures, as a function."""
-    monkeypatch.setattr(nas.plots, "write_plot", lambda data, *paths: None)
+    monkeypatch.setattr(nas.report.figure, "write_plot", lambda data, *paths: None)
     monkeypatch.chdir(tmp_path)
 
     def run(*argv: str, folder: str = "out") -> Search:
@@ -339,7 +339,7 @@ def test_the_published_tables_and_predictor(call, reference_data):
 
 def test_torch_and_the_like_are_not_imported(tmp_path):
     code = (
-        "import sys; from compofa.cli.search import main; status = main(sys.argv[1:]); "
+        "import sys; from nas.cli.search import main; status = main(sys.argv[1:]); "
         "print(status, sorted({'torch', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -7,17 +7,17 @@ import pytest
 import torch
 from calls import Outcome, called
 
-from compofa.calibrate import calibrate
-from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli.tools import main
 from compofa.data import Normalisation, load_dataset
 from compofa.evaluate import Evaluator
-from compofa.extract import extract
-from compofa.fixed import FixedNetwork
-from compofa.model_zoo import network_spec, open_checkpoint
+from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.nn.calibrate import calibrate
+from compofa.nn.extract import extract
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 
 @pytest.fixture

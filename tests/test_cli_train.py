@@ -12,11 +12,11 @@ import torch
 from calls import Outcome, called
 from PIL import Image
 
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli.train import main, parser
-from compofa.model_zoo import network_spec
+from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.networks.zoo import network_spec
 from compofa.nn.elastic import centre
-from compofa.supernet import Supernet
+from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
 from compofa.training.run import train

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from test_trained import tiny_checkpoint
 
-from compofa.checkpoint import Checkpoint, load_checkpoint
 from compofa.data import load_dataset
+from compofa.distributed.backend import Alone
 from compofa.errors import ConfigError, DataError
 from compofa.evaluate import Evaluator
-from compofa.model_zoo import network_spec
-from compofa.records import read_records
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
-from compofa.workers import Alone
-from nas.collect import collect, draw_subnets
+from compofa.io.checkpoint import Checkpoint, load_checkpoint
+from compofa.io.records import read_records
+from compofa.networks.zoo import network_spec
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Subnet
+from nas.accuracy.collect import collect, draw_subnets
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

@@ -13,16 +13,22 @@ import yaml
 from test_weights import as_ofa, make
 from torch import Tensor, nn
 
-from compofa import mmrazor
-from compofa.backbones import MOBILENET_V3, backbone
-from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, load_weights, save_checkpoint
-from compofa.convert import FORMATS, from_ours, recognise, to_ours
 from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
-from compofa.formats import read_any, save_as
-from compofa.model_zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.io.checkpoint import (
+    Checkpoint,
+    file_hash,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from compofa.io.formats import mmrazor
+from compofa.io.formats.names import FORMATS, from_ours, recognise, to_ours
+from compofa.io.open import read_any, save_as
+from compofa.networks.backbones import MOBILENET_V3, backbone
+from compofa.networks.zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 NETS = {
     "compofa_fixed_nomatrix": "compofa",

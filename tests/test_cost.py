@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from compofa.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.errors import SpaceError
-from compofa.layout import layout, macs, params
-from compofa.subnet import Subnet, SubnetArrays
-from nas.cost import LayerSumCost, macs_cost, params_cost
+from compofa.networks.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.layout import layout, macs, params
+from compofa.space.subnet import Subnet, SubnetArrays
+from nas.cost.base import LayerSumCost, macs_cost, params_cost
 from nas.tables import read_subnets
 
 SPACE = MOBILENET_V3.free_space((128, 160, 164, 224))

@@ -1,7 +1,7 @@
 import pytest
 
-from compofa.coupling import COUPLINGS, parse_coupling
 from compofa.errors import SpaceError
+from compofa.space.coupling import COUPLINGS, parse_coupling
 
 
 def test_couplings_are_read_from_names_and_pairs() -> None:

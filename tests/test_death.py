@@ -15,8 +15,8 @@ import pytest
 from test_resume import assert_equal
 from test_storage import small_disk
 
-from compofa.checkpoint import load_checkpoint
 from compofa.errors import StoppedError
+from compofa.io.checkpoint import load_checkpoint
 from compofa.training.stopping import SIGNALS, Stopping, on_signals
 
 ROOT = Path(__file__).parent.parent

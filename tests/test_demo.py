@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from compofa.cli import search
-from compofa.cli.demo import main
-from compofa.model_zoo import open_checkpoint
+from compofa.networks.zoo import open_checkpoint
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
+from nas.cli import search
+from nas.cli.demo import main
 
 
 @pytest.fixture

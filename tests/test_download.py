@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compofa import download, web
-from compofa.download import ENVIRONMENT, check_file, fetch, published_file
 from compofa.errors import CheckpointError, CompofaError
-from compofa.model_zoo import open_checkpoint
+from compofa.io import download, web
+from compofa.io.download import ENVIRONMENT, check_file, fetch, published_file
+from compofa.networks.zoo import open_checkpoint
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
 

@@ -12,12 +12,12 @@ from torch import nn
 from compofa.data import DataSplits, Normalisation, load_dataset
 from compofa.errors import DataError, SpaceError
 from compofa.evaluate import Accuracy, Evaluator, measure_accuracy
-from compofa.extract import extract
-from compofa.model_zoo import network_spec
+from compofa.io.records import EvalRecord, append_record, read_records, trim_records, write_csv
+from compofa.networks.zoo import network_spec
+from compofa.nn.extract import extract
+from compofa.nn.supernet import Supernet
 from compofa.plots import plot_accuracy
-from compofa.records import EvalRecord, append_record, read_records, trim_records, write_csv
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 
 
 class Fixed(nn.Module):

@@ -13,16 +13,16 @@ from calls import Outcome, called
 from PIL import Image
 from test_weights import make
 
-from compofa.checkpoint import Checkpoint, load_weights, save_checkpoint
 from compofa.cli import evaluate, tools
 from compofa.data import Normalisation, load_dataset
 from compofa.data.imagenet import WNIDS, by_wnid, is_imagenet
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
-from compofa.extract import extract
-from compofa.fixed import FixedNetwork
-from compofa.formats import read_any, save_as
-from compofa.model_zoo import network_spec
+from compofa.io.checkpoint import Checkpoint, load_weights, save_checkpoint
+from compofa.io.open import read_any, save_as
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.zoo import network_spec
+from compofa.nn.extract import extract
 from compofa.seeds import rng
 
 QUIET = ["--quiet", "--device", "cpu"]
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_one_line(words, message: str, call, tmp_path: Path
 
 
 def test_a_search_needs_a_supernet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from compofa.cli import search
+    from nas.cli import search
 
     save_checkpoint(tmp_path / "net.pt", replace(fixed(10), dataset="digits"))
     assert search.main(["--net", str(tmp_path / "net.pt"), "--target-hardware", "cpu"]) == 1

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from compofa import export as module
 from compofa.errors import CheckpointError, CompofaError, ConfigError
-from compofa.export import (
+from compofa.io import export as module
+from compofa.io.export import (
     SUFFIXES,
     card_path,
     export,
@@ -21,12 +21,12 @@ from compofa.export import (
     require_packages,
     subnet_card,
 )
-from compofa.extract import extract
-from compofa.layout import layout, macs, params
-from compofa.model_zoo import network_spec
+from compofa.networks.layout import layout, macs, params
+from compofa.networks.zoo import network_spec
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 
 SIDE = 16
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 
 from compofa.errors import CompofaError
-from compofa.files import (
+from compofa.io.atomic import (
     draft_folder,
     is_stream,
     remove_drafts,
@@ -174,8 +174,8 @@ def test_a_writer_that_fails_sends_a_stream_nothing(tmp_path: Path) -> None:
 )
 def test_stdout_gets_it_after_what_it_has(name: str, piped: bool, tmp_path: Path) -> None:
     program = (
-        "from compofa.files import write_text_atomic\n"
-        "from compofa.locks import exclusive\n"
+        "from compofa.io.atomic import write_text_atomic\n"
+        "from compofa.io.locks import exclusive\n"
         "print('before', flush=True)\n"
         f"with exclusive({name!r}):\n"
         f"    write_text_atomic({name!r}, 'content\\n')\n"

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from compofa.calibrate import calibrate
-from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.cli import evaluate
 from compofa.cli.train import main
 from compofa.data import Normalisation, load_dataset
 from compofa.errors import CompofaError, ConfigError
 from compofa.evaluate import Evaluator
-from compofa.fixed import FixedNetwork
-from compofa.model_zoo import network_spec
+from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.zoo import network_spec
+from compofa.nn.calibrate import calibrate
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.finetune import open_single
 from compofa.training.run import RunResult, train

@@ -6,19 +6,19 @@ import pytest
 import torch
 from test_weights import images, make, state_of
 
-from compofa.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from compofa.convert import from_ours, from_slots
 from compofa.errors import CheckpointError, SpaceError
-from compofa.export import export, load_exported, subnet_card
-from compofa.extract import extract
-from compofa.fixed import FixedNetwork, network_from_json
-from compofa.layout import at_resolution, layout
-from compofa.model_zoo import network_spec
-from compofa.network import NetworkSpec
+from compofa.io.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from compofa.io.export import export, load_exported, subnet_card
+from compofa.io.formats.names import from_ours, from_slots
+from compofa.networks.layout import at_resolution, layout
+from compofa.networks.network_spec import FixedNetwork, network_from_json
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import network_spec
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 NETS = ("ofa-small", "compofa-small", "ofa-proxyless-small", "ofa-resnet50-small")
 

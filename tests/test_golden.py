@@ -10,18 +10,19 @@ import pytest
 import torch
 from golden.make import HERE, RESUMABLE, curves, genes, machine, predictions
 
-from compofa.cli import evaluate, search
-from compofa.export import load_exported
-from compofa.model_zoo import NETWORKS, open_checkpoint
-from compofa.records import read_records
-from compofa.subnet import Subnet
-from compofa.tensorfile import checksum
+from compofa.cli import evaluate
+from compofa.io.export import load_exported
+from compofa.io.records import read_records
+from compofa.io.tensors import checksum
+from compofa.networks.zoo import NETWORKS, open_checkpoint
+from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
-from nas import pipeline
-from nas.devices import load_cost
+from nas.cli import search
+from nas.cost.devices import load_cost
+from nas.cost.timing import Samples
+from nas.search import pipeline
 from nas.tables import read_subnets
-from nas.timing import Samples
 
 FIRST = HERE / "v0.1"
 EXPECTED = json.loads((FIRST / "expected.json").read_text())

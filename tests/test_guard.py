@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from compofa.checkpoint import load_checkpoint
 from compofa.cli.train import main
 from compofa.data import load_dataset
+from compofa.distributed.backend import Alone
 from compofa.errors import TrainingError
-from compofa.supernet import Supernet
+from compofa.io.checkpoint import load_checkpoint
+from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.trainer import Trainer
-from compofa.workers import Alone
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

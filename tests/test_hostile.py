@@ -21,16 +21,18 @@ import pytest
 import torch
 from PIL import Image
 
-from compofa import plain
-from compofa.checkpoint import Checkpoint, as_data, load_checkpoint, save_checkpoint
-from compofa.cli import evaluate, nas, search, tools, train
+from compofa.cli import evaluate, tools, train
 from compofa.data import load_dataset
 from compofa.data.decoding import UnreadableImageError, decode_rgb
 from compofa.errors import CheckpointError, CompofaError, DataError
-from compofa.model_zoo import network_spec
-from compofa.records import read_records
+from compofa.io import untrusted as plain
+from compofa.io.checkpoint import Checkpoint, as_data, load_checkpoint, save_checkpoint
+from compofa.io.records import read_records
+from compofa.networks.zoo import network_spec
 from compofa.training.journal import Journal
-from nas.predictor import MODELS
+from nas.accuracy.predictor import MODELS
+from nas.cli import search
+from nas.cli import tools as nas
 
 TOO_DEEP = "[" * 100_000 + "]" * 100_000
 MOST_MEMORY = 100 << 20  # bytes that a refusal may take; the files claim far more
@@ -469,7 +471,7 @@ def test_text_that_no_terminal_obeys(text, shown):
 def test_names_from_files_reach_the_terminal_as_escapes(tmp_path):
     (tmp_path / "a\x1b[2J.csv").write_text("ks,e,d,r\n")
     program = (
-        "import logging, sys\nfrom compofa.cli.nas import main, run\n"
+        "import logging, sys\nfrom nas.cli.tools import main, run\n"
         "run(lambda _: logging.getLogger('nas').info('%s\\nnext', sys.argv[1]), [], 'log')\n"
         "sys.exit(main(['predict', '--columns', 'macs', '--input', sys.argv[1], '--output', 'o']))"
     )

@@ -11,16 +11,16 @@ import pytest
 from calls import Outcome, called
 from PIL import Image
 
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli import evaluate
 from compofa.data import DataSplits, MemorySource, load_dataset
 from compofa.data.identity import DataIdentity, identify, identify_part, image_names
 from compofa.data.sampling import held_by_share, image_order
 from compofa.errors import CheckpointError, DataError
-from compofa.model_zoo import network_spec, open_checkpoint
-from compofa.records import EvalRecord
+from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.records import EvalRecord
+from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 
 CLASSES = ("ant", "bee", "cat")
 PARTS = ("train", "validation", "test")

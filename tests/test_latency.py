@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import yaml
 
-from compofa.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.errors import ConfigError, SpaceError, TableError
-from compofa.layout import layout
-from compofa.subnet import Subnet, SubnetArrays
-from nas.cost import macs_cost
-from nas.devices import DEVICES, load_cost
-from nas.fit_latency import SHIPPED, fit_file, fit_network, read_measured, reproduce
-from nas.latency import TableCost, layer_key, read_table, table_files
-from nas.latency_models import MODELS, load_model
+from compofa.networks.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.layout import layout
+from compofa.space.subnet import Subnet, SubnetArrays
+from nas.cost.base import macs_cost
+from nas.cost.devices import DEVICES, load_cost
+from nas.cost.fit import SHIPPED, fit_file, fit_network, read_measured, reproduce
+from nas.cost.fitted import MODELS, load_model
+from nas.cost.lookup import TableCost, layer_key, read_table, table_files
 
 WIDE = MOBILENET_V3.scaled(1.2)
 SPACE = MOBILENET_V3.free_space((160, 176, 192, 208, 224))
@@ -128,7 +128,7 @@ def test_binary_and_huge_tables_are_errors(tmp_path, monkeypatch):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TableError, match="not UTF-8"):
         read_table(path)
-    monkeypatch.setattr("nas.latency.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("nas.cost.lookup.MAX_FILE_BYTES", 10)
     path.write_text("a" * 11)
     with pytest.raises(TableError, match="more than 10 bytes"):
         read_table(path)
@@ -319,7 +319,8 @@ def test_own_measurements_are_checked(tmp_path):
 
 def test_searching_needs_neither_torch_nor_scipy():
     code = (
-        "import sys; from nas.devices import load_cost; load_cost('note10'); load_cost('v100');"
+        "import sys; from nas.cost.devices import load_cost\n"
+        "load_cost('note10'); load_cost('v100')\n"
         "bad = {'torch', 'scipy', 'sklearn'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

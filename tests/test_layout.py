@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compofa.backbones import (
+from compofa.errors import SpaceError
+from compofa.networks.backbones import (
     MOBILENET_V3,
     MOBILENET_V3_SMALL_IMAGES,
     PROXYLESS,
@@ -18,11 +19,10 @@ from compofa.backbones import (
     backbone,
     divisible8,
 )
-from compofa.errors import SpaceError
-from compofa.layout import layout, macs, mid_channels, params, se_channels
+from compofa.networks.layout import layout, macs, mid_channels, params, se_channels
 from compofa.nn.static import StaticNetwork
 from compofa.seeds import rng
-from compofa.subnet import Subnet
+from compofa.space.subnet import Subnet
 
 TABLES = [
     MOBILENET_V3.scaled(0.25),

@@ -17,16 +17,18 @@ import pytest
 from calls import called
 from test_trained import tiny_checkpoint
 
-from compofa.cli import demo, evaluate, nas, search, tools, train
+from compofa.cli import evaluate, tools, train
 from compofa.errors import BusyError, CompofaError
-from compofa.locks import exclusive
-from nas.timing import Samples
+from compofa.io.locks import exclusive
+from nas.cli import demo, search
+from nas.cli import tools as nas
+from nas.cost.timing import Samples
 
 ROOT = Path(__file__).parent.parent
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from compofa.locks import exclusive
+from compofa.io.locks import exclusive
 with exclusive(sys.argv[1], sys.argv[2] == "folder"):
     if sys.argv[3:]:
         Path(sys.argv[3]).touch()

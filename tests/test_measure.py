@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from compofa.backbones import MOBILENET_V3_SMALL_IMAGES
 from compofa.errors import ConfigError, TableError
-from nas.devices import load_cost
-from nas.latency import TableCost
-from nas.measure import measure, space_layers
-from nas.timing import Samples, Settings, Stopwatch, machine
+from compofa.networks.backbones import MOBILENET_V3_SMALL_IMAGES
+from nas.cost.devices import load_cost
+from nas.cost.lookup import TableCost
+from nas.cost.measured import measure, space_layers
+from nas.cost.timing import Samples, Settings, Stopwatch, machine
 
 TINY = MOBILENET_V3_SMALL_IMAGES.scaled(0.25)
 SPACE = TINY.compound_space(resolutions=(16, 24))

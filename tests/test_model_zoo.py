@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compofa.checkpoint import Checkpoint
 from compofa.cli.tools import main
-from compofa.convert import from_ours, from_slots
 from compofa.errors import CheckpointError, SpaceError
-from compofa.fixed import FixedNetwork
-from compofa.formats import save_as
-from compofa.layout import macs, params
-from compofa.model_zoo import (
+from compofa.io.checkpoint import Checkpoint
+from compofa.io.formats.names import from_ours, from_slots
+from compofa.io.formats.net_config import to_net_config
+from compofa.io.formats.specialised import SpecialisedFiles, find_specialised
+from compofa.io.open import save_as
+from compofa.networks.layout import macs, params
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.published import RESNETS, SPECIALISED, specialised
+from compofa.networks.zoo import (
     NETWORKS,
     PUBLISHED,
     network_spec,
@@ -22,11 +25,8 @@ from compofa.model_zoo import (
     ofa_specialized,
     open_checkpoint,
 )
-from compofa.net_config import to_net_config
 from compofa.nn.static import StaticNetwork
-from compofa.specialised import RESNETS, SPECIALISED, specialised
-from compofa.specialised_files import SpecialisedFiles, find_specialised
-from compofa.supernet import Supernet
+from compofa.nn.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 NOTE10 = "note10_lat@8ms_top1@71.4_finetune@25"

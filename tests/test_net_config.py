@@ -8,20 +8,20 @@ import pytest
 import torch
 from test_weights import assert_same, images, make
 
-from compofa.checkpoint import Checkpoint, file_hash, load_checkpoint
 from compofa.cli.tools import main
-from compofa.convert import from_ours, from_slots
 from compofa.errors import CheckpointError, CompofaError, SpaceError
-from compofa.extract import extract
-from compofa.fixed import FixedNetwork
-from compofa.formats import read_any, save_as
-from compofa.layout import LayerSpec, at_resolution
-from compofa.model_zoo import network_spec, open_checkpoint
-from compofa.net_config import from_net_config, is_net_config, read_json, to_net_config
+from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint
+from compofa.io.formats.names import from_ours, from_slots
+from compofa.io.formats.net_config import from_net_config, is_net_config, read_json, to_net_config
+from compofa.io.formats.specialised import find_specialised
+from compofa.io.open import read_any, save_as
+from compofa.networks.layout import LayerSpec, at_resolution
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.nn.extract import extract
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.specialised_files import find_specialised
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 
 def a_checkpoint(net_id: str = "ofa-small") -> Checkpoint:

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from compofa.backbones import MOBILENET_V3_SMALL_IMAGES
-from compofa.coupling import parse_coupling
 from compofa.errors import SpaceError
-from compofa.model_zoo import network_spec
-from compofa.network import NetworkSpec
+from compofa.networks.backbones import MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import network_spec
+from compofa.space.coupling import parse_coupling
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,17 @@ import torch
 from calls import Outcome, called
 from PIL import Image
 
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli import tools
 from compofa.cli.train import main
 from compofa.data import DataSplits, MemorySource, Normalisation, load_dataset
 from compofa.data.identity import identify
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
-from compofa.fixed import FixedNetwork
-from compofa.model_zoo import network_spec
+from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.zoo import network_spec
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.finetune import open_single
 from compofa.training.predecessors import check_fits

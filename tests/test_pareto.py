@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nas.pareto import hypervolume, non_dominated, pareto_front
+from nas.search.pareto import hypervolume, non_dominated, pareto_front
 
 
 def brute_front(points):

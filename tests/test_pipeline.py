@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import nas.plots
-from compofa.backbones import MOBILENET_V3
+import nas.report.figure
 from compofa.errors import CompofaError, ConfigError, SearchError, SpaceError, TableError
-from compofa.model_zoo import NETWORKS
-from compofa.plain import printable
-from compofa.subnet import Subnet, SubnetArrays
-from nas.cost import macs_cost, params_cost
-from nas.evolution import Evolution
-from nas.pipeline import (
+from compofa.io.untrusted import printable
+from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.zoo import NETWORKS
+from compofa.space.subnet import Subnet, SubnetArrays
+from nas.cost.base import macs_cost, params_cost
+from nas.search.evolution import Evolution
+from nas.search.pipeline import (
     Outcome,
     Target,
     accuracy_model,
@@ -154,7 +154,7 @@ def test_what_a_picture_lacks_is_said_and_the_rest_is_written(
     def fails(*args: object) -> None:
         raise ValueError("no\nfont")
 
-    monkeypatch.setattr(nas.plots, "write_plot", fails)
+    monkeypatch.setattr(nas.report.figure, "write_plot", fails)
     paths = write_outcome(outcome, tmp_path)
     assert paths == whole[:-2] and set(tmp_path.iterdir()) == set(paths), "no other search's"
     assert caplog.messages == ["no pictures: no font"]

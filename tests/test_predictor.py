@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compofa.backbones import MOBILENET_V3, RESNET50D
 from compofa.errors import DataError, SpaceError, TableError
-from compofa.subnet import SubnetArrays
-from nas.blocks import find_blocks
-from nas.distill import one_hot, recombine
-from nas.fit_accuracy import fit_accuracy
+from compofa.networks.backbones import MOBILENET_V3, RESNET50D
+from compofa.space.subnet import SubnetArrays
+from nas.accuracy.distill import one_hot, recombine
+from nas.accuracy.fit import fit_accuracy
+from nas.accuracy.predictor import NAMES, FittedPredictor, load_accuracy_model
+from nas.cost.blocks import find_blocks
 from nas.npz import read_npz
-from nas.predictor import NAMES, FittedPredictor, load_accuracy_model
 from nas.tables import read_subnets
 
 REFERENCE = os.environ.get("COMPOFA_REFERENCE_DATA")
@@ -262,8 +262,8 @@ def test_shipped_uncertainty_is_larger_where_nothing_was_measured():
 
 def test_inference_does_not_import_torch():
     code = (
-        "import sys, numpy as np; from nas.predictor import load_accuracy_model as load; "
-        "from compofa.subnet import SubnetArrays as A; o = np.ones((2, 20), int); "
+        "import sys, numpy as np; from nas.accuracy.predictor import load_accuracy_model as load; "
+        "from compofa.space.subnet import SubnetArrays as A; o = np.ones((2, 20), int); "
         "load('compofa').predict(A(3 * o, 3 * o, o[:, :5], np.array([160, 224]))); "
         "assert not {'torch', 'scipy', 'sklearn'} & set(sys.modules)"
     )

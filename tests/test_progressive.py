@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compofa.checkpoint import file_hash, load_checkpoint
 from compofa.cli.train import main
 from compofa.data import load_dataset
 from compofa.errors import ConfigError, DataError
-from compofa.extract import extract
-from compofa.model_zoo import network_spec
+from compofa.io.checkpoint import file_hash, load_checkpoint
+from compofa.networks.zoo import network_spec
+from compofa.nn.extract import extract
+from compofa.nn.sorting import sort_channels
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.sorting import sort_channels
-from compofa.supernet import Supernet
 from compofa.training import run, setup
 from compofa.training.chain import plan, train_task
 from compofa.training.config import TrainConfig

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from compofa.backbones import PROXYLESS
-from compofa.calibrate import calibrate
 from compofa.errors import SpaceError, TableError
-from compofa.extract import extract
-from compofa.layout import layout, macs, params
-from compofa.model_zoo import network_spec
-from compofa.network import NetworkSpec
+from compofa.networks.backbones import PROXYLESS
+from compofa.networks.layout import layout, macs, params
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import network_spec
+from compofa.nn.calibrate import calibrate
+from compofa.nn.extract import extract
+from compofa.nn.sorting import sort_channels
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.sorting import sort_channels
-from compofa.subnet import Subnet, SubnetArrays
-from compofa.supernet import Supernet
-from nas.cost import macs_cost, params_cost
+from compofa.space.subnet import Subnet, SubnetArrays
+from nas.cost.base import macs_cost, params_cost
 from nas.tables import require_members
 
 FREE = PROXYLESS.free_space()

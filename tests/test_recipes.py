@@ -8,8 +8,8 @@ from torch import nn
 
 from compofa.data import DATASETS
 from compofa.errors import CompofaError, ConfigError
-from compofa.model_zoo import network_spec
-from compofa.supernet import Supernet
+from compofa.networks.zoo import network_spec
+from compofa.nn.supernet import Supernet
 from compofa.training import recipes
 from compofa.training.config import TrainConfig
 from compofa.training.journal import cost_report

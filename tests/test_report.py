@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compofa.backbones import MOBILENET_V3
 from compofa.errors import SearchError
-from compofa.subnet import Subnet
-from nas.evolution import Points
-from nas.plots import write_plot
-from nas.report import TEMPLATE, FoundRow, ReportData, Series, write_report
-from nas.search import Found
+from compofa.networks.backbones import MOBILENET_V3
+from compofa.space.subnet import Subnet
+from nas.report.figure import write_plot
+from nas.report.html import TEMPLATE, FoundRow, ReportData, Series, write_report
+from nas.search.evolution import Points
+from nas.search.search import Found
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NASTY = "</script><img src=x onerror=\"document.title='broken'\">&\u2028{{data}}\\1"

@@ -16,37 +16,37 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from compofa.backbones import MOBILENET_V3, RESNET50D, RESNET50D_SMALL_IMAGES
-from compofa.calibrate import calibrate
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.cli.evaluate import main as evaluate
 from compofa.cli.tools import main as tools
 from compofa.cli.train import main as train
-from compofa.convert import from_ours, recognise, to_ours
-from compofa.coupling import parse_coupling
 from compofa.errors import CheckpointError, ConfigError, SpaceError, TableError
-from compofa.export import export, fold_bn, subnet_card
-from compofa.extract import extract
-from compofa.fixed import FixedNetwork, network_from_json
-from compofa.formats import read_any, save_as
-from compofa.layout import LayerSpec, layout, macs, params
-from compofa.mmrazor import to_choices
-from compofa.model_zoo import network_of, network_spec, open_checkpoint
-from compofa.network import NetworkSpec
-from compofa.records import EvalRecord
+from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.export import export, fold_bn, subnet_card
+from compofa.io.formats.mmrazor import to_choices
+from compofa.io.formats.names import from_ours, recognise, to_ours
+from compofa.io.open import read_any, save_as
+from compofa.io.records import EvalRecord
+from compofa.networks.backbones import MOBILENET_V3, RESNET50D, RESNET50D_SMALL_IMAGES
+from compofa.networks.layout import LayerSpec, layout, macs, params
+from compofa.networks.network_spec import FixedNetwork, network_from_json
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import network_of, network_spec, open_checkpoint
+from compofa.nn.calibrate import calibrate
+from compofa.nn.extract import extract
+from compofa.nn.sorting import sort_channels
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.sorting import sort_channels
-from compofa.space import SearchSpace
-from compofa.subnet import Subnet, SubnetArrays
-from compofa.supernet import Supernet
+from compofa.space.coupling import parse_coupling
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import Subnet, SubnetArrays
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import KERNEL, SUPERNET
-from nas.cost import macs_cost, params_cost
-from nas.fit_accuracy import fit_accuracy
-from nas.fit_latency import fit_network
-from nas.latency import TableCost, layer_key
-from nas.measure import space_layers
-from nas.search import search
+from nas.accuracy.fit import fit_accuracy
+from nas.cost.base import macs_cost, params_cost
+from nas.cost.fit import fit_network
+from nas.cost.lookup import TableCost, layer_key
+from nas.cost.measured import space_layers
+from nas.search.search import search
 from nas.tables import read_subnets, require_members, write_subnets
 
 FREE = RESNET50D.free_space()

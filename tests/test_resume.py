@@ -9,8 +9,8 @@ import sklearn.datasets
 import torch
 from sklearn.utils import Bunch
 
-from compofa.checkpoint import load_checkpoint
 from compofa.errors import CheckpointError, CompofaError, ConfigError
+from compofa.io.checkpoint import load_checkpoint
 from compofa.training import run
 from compofa.training.config import TrainConfig
 from compofa.training.journal import Journal

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compofa.backbones import MOBILENET_V3
 from compofa.errors import SearchError
-from compofa.space import SearchSpace, StageSpace
-from nas import operators
-from nas.evolution import Evolution, Problem, extreme
-from nas.latency import TableCost
-from nas.pareto import hypervolume, non_dominated
-from nas.predictor import load_accuracy_model
-from nas.search import enumerate_points, pareto_search, sample_points, search, search_front
+from compofa.networks.backbones import MOBILENET_V3
+from compofa.space.search_space import SearchSpace, StageSpace
+from nas.accuracy.predictor import load_accuracy_model
+from nas.cost.lookup import TableCost
+from nas.search import operators
+from nas.search.evolution import Evolution, Problem, extreme
+from nas.search.pareto import hypervolume, non_dominated
+from nas.search.search import enumerate_points, pareto_search, sample_points, search, search_front
 
 RESOLUTIONS = (160, 192, 224)
 QUICK = Evolution(population=10, children=40, generations=12, restarts=2)

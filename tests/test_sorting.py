@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from compofa.layout import mid_channels, se_channels
-from compofa.model_zoo import network_spec
+from compofa.networks.layout import mid_channels, se_channels
+from compofa.networks.zoo import network_spec
+from compofa.nn.sorting import sort_channels
 from compofa.nn.static import MBConv
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.sorting import sort_channels
-from compofa.supernet import Supernet
 
 
 def make_supernet(net_id: str, width_mult: float | None = None) -> Supernet:

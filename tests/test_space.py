@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from compofa.backbones import MOBILENET_V3, PROXYLESS
-from compofa.coupling import parse_coupling
 from compofa.errors import SpaceError
-from compofa.genes import GeneCode
+from compofa.networks.backbones import MOBILENET_V3, PROXYLESS
 from compofa.seeds import rng
-from compofa.space import SearchSpace, StageSpace
-from compofa.subnet import Subnet
+from compofa.space.coupling import parse_coupling
+from compofa.space.genes import GeneCode
+from compofa.space.search_space import SearchSpace, StageSpace
+from compofa.space.subnet import Subnet
 
 FREE = MOBILENET_V3.free_space()
 COMPOUND = MOBILENET_V3.compound_space()

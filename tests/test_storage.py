@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from compofa import files, tensorfile
-from compofa.checkpoint import Checkpoint, as_data, file_hash, load_checkpoint, save_checkpoint
 from compofa.errors import CheckpointError, CompofaError
-from compofa.model_zoo import network_spec
-from compofa.tensorfile import CHECKSUM, checksum, read_safely, short_hash
+from compofa.io import atomic as files
+from compofa.io import tensors as tensorfile
+from compofa.io.checkpoint import Checkpoint, as_data, file_hash, load_checkpoint, save_checkpoint
+from compofa.io.tensors import CHECKSUM, checksum, read_safely, short_hash
+from compofa.networks.zoo import network_spec
 
 
 @cache

@@ -3,10 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compofa.backbones import MOBILENET_V3
 from compofa.errors import SpaceError
+from compofa.networks.backbones import MOBILENET_V3
 from compofa.seeds import rng
-from compofa.subnet import Subnet, as_number, numbers
+from compofa.space.subnet import Subnet, as_number, numbers
 
 CONFIG = {"ks": [3] * 4 + [5] * 4, "e": [4] * 4 + [6] * 4, "d": [2, 4], "r": 160}
 

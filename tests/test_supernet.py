@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compofa.errors import SpaceError
-from compofa.extract import build_static, extract
-from compofa.layout import ConvSpec
-from compofa.model_zoo import network_spec, ofa_net
+from compofa.networks.layout import ConvSpec
+from compofa.networks.zoo import network_spec, ofa_net
 from compofa.nn.elastic import ElasticKernel, centre, transform_kernel
+from compofa.nn.extract import build_static, extract
 from compofa.nn.static import ConvBN, StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 WIDTH, CLASSES = 0.25, 7
 NETS = {

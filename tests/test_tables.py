@@ -6,9 +6,9 @@ import gzip
 import numpy as np
 import pytest
 
-from compofa.backbones import MOBILENET_V3
 from compofa.errors import CompofaError, TableError
-from compofa.subnet import SubnetArrays
+from compofa.networks.backbones import MOBILENET_V3
+from compofa.space.subnet import SubnetArrays
 from nas.tables import lines, read_subnets, require_members, write_subnets
 
 SPACE = MOBILENET_V3.compound_space(resolutions=(160, 224))

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-import nas.fit_accuracy
-import nas.measure
-from compofa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+import nas.accuracy.fit
+import nas.cost.measured
 from compofa.cli.evaluate import main as evaluate
-from compofa.cli.search import main
 from compofa.errors import ConfigError, DataError
-from compofa.model_zoo import network_spec
-from compofa.records import read_records
-from compofa.subnet import Subnet, SubnetArrays
-from compofa.supernet import Supernet
-from nas.pipeline import network_name
-from nas.predictor import load_accuracy_model
-from nas.timing import Settings
-from nas.trained import Clipped, Trained, fit_records, search_resolutions
+from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.records import read_records
+from compofa.networks.zoo import network_spec
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Subnet, SubnetArrays
+from nas.accuracy.predictor import load_accuracy_model
+from nas.cli.search import main
+from nas.cost.timing import Settings
+from nas.search.from_checkpoint import Clipped, Trained, fit_records, search_resolutions
+from nas.search.pipeline import network_name
 
 CLASSES = tuple("0123456789")
 
@@ -48,11 +48,11 @@ def tiny_checkpoint(path: Path, seed: int = 0) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def quick(few_digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Few digits, fits and timing that are over at once, and timings that are kept apart."""
-    short = functools.partial(nas.fit_accuracy.fit_accuracy, steps=15, folds=3)
+    short = functools.partial(nas.accuracy.fit.fit_accuracy, steps=15, folds=3)
     brief = functools.partial(Settings, rounds=1, visit_ms=0.01, networks=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nas.measure, "Settings", brief)
-        patch.setattr(nas.fit_accuracy, "fit_accuracy", short)
+        patch.setattr(nas.cost.measured, "Settings", brief)
+        patch.setattr(nas.accuracy.fit, "fit_accuracy", short)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
     logging.captureWarnings(False)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from compofa.data import BrokenImages, DataSplits, load_dataset
 from compofa.errors import CheckpointError, DataError
-from compofa.extract import extract
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.optim import learning_rate
 from compofa.training.trainer import Trainer, seeded

@@ -18,16 +18,16 @@ import pytest
 import torch
 from test_hostile import rezip
 
-from compofa.checkpoint import load_weights, weights_in
 from compofa.cli import tools
-from compofa.convert import from_ours
 from compofa.errors import CheckpointError, TableError
-from compofa.formats import read_any
-from compofa.model_zoo import network_spec
-from compofa.supernet import Supernet
-from compofa.tensorfile import read_safely
-from compofa.unpickle import Skipped
-from nas.published import PublishedPredictor, read_published
+from compofa.io.checkpoint import load_weights, weights_in
+from compofa.io.formats.names import from_ours
+from compofa.io.open import read_any
+from compofa.io.tensors import read_safely
+from compofa.io.unpickle import Skipped
+from compofa.networks.zoo import network_spec
+from compofa.nn.supernet import Supernet
+from nas.accuracy.published import PublishedPredictor, read_published
 
 ZIPPED = pytest.mark.parametrize("zipped", [True, False], ids=["archive", "older format"])
 
@@ -211,7 +211,7 @@ def test_names_from_a_file_are_harmless_on_a_terminal(
 
 
 def test_steps_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compofa.unpickle._STEPS", 1000)
+    monkeypatch.setattr("compofa.io.unpickle._STEPS", 1000)
     path = save({"a": [None] * 2000}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match="too many objects"):
         read_safely(path)
@@ -417,7 +417,7 @@ def test_of_several_the_first_is_used_and_said(caplog: pytest.LogCaptureFixture)
 
 
 def test_what_is_beside_wrapped_names_is_not_dropped_from_a_state_dict() -> None:
-    from compofa.weights import load_state
+    from compofa.io.weights import load_state
 
     with pytest.raises(CheckpointError, match=r"extra"):
         load_state(source(), {**named("module.")(theirs()), "x": torch.ones(1)})

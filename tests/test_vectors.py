@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from compofa.convert import from_ofa
-from compofa.extract import extract
-from compofa.layout import layout, macs, params
-from compofa.model_zoo import ofa_net
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
-from compofa.weights import load_state
+from compofa.io.formats.names import from_ofa
+from compofa.io.weights import load_state
+from compofa.networks.layout import layout, macs, params
+from compofa.networks.zoo import ofa_net
+from compofa.nn.extract import extract
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Subnet
 
 NETS = {
     "compofa_fixed_nomatrix": "compofa",

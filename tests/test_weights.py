@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compofa.checkpoint import load_weights
 from compofa.errors import CheckpointError
-from compofa.model_zoo import network_spec
+from compofa.io.checkpoint import load_weights
+from compofa.networks.zoo import network_spec
 from compofa.nn.elastic import transform_kernel
-from compofa.supernet import Supernet
+from compofa.nn.supernet import Supernet
 
 SIDE = 16
 State = dict[str, Tensor]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from worker import steps
 
-from compofa.calibrate import calibrate
 from compofa.cli.train import main
 from compofa.data import Batch, DataSplits, calibration_loader, dataset_info, load_dataset
+from compofa.distributed.backend import Alone, Backend, launcher, workers
 from compofa.errors import (
     CheckpointError,
     CompofaError,
@@ -29,16 +29,16 @@ from compofa.errors import (
     StoppedError,
 )
 from compofa.evaluate import Evaluator
-from compofa.model_zoo import network_spec
+from compofa.networks.zoo import network_spec
+from compofa.nn.calibrate import calibrate
+from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.supernet import Supernet
 from compofa.training import trainer
 from compofa.training.config import TrainConfig
 from compofa.training.saving import Saver
 from compofa.training.stopping import Stopping
 from compofa.training.tally import EpochStats
 from compofa.training.trainer import Trainer
-from compofa.workers import Alone, Backend, launcher, workers
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

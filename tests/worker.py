@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from few import shrink_digits
 
-from compofa.cli import nas, train
+from compofa.cli import train
 from compofa.data import load_dataset
+from compofa.distributed.backend import Backend, launcher, workers
 from compofa.evaluate import Evaluator
-from compofa.extract import extract
-from compofa.supernet import Supernet
+from compofa.nn.extract import extract
+from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.trainer import Trainer
-from compofa.workers import Backend, launcher, workers
+from nas.cli import tools as nas
 
 RANK = {"horovod": "HOROVOD_RANK", "torch": "RANK", "none": "NONE"}
 SIZE = {"horovod": "HOROVOD_SIZE", "torch": "WORLD_SIZE", "none": "NONE"}

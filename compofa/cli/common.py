@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from compofa.errors import CompofaError, OtherWorkerError, StoppedError
-from compofa.plain import printable
+from compofa.io.untrusted import printable
 
 if TYPE_CHECKING:
-    from compofa.workers import Backend
+    from compofa.distributed.backend import Backend
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def add_workers(group: argparse._ArgumentGroup) -> None:
     """Add the options of commands that several workers may run together."""
-    from compofa.workers import BACKENDS, TIMEOUT_S
+    from compofa.distributed.backend import BACKENDS, TIMEOUT_S
 
     group.add_argument(
         "--backend",
@@ -111,7 +111,7 @@ def add_workers(group: argparse._ArgumentGroup) -> None:
 @contextmanager
 def joined(args: argparse.Namespace) -> Iterator[Backend]:
     """Join the other workers, if any."""
-    from compofa.workers import workers
+    from compofa.distributed.backend import workers
 
     cuda = args.device.startswith("cuda")
     _end_with_launcher()
@@ -242,7 +242,7 @@ def _leave() -> None:
     midst of C++, which aborts the process: a job that was done would count as failed. It was two of
     some fifty resumed runs on a busy machine.
     """
-    from compofa.workers import launcher
+    from compofa.distributed.backend import launcher
 
     if launcher(os.environ) == "torch":
         sys.stderr.flush()

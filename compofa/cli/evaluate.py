@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from compofa.cli.common import Parser, run
 from compofa.data.catalog import DATASETS, dataset_info
 from compofa.errors import ConfigError, DataError
-from compofa.locks import exclusive
-from compofa.model_zoo import NETWORKS, open_checkpoint
-from compofa.plain import parse_json, printable, read_text
+from compofa.io.locks import exclusive
+from compofa.io.untrusted import parse_json, printable, read_text
+from compofa.networks.zoo import NETWORKS, open_checkpoint
 from compofa.seeds import rng
-from compofa.space import SearchSpace
-from compofa.subnet import Subnet
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
-    from compofa.checkpoint import Checkpoint
     from compofa.data import DataSplits, Normalisation
-    from compofa.records import EvalRecord
+    from compofa.io.checkpoint import Checkpoint
+    from compofa.io.records import EvalRecord
 
 log = logging.getLogger(__name__)
 
@@ -330,11 +330,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from compofa.calibrate import calibrate
     from compofa.evaluate import Evaluator
-    from compofa.files import is_stream, require_other
-    from compofa.records import write_csv
-    from compofa.specialised_files import files_of
+    from compofa.io.atomic import is_stream, require_other
+    from compofa.io.formats.specialised import files_of
+    from compofa.io.records import write_csv
+    from compofa.nn.calibrate import calibrate
     from compofa.training.setup import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

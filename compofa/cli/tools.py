@@ -10,20 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compofa.backbones import MOBILENET_V3, RESNET50D, Backbone
 from compofa.cli.common import Parser, run
 from compofa.cli.evaluate import open_data, read_subnet
-from compofa.convert import FORMATS
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
-from compofa.files import is_stream
-from compofa.locks import exclusive
-from compofa.model_zoo import NETWORKS, network_spec, open_any, open_checkpoint
-from compofa.plain import parse_json, read_text
-from compofa.subnet import Subnet
+from compofa.io.atomic import is_stream
+from compofa.io.formats.names import FORMATS
+from compofa.io.locks import exclusive
+from compofa.io.untrusted import parse_json, read_text
+from compofa.networks.backbones import MOBILENET_V3, RESNET50D, Backbone
+from compofa.networks.zoo import NETWORKS, network_spec, open_any, open_checkpoint
+from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
-    from compofa.checkpoint import Checkpoint
+    from compofa.io.checkpoint import Checkpoint
     from compofa.nn.static import StaticNetwork
 
 PROG = "python -m compofa"
@@ -129,9 +129,9 @@ def _add_arch(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from compofa.export import SUFFIXES, card_path, require_packages
-    from compofa.files import require_other
-    from compofa.specialised_files import files_of
+    from compofa.io.atomic import require_other
+    from compofa.io.export import SUFFIXES, card_path, require_packages
+    from compofa.io.formats.specialised import files_of
 
     require_packages(args.to)
     if args.calibration_images < 1:
@@ -156,7 +156,7 @@ def _export_subnet(
     args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet, output: Path
 ) -> None:
     """Export a subnet of a checkpoint to ``output``."""
-    from compofa.export import card_path, export, subnet_card
+    from compofa.io.export import card_path, export, subnet_card
 
     network, calibration = _network(args, checkpoint, subnet)
     card = {
@@ -200,12 +200,12 @@ def _network(
     args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet
 ) -> tuple[StaticNetwork, dict[str, Any] | None]:
     """Return the subnet's network and how it was calibrated; one network keeps its statistics."""
-    from compofa.calibrate import calibrate
     from compofa.data import Normalisation
+    from compofa.distributed.threads import cpu_threads, usual_threads
     from compofa.evaluate import Evaluator
-    from compofa.extract import extract
-    from compofa.supernet import Supernet
-    from compofa.threads import cpu_threads, usual_threads
+    from compofa.nn.calibrate import calibrate
+    from compofa.nn.extract import extract
+    from compofa.nn.supernet import Supernet
 
     supernet = checkpoint.build()
     if not isinstance(supernet, Supernet):
@@ -249,9 +249,9 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _convert_file(args: argparse.Namespace) -> None:
-    from compofa.files import require_other
-    from compofa.formats import save_as
-    from compofa.specialised_files import files_of, find_specialised
+    from compofa.io.atomic import require_other
+    from compofa.io.formats.specialised import files_of, find_specialised
+    from compofa.io.open import save_as
 
     subnets = (".yaml", ".yml", ".json")
     if Path(args.input).suffix.lower() in subnets and find_specialised(args.input) is None:
@@ -265,8 +265,8 @@ def _convert_file(args: argparse.Namespace) -> None:
 
 
 def _convert_subnet(args: argparse.Namespace) -> None:
-    from compofa import mmrazor
-    from compofa.files import require_other, write_text_atomic
+    from compofa.io.atomic import require_other, write_text_atomic
+    from compofa.io.formats import mmrazor
 
     require_other(args.output, args.input)
     table = _family(args.input) if args.arch is None else network_spec(args.arch).backbone

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
-from compofa.model_zoo import NETWORKS
+from compofa.networks.zoo import NETWORKS
 from compofa.training.config import KD_TYPES, TrainConfig
 from compofa.training.recipes import TASKS
 
@@ -260,7 +260,7 @@ def _report(result: RunResult) -> None:
 def _read_single(args: argparse.Namespace) -> None:
     """Read ``--subnet``, and take the image size from it or from the checkpoint."""
     from compofa.cli.evaluate import read_subnet
-    from compofa.model_zoo import open_checkpoint
+    from compofa.networks.zoo import open_checkpoint
 
     checkpoint = open_checkpoint(args.init_path)[1]
     network, size = checkpoint.network, checkpoint.image_size

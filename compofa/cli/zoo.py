@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compofa.errors import CheckpointError, ConfigError, SpaceError
-from compofa.fixed import FixedNetwork
-from compofa.layout import LayerSpec, macs, params
-from compofa.model_zoo import CHECKPOINT_FOLDERS, NETWORKS, PUBLISHED, network_spec
-from compofa.specialised import SPECIALISED, Specialised
+from compofa.networks.layout import LayerSpec, macs, params
+from compofa.networks.network_spec import FixedNetwork
+from compofa.networks.published import SPECIALISED, Specialised
+from compofa.networks.zoo import CHECKPOINT_FOLDERS, NETWORKS, PUBLISHED, network_spec
 
 
 class Row(NamedTuple):
@@ -83,7 +83,7 @@ def special(row: Specialised) -> Row:
 
 def _downloaded(row: Specialised) -> FixedNetwork | None:
     """Return the definition of a network whose configuration has been downloaded."""
-    from compofa.specialised_files import find_specialised
+    from compofa.io.formats.specialised import find_specialised
 
     folder = _place(f"ofa_specialized/{row.folder}")
     files = find_specialised(folder) if folder else None
@@ -104,7 +104,7 @@ def _published(name: str) -> str:
 
 def _place(name: str) -> Path | None:
     """Return where a published file is kept; ``None`` for a user without a home folder."""
-    from compofa.download import published_path
+    from compofa.io.download import published_path
 
     try:
         return published_path(name)

@@ -51,7 +51,7 @@ class DatasetInfo:
         pad: Pixels of ``native_size`` that a crop may move by (``crop`` only).
         flip: Whether training images are mirrored at random (``crop`` only).
         normalisation: Means and deviations of the channels.
-        network: Id of the network to start with, in :data:`compofa.model_zoo.NETWORKS`.
+        network: Id of the network to start with, in :data:`compofa.networks.zoo.NETWORKS`.
         needs_path: Whether a folder must be given: nothing to download.
     """
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compofa.errors import TrainingError
-from compofa.layout import LayerSpec
+from compofa.networks.layout import LayerSpec
 from compofa.nn.static import ConvBN
 
 Take = Callable[[nn.Parameter, tuple[slice, ...]], Tensor]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from compofa.layout import ConvSpec, LayerSpec
+from compofa.networks.layout import ConvSpec, LayerSpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -155,6 +156,10 @@ class LayeredNetwork(nn.Module):
         layers: Their modules, by name.
         dropout: Probability before the classifier, in training.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...  # noqa: D102
 
     def __init__(
         self, specs: tuple[LayerSpec, ...], layers: Mapping[str, nn.Module], dropout: float

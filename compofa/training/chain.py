@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from compofa.distributed.backend import Alone, Backend
 from compofa.errors import ConfigError
-from compofa.locks import exclusive_by_main
+from compofa.io.locks import exclusive_by_main
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.recipes import CHAINS, recipe_for
 from compofa.training.run import RunResult, train_phase
 from compofa.training.saving import holds_run
 from compofa.training.stopping import Stopping
-from compofa.workers import Alone, Backend
 
 
 def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:

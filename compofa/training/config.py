@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compofa.coupling import COUPLINGS, parse_coupling
 from compofa.data import dataset_info
+from compofa.distributed.threads import usual_threads
 from compofa.errors import CompofaError, ConfigError
-from compofa.model_zoo import entry, network_spec
-from compofa.network import NetworkSpec
-from compofa.threads import usual_threads
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import entry, network_spec
+from compofa.space.coupling import COUPLINGS, parse_coupling
 from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
 
 KD_TYPES = ("ce", "mse")
@@ -32,7 +32,7 @@ class TrainConfig:
         net: Name of the network; by default the data set's usual one for the task.
         fixed_kernel: Whether kernels are fixed; by default as the network's name says.
         heuristic: Coupling of depth and expand ratio, see
-            :func:`compofa.coupling.parse_coupling`.
+            :func:`compofa.space.coupling.parse_coupling`.
         width_mult: Width multiplier; by default the network's own.
         epochs: Passes over the training images.
         lr: Peak learning rate for this batch size on one worker.

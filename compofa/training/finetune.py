@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import torch
 
-from compofa.calibrate import calibrate
-from compofa.checkpoint import Checkpoint
 from compofa.data import DataSplits, Normalisation
 from compofa.data.imagenet import require_order
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
-from compofa.fixed import FixedNetwork, Network
-from compofa.model_zoo import open_checkpoint
+from compofa.io.checkpoint import Checkpoint
+from compofa.networks.network_spec import FixedNetwork, Network
+from compofa.networks.zoo import open_checkpoint
+from compofa.nn.calibrate import calibrate
 from compofa.nn.static import StaticNetwork
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet, initialise
+from compofa.nn.supernet import Supernet, initialise
+from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 
 log = logging.getLogger(__name__)

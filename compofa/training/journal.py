@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compofa.errors import CompofaError
-from compofa.files import write_atomic
-from compofa.plain import parse_json, read_bytes
+from compofa.io.atomic import write_atomic
+from compofa.io.untrusted import parse_json, read_bytes
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compofa.checkpoint import file_hash
 from compofa.errors import ConfigError
-from compofa.model_zoo import open_checkpoint
+from compofa.io.checkpoint import file_hash
+from compofa.networks.zoo import open_checkpoint
 from compofa.training.config import TrainConfig
 
 
@@ -20,7 +20,7 @@ class Origin:
 
     Attributes:
         path: Where it was: within the run's folder, where it lies there, else absolute.
-        digest: Its hash, see :func:`compofa.checkpoint.file_hash`; empty of earlier versions.
+        digest: Its hash, see :func:`compofa.io.checkpoint.file_hash`; empty of earlier versions.
     """
 
     path: str

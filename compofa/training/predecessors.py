@@ -9,26 +9,26 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from compofa.checkpoint import Checkpoint, read_safely, weights_in
-from compofa.convert import to_ours
 from compofa.data import DataSplits, Normalisation
 from compofa.data.imagenet import require_order
+from compofa.distributed.backend import Backend
 from compofa.errors import CheckpointError, ConfigError
-from compofa.extract import extract
-from compofa.files import require_writable
-from compofa.fixed import Network
-from compofa.model_zoo import open_checkpoint
-from compofa.network import NetworkSpec
+from compofa.io.atomic import require_writable
+from compofa.io.checkpoint import Checkpoint, read_safely, weights_in
+from compofa.io.formats.names import to_ours
+from compofa.io.formats.specialised import EXTRA, find_specialised
+from compofa.io.weights import load_state
+from compofa.networks.network_spec import Network
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import open_checkpoint
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
-from compofa.specialised_files import EXTRA, find_specialised
-from compofa.subnet import SLOTS
-from compofa.supernet import Supernet
+from compofa.nn.supernet import Supernet
+from compofa.space.subnet import SLOTS
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import SUMMARY
 from compofa.training.recipes import Phase, recipe_for
 from compofa.training.saving import was_begun
-from compofa.weights import load_state
-from compofa.workers import Backend
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def open_predecessor(path: str, student: Network) -> tuple[Path, Checkpoint]:
     """Read a checkpoint of any format, by the definition in it where it has one.
 
     Args:
-        path: A file, or whatever :func:`compofa.model_zoo.open_checkpoint` takes.
+        path: A file, or whatever :func:`compofa.networks.zoo.open_checkpoint` takes.
         student: Whose weights those without a definition are.
 
     Returns:

@@ -29,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compofa.errors import ConfigError
-from compofa.space import SearchSpace
+from compofa.space.search_space import SearchSpace
 
 REFERENCE_BATCH = 2048
 """Images a step that the base learning rates belong to; rates scale with the batch."""

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compofa.checkpoint import save_checkpoint
+from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.threads import cpu_threads
 from compofa.errors import StoppedError, TrainingError
-from compofa.files import write_text_atomic
-from compofa.locks import exclusive_by_main
-from compofa.threads import cpu_threads
+from compofa.io.atomic import write_text_atomic
+from compofa.io.checkpoint import save_checkpoint
+from compofa.io.locks import exclusive_by_main
 from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.saving import BEST, LAST, PREVIOUS, Saver
 from compofa.training.setup import Setup, set_up
 from compofa.training.stopping import Stopping
-from compofa.workers import Alone, Backend
 
 log = logging.getLogger(__name__)
 

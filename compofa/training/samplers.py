@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compofa.space import SearchSpace
-from compofa.subnet import Subnet
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import Subnet
 
 
 def random(space: SearchSpace, rng: np.random.Generator, n: int) -> list[Subnet]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compofa.checkpoint import Checkpoint, load_checkpoint
 from compofa.errors import CheckpointError, ConfigError
-from compofa.files import remove_drafts, require_other, require_writable
-from compofa.plain import parse_json, read_text
+from compofa.io.atomic import remove_drafts, require_other, require_writable
+from compofa.io.checkpoint import Checkpoint, load_checkpoint
+from compofa.io.untrusted import parse_json, read_text
 from compofa.training.config import TrainConfig
 from compofa.training.journal import DAMAGED, METRICS, SUMMARY
 from compofa.training.origin import origins_in

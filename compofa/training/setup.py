@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compofa.checkpoint import Checkpoint
 from compofa.data import DataSplits, Normalisation, load_dataset
 from compofa.data.identity import DataIdentity, identify
+from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
-from compofa.files import write_text_atomic
-from compofa.fixed import Network
-from compofa.sorting import sort_channels
-from compofa.supernet import Supernet
+from compofa.io.atomic import write_text_atomic
+from compofa.io.checkpoint import Checkpoint
+from compofa.io.weights import load_state
+from compofa.networks.network_spec import Network
+from compofa.nn.sorting import sort_channels
+from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.finetune import open_single
 from compofa.training.origin import Origin, origins_of, resumed_teacher
@@ -33,8 +35,6 @@ from compofa.training.predecessors import (
 from compofa.training.recipes import recipe_for
 from compofa.training.saving import CONFIG, Progress, clear, mend, saved_state
 from compofa.training.trainer import Trainer
-from compofa.weights import load_state
-from compofa.workers import Backend
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from compofa.data import BrokenImages, DataSplits, dataset_info, steps_per_epoch, train_loader
 from compofa.data.loaders import Batch
+from compofa.distributed.backend import Alone, Backend
 from compofa.errors import CheckpointError, TrainingError
 from compofa.evaluate import Evaluator
-from compofa.fixed import FixedNetwork
+from compofa.networks.network_spec import FixedNetwork
 from compofa.nn.static import StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.seeds import derive_seed, rng
-from compofa.subnet import Subnet
-from compofa.supernet import Supernet
+from compofa.space.subnet import Subnet
 from compofa.training import worker_state
 from compofa.training.config import TrainConfig
 from compofa.training.guard import StepGuard
@@ -32,7 +33,6 @@ from compofa.training.samplers import SAMPLERS
 from compofa.training.saving import Saver
 from compofa.training.stopping import GRACE_S, LOST
 from compofa.training.tally import EpochStats, Tally
-from compofa.workers import Alone, Backend
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compofa.distributed.backend import Backend
 from compofa.training.tally import Tally
-from compofa.workers import Backend
 
 
 @contextmanager

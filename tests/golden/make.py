@@ -86,7 +86,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
 
 def genes(network: str) -> list[list[int]]:
     """Return the genes of eight subnets that seed 0 draws from a network's space."""
-    from compofa.model_zoo import network_spec
+    from compofa.networks.zoo import network_spec
 
     space = network_spec(network, resolutions=(160, 192, 224)).space
     return space.sample_genes(np.random.default_rng(0), 8).tolist()
@@ -94,10 +94,10 @@ def genes(network: str) -> list[list[int]]:
 
 def predictions(folder: Path) -> dict[str, list[float]]:
     """Return what the models of a folder say of its subnets, and the shipped ones of theirs."""
-    from compofa.records import read_records
-    from nas import pipeline
-    from nas.devices import load_cost
-    from nas.predictor import load_accuracy_model
+    from compofa.io.records import read_records
+    from nas.accuracy.predictor import load_accuracy_model
+    from nas.cost.devices import load_cost
+    from nas.search import pipeline
     from nas.tables import read_subnets
 
     subnets = [record.subnet for record in read_records(folder / "supernet.jsonl")[:5]]
@@ -123,7 +123,7 @@ def make_losses() -> None:
 
 def make_genes() -> None:
     """Write ``genes.json``."""
-    from compofa.model_zoo import NETWORKS
+    from compofa.networks.zoo import NETWORKS
 
     lines = [f'"{name}": {json.dumps(genes(name))}' for name in NETWORKS]
     (HERE / "genes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -146,15 +146,17 @@ def make_files(folder: Path) -> None:
     """Write one file of every form, and ``expected.json`` with what reading each must give."""
     from few import shrink_digits
 
-    from compofa.cli import evaluate, nas, search, tools
+    from compofa.cli import evaluate, tools
     from compofa.errors import StoppedError
-    from compofa.model_zoo import open_checkpoint
-    from compofa.tensorfile import checksum, read_safely, write_tensors
+    from compofa.io.tensors import checksum, read_safely, write_tensors
+    from compofa.networks.zoo import open_checkpoint
     from compofa.training.config import TrainConfig
     from compofa.training.run import train
     from compofa.training.stopping import Stopping
-    from nas import measure as measuring
-    from nas.timing import Settings
+    from nas.cli import search
+    from nas.cli import tools as nas
+    from nas.cost import measured as measuring
+    from nas.cost.timing import Settings
 
     shrink_digits()
     folder.mkdir()

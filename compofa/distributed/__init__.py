@@ -1,0 +1,1 @@
+"""Worker processes that compute together, and CPU threads."""

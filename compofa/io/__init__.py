@@ -1,0 +1,1 @@
+"""Files: read in bounds and without running code, written atomically."""

@@ -1,0 +1,1 @@
+"""Weights and subnets of other programs, one module per format."""

@@ -1,0 +1,1 @@
+"""Network families and definitions: tables and layer shapes, without torch."""

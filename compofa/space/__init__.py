@@ -1,0 +1,1 @@
+"""Search spaces: subnets, choices, couplings, genes. NumPy alone."""

@@ -1,0 +1,83 @@
+"""The part of ``run_NAS.py`` that searches a trained checkpoint, and so needs torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from compofa.cli.evaluate import open_data
+from compofa.data import Normalisation
+from compofa.errors import ConfigError
+from compofa.evaluate import Evaluator
+from compofa.networks.zoo import open_checkpoint
+from compofa.training.setup import check_device
+from nas.search import pipeline
+from nas.search.from_checkpoint import (
+    Trained,
+    measure_found,
+    search_resolutions,
+    trained_targets,
+)
+
+
+def search_checkpoint(
+    args: argparse.Namespace,
+    output: Path,
+    load_cost: Callable[..., object],
+    choose_budgets: Callable[..., Sequence[float]],
+) -> pipeline.Outcome:
+    """Collect records, fit a predictor, search, and measure what was found.
+
+    Args:
+        args: Options of ``run_NAS.py``.
+        output: Folder of the results.
+        load_cost: Returns the cost of a space for ``args``.
+        choose_budgets: Returns the budgets for ``args`` and a target.
+    """
+    if args.compare not in (None, ["none"], ["free"]):
+        raise ConfigError(
+            f"--compare: expected free or none with a checkpoint, got {' '.join(args.compare)}"
+        )
+    if args.width_mult is not None:
+        raise ConfigError("--width-mult: a checkpoint has its own width, expected none")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    _, checkpoint = open_checkpoint(args.net)
+    resolutions = search_resolutions(checkpoint, args.resolutions)
+    trained = Trained(pipeline.network_name(args.net), checkpoint, resolutions)
+    data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
+    splits = open_data(checkpoint, data)
+
+    named: set[str] = set()
+
+    def evaluator(part: str) -> Evaluator:
+        return Evaluator(
+            splits,
+            part,
+            normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+            workers=args.workers,
+            seed=args.seed,
+            device=device,
+            named=named,
+        )
+
+    targets = trained_targets(
+        trained,
+        lambda *of: load_cost(args, *of),
+        evaluator("validation"),
+        output,
+        samples=args.samples,
+        predictor=args.accuracy_predictor,
+        compare=args.compare != ["none"],
+        seed=args.seed,
+        bar=not args.quiet,
+    )
+    budgets = choose_budgets(args, targets[0])
+    outcome = pipeline.run_search(targets, budgets, seed=args.seed)
+    bar = not args.quiet
+    return measure_found(
+        outcome, trained, evaluator("test"), args.target_hardware, args.batch_size, bar
+    )

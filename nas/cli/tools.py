@@ -1,0 +1,400 @@
+"""``python -m nas``: devices, predictions, measurements and fits."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
+from compofa.errors import ConfigError, SpaceError, TableError
+from compofa.io.atomic import is_stream, require_other
+from compofa.io.locks import exclusive
+from compofa.networks.zoo import NETWORKS
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import SubnetArrays, arrays_of
+from nas.cost.base import macs_cost, params_cost
+from nas.cost.devices import DEVICES, load_cost
+from nas.search import pipeline
+from nas.search.evolution import require_finite
+from nas.tables import (
+    lines,
+    read_csv,
+    read_subnets,
+    require_members,
+    without_repeats,
+    write_columns,
+)
+
+if TYPE_CHECKING:
+    from compofa.io.records import EvalRecord
+    from compofa.space.subnet import Subnet
+
+PROG = "python -m nas"
+DESCRIPTION = """\
+What is known of devices and networks, and the tools that make it known. For example:
+
+  python -m nas predict --net compofa --columns top1,latency:note10 --input in.csv --output out.csv
+  python -m nas collect --net compofa-digits --samples 100 --output records.jsonl
+  python -m nas fit-accuracy --input records.jsonl --output predictor.npz
+  python -m nas measure --net compofa --output tables
+"""
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def parser() -> Parser:
+    """Build the command's parser."""
+    p = Parser(prog=PROG, description=DESCRIPTION)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, call: Callable[[argparse.Namespace], None]) -> Parser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(call=call)
+        return sub
+
+    add("devices", "list the devices, where their figures come from, and their errors", _devices)
+
+    sub = add(
+        "predict", "add accuracy, latency, MACs or parameters to a table of subnets", _predict
+    )
+    _add_network(sub)
+    sub.add_argument(
+        "--columns",
+        required=True,
+        metavar="LIST",
+        help="commas between: top1, top1_std, macs, params, latency:DEVICE",
+    )
+    sub.add_argument(
+        "--input",
+        required=True,
+        metavar="CSV",
+        help="columns ks, e, d and r, and any others; .gz is read too",
+    )
+    sub.add_argument(
+        "--output",
+        required=True,
+        metavar="CSV",
+        help="the rows and columns of --input, which it may replace, and those of --columns; "
+        "columns of the same name are replaced",
+    )
+    sub.add_argument(
+        "--latency-table",
+        metavar="DIR",
+        help="folder of lookup tables for latency:note10 or another name",
+    )
+    sub.add_argument(
+        "--accuracy-predictor", metavar="FILE", help="predictor's file in place of the shipped one"
+    )
+
+    sub = add(
+        "measure", "time the layers of a space on this machine and write lookup tables", _measure
+    )
+    _add_network(sub)
+    sub.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="what to time")
+    sub.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="images at once; 0 for 1 (cpu) or 64 (gpu)",
+    )
+    sub.add_argument(
+        "--resolutions",
+        type=sizes,
+        nargs="+",
+        metavar="R",
+        help="input resolutions (default: 160 176 192 208 224)",
+    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder of R_lookup_table.yaml")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = add(
+        "collect", "measure the accuracy of random subnets of a checkpoint; resumable", _collect
+    )
+    sub.add_argument(
+        "--net",
+        required=True,
+        metavar="FILE|ID",
+        help="a checkpoint, or a network whose weights ship",
+    )
+    sub.add_argument("--samples", type=int, default=100, metavar="N", help="subnets in all")
+    sub.add_argument(
+        "--space",
+        choices=("own", "free"),
+        default="own",
+        help="the checkpoint's space, or the same without its coupling",
+    )
+    sub.add_argument(
+        "--resolutions",
+        type=sizes,
+        nargs="+",
+        metavar="R",
+        help="input resolutions; by default the data set's own",
+    )
+    sub.add_argument("--part", choices=("validation", "test"), default="validation", help="images")
+    sub.add_argument("--data-path", metavar="DIR", help="folder of the data set")
+    sub.add_argument(
+        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+    )
+    sub.add_argument("--batch-size", type=int, default=256, help="images at once")
+    sub.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    sub.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
+    add_workers(sub)
+    sub.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
+    sub.add_argument(
+        "--output", required=True, metavar="JSONL", help="file that records are appended to"
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = add("fit-accuracy", "fit an accuracy predictor to records or to a table", _fit_accuracy)
+    _add_fit(sub, "JSON lines of collect, or a CSV with ks, e, d, r and top1", "predictor (.npz)")
+    sub.add_argument("--name", default="custom", help="name of the model")
+
+    sub = add("fit-latency", "fit a latency model to measured networks", _fit_latency)
+    _add_fit(sub, "CSV with ks, e, d, r and latency_ms", "model (.npz)")
+    sub.add_argument("--column", default="latency_ms", help="column of the latency in ms")
+    sub.add_argument("--name", default="custom", help="name of the device")
+    _add_network(sub)
+    return p
+
+
+def _add_network(sub: Parser) -> None:
+    sub.add_argument("--net", default="compofa", metavar="ID", help=f"one of {', '.join(NETWORKS)}")
+    sub.add_argument(
+        "--width-mult",
+        type=float,
+        metavar="X",
+        help="width multiplier; by default the network's own",
+    )
+
+
+def _add_fit(sub: Parser, source: str, result: str) -> None:
+    sub.add_argument("--input", metavar="FILE", help=source)
+    sub.add_argument(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help=f"{result} to write; a folder with --shipped",
+    )
+    sub.add_argument(
+        "--shipped",
+        metavar="DIR",
+        help="make the models that ship, from this folder of published tables",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of all randomness")
+
+
+def _devices(args: argparse.Namespace) -> None:
+    for name, device in DEVICES.items():
+        r = device.resolutions
+        where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
+        print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
+        print(f"{'':14} {device.source}; {device.error}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    models = [name.removeprefix("latency:") for name in args.columns.split(",") if ":" in name]
+    for model in filter(None, [args.accuracy_predictor, *models]):
+        require_other(args.output, model, f"{os.path.splitext(model)[0]}.json")
+    table = read_csv(args.input)
+    arrays, _ = read_subnets(table)
+    backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
+    arrays = require_members(arrays, space, args.input)
+
+    def known(rows: SubnetArrays) -> SearchSpace:
+        sizes = np.unique(rows.r).tolist()
+        return pipeline.named_space(args.net, args.width_mult, sizes)[1]
+
+    space = _ask(known, arrays, args.input)
+    columns: dict[str, np.ndarray] = {}
+    for name in args.columns.split(","):
+        if name in ("top1", "top1_std"):
+            model = pipeline.accuracy_model(
+                args.accuracy_predictor or args.net, backbone.width_mult
+            )
+            columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
+            log.info("%s: %s, %s", name, model.name, model.error)
+        elif name in ("macs", "params"):
+            count = macs_cost if name == "macs" else params_cost
+            columns[name] = count(backbone, classes)(arrays).astype(np.int64)
+        elif name.startswith("latency:"):
+            cost = load_cost(name.removeprefix("latency:"), backbone, classes,
+                             table=args.latency_table, space=space)  # fmt: skip
+            columns[name] = _ask(cost, arrays, args.input)
+            log.info("%s: %s", name, cost.error)
+        else:
+            raise ConfigError(
+                f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
+            )
+        require_finite(name, columns[name], 0)
+    replaced = write_columns(args.output, table, columns)
+    if replaced:
+        log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
+    print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
+
+
+def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str) -> _T:
+    """Ask about subnets that differ in what is refused by their resolution alone; name lines.
+
+    Raises:
+        TableError: A resolution is refused.
+    """
+    try:
+        return question(arrays)
+    except SpaceError:
+        for resolution in np.unique(arrays.r):
+            rows = np.flatnonzero(arrays.r == resolution)
+            try:
+                question(SubnetArrays(*(values[rows] for values in arrays)))
+            except SpaceError as error:
+                raise TableError(f"{path}, {lines(rows)}: {error}") from None
+        raise
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from nas.cost.measured import Settings, measure
+
+    wanted = sorted({r for group in args.resolutions or [pipeline.RESOLUTIONS] for r in group})
+    backbone, space, classes = pipeline.named_space(args.net, args.width_mult, wanted)
+    settings = Settings(device=args.device, batch=args.batch_size)
+    cost = measure(backbone, space, classes, settings, progress=not args.quiet)
+    paths = cost.export(args.output, space)
+    print(f"{cost.name}: {cost.error}")
+    print(f"{len(paths)} lookup tables in {args.output}")
+
+
+def _collect(args: argparse.Namespace) -> None:
+    import torch
+
+    from compofa.cli.evaluate import open_data
+    from compofa.data import Normalisation
+    from compofa.evaluate import Evaluator
+    from compofa.networks.zoo import open_checkpoint
+    from compofa.training.setup import check_device
+    from nas.accuracy.collect import collect, draw_subnets
+    from nas.search.from_checkpoint import Trained, search_resolutions
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def opened() -> tuple[Trained, list[Subnet], Evaluator]:
+        check_device(args.device)
+        if args.samples < 1:
+            raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
+        _, checkpoint = open_checkpoint(args.net)
+        wanted = sorted({r for group in args.resolutions or [] for r in group})
+        trained = Trained(
+            pipeline.network_name(args.net),
+            checkpoint,
+            search_resolutions(checkpoint, wanted),
+        )
+        space = trained.space if args.space == "own" else trained.free_space or trained.space
+        data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
+        evaluator = Evaluator(
+            open_data(checkpoint, data),
+            args.part,
+            normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+            calibration_images=args.calibration_images,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            seed=args.seed,
+            device=workers.device(args.device),
+        )
+        return trained, draw_subnets(space, args.samples, args.seed), evaluator
+
+    def attempt(again: bool) -> list[EvalRecord]:
+        only_main_speaks(workers)
+        trained, subnets, evaluator = workers.in_turn(opened)
+        return collect(
+            trained.checkpoint, args.net, subnets, evaluator, args.output,
+            bar=not args.quiet, backend=workers,
+        )  # fmt: skip
+
+    with joined(args) as workers:
+        records = workers.lasting(attempt)
+        if not workers.is_main:
+            return
+    top1 = [record.top1 for record in records]
+    print(f"{len(records)} records, top-1 {min(top1):.2f} to {max(top1):.2f} %: {args.output}")
+
+
+def _fit_accuracy(args: argparse.Namespace) -> None:
+    from compofa.io.records import read_records
+    from nas.accuracy.fit import fit_accuracy, reproduce
+
+    if args.shipped:
+        _say_made(reproduce(Path(args.shipped), Path(args.output)))
+        return
+    source = _require_input(args)
+    _require_model(args.output, source)
+    if ".csv" in source.suffixes:
+        arrays, columns = read_subnets(source, ["top1"])
+        arrays, top1 = without_repeats(arrays, columns["top1"])
+    else:
+        records = read_records(source)
+        if not records:
+            raise ConfigError(f"--input: expected records in {source}, got none")
+        nets = {(record.checkpoint, len(record.subnet.stages)): record.net for record in records}
+        if len(nets) > 1:
+            raise ConfigError(
+                f"--input: expected records of one network in {source}, got {len(nets)}: "
+                f"{', '.join(nets.values())}"
+            )
+        slots = max(max(record.subnet.depths) for record in records)  # the largest is among them
+        arrays = arrays_of([record.subnet for record in records], slots)
+        top1 = np.array([record.top1 for record in records])
+    model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
+    model.save(args.output)
+    print(f"{args.name}: {model.error}; written to {args.output}")
+
+
+def _fit_latency(args: argparse.Namespace) -> None:
+    from nas.cost.fit import fit_network, reproduce
+
+    if args.shipped:
+        _say_made(reproduce(Path(args.shipped), Path(args.output)))
+        return
+    source = _require_input(args)
+    _require_model(args.output, source)
+    arrays, columns = read_subnets(source, [args.column])
+    backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
+    model = fit_network(arrays, columns[args.column], backbone, args.name)
+    model.save(args.output)
+    print(f"{args.name}: {model.error}; written to {args.output}")
+
+
+def _require_input(args: argparse.Namespace) -> Path:
+    if not args.input:
+        raise ConfigError("expected --input FILE, or --shipped DIR to make the models that ship")
+    return Path(args.input)
+
+
+def _require_model(output: str, source: Path) -> None:
+    if is_stream(output):
+        raise ConfigError(f"--output: expected a file, for its card goes beside it, got {output}")
+    for file in (output, Path(output).with_suffix(".json")):
+        require_other(file, source)
+
+
+def _say_made(paths: Sequence[Path]) -> None:
+    print(f"made {len(paths)} models: {', '.join(path.name for path in paths)}")
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
+    if args.command in ("devices", "collect"):  # one writes nothing, the other is many workers
+        args.call(args)
+        return
+    folder = args.command == "measure" or vars(args).get("shipped") is not None
+    with exclusive(args.output, folder):
+        args.call(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(_main, argv, PROG)

@@ -1,0 +1,1 @@
+"""What subnets cost: counts, lookup tables, fitted and measured latencies, devices."""

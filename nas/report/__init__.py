@@ -1,0 +1,1 @@
+"""What a search shows: figures and a self-contained page."""

@@ -1,0 +1,1 @@
+"""The search: operators, evolution, enumeration, Pareto fronts."""

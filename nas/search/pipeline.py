@@ -1,0 +1,324 @@
+"""A search from names to files: network and device in; tables, pictures and subnets out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compofa.errors import CompofaError, ConfigError, SearchError, TableError
+from compofa.io.atomic import require_writable, write_text_atomic
+from compofa.io.untrusted import printable
+from compofa.networks.backbones import Backbone
+from compofa.networks.zoo import NETWORKS, network_spec
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import SubnetArrays
+from nas.accuracy.predictor import AccuracyModel, load_accuracy_model
+from nas.cost.base import Cost, macs_cost, params_cost
+from nas.report.html import FoundRow, ReportData, Series, write_report
+from nas.search.evolution import Evolution
+from nas.search.pareto import pareto_front
+from nas.search.search import Found, Points, sample_points, search, search_front
+from nas.tables import read_csv, write_subnets
+
+log = logging.getLogger(__name__)
+
+RESOLUTIONS = (160, 176, 192, 208, 224)
+"""Input resolutions of the published searches, pixels."""
+CONSTRAINTS = {"note10": (15.0, 20.0, 25.0, 30.0)}
+"""Budgets of the published searches by device, ms; elsewhere :func:`usual_budgets`."""
+CLOUD = 2000
+SHARES = (0.1, 0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network to search: its space, and how accuracy and cost of its subnets are known.
+
+    Attributes:
+        name: For tables and legends.
+        backbone: Widths and strides.
+        classes: Outputs of the classifier.
+        space: Where to search, resolutions included.
+        accuracy: Predictor of top-1.
+        cost: What budgets limit.
+    """
+
+    name: str
+    backbone: Backbone
+    classes: int
+    space: SearchSpace
+    accuracy: AccuracyModel
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found, ready to be written.
+
+    Attributes:
+        targets: The network searched, then those compared.
+        found: The best subnet for each budget that can be met.
+        fronts: The front of each target.
+        clouds: Random subnets of each target.
+        measured: Columns measured afterwards, a value a found subnet.
+    """
+
+    targets: tuple[Target, ...]
+    found: tuple[Found, ...]
+    fronts: tuple[Points, ...]
+    clouds: tuple[Points, ...]
+    measured: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Percent:
+    """Turns a predictor of fractions, such as the published one, into one of percent."""
+
+    unit = "top-1 %"
+
+    def __init__(self, model: Any) -> None:
+        self.name, self.error, self._model = model.name, model.error, model
+
+    def predict(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return top-1 in percent, shape [n]."""
+        return self._model.predict_percent(arrays)
+
+    def std(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return its standard deviation in points, shape [n]."""
+        return 100.0 * self._model.std(arrays)
+
+
+def accuracy_model(name_or_path: str | Path, width_mult: float | None = None) -> AccuracyModel:
+    """Open a predictor, in percent whatever its file's unit; see :func:`load_accuracy_model`."""
+    model = load_accuracy_model(name_or_path, width_mult)
+    return Percent(model) if hasattr(model, "predict_percent") else model
+
+
+def named_space(
+    net: str, width_mult: float | None, resolutions: Sequence[int] = RESOLUTIONS
+) -> tuple[Backbone, SearchSpace, int]:
+    """Return backbone, space and classes of a named network.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if net not in NETWORKS:
+        raise ConfigError(
+            f"unknown network {net!r}: expected a checkpoint's path or one of {', '.join(NETWORKS)}"
+        )
+    spec = network_spec(net, width_mult=width_mult, resolutions=tuple(resolutions))
+    for resolution in resolutions:
+        spec.check_resolution(resolution)
+    return spec.backbone, replace(spec.space, name=net), spec.classes
+
+
+def network_name(net: str) -> str:
+    """Return what to call a checkpoint: its file's name, or its folder's for best.pt, last.pt."""
+    path = Path(net)
+    own = path.stem in ("best", "last") and path.parent.name
+    return printable(path.parent.name if own else path.stem)
+
+
+def usual_budgets(target: Target) -> list[float]:
+    """Return four budgets spread over what the subnets of a space cost, two digits each.
+
+    One that would be below all of those costs, as in a space of nearly equal ones, keeps its
+    digits.
+    """
+    genes = target.space.sample_genes(np.random.default_rng(0), CLOUD)
+    costs = target.cost(target.space.arrays(genes))
+    spread = [(float(f"{cost:.1e}"), float(cost)) for cost in np.quantile(costs, SHARES)]
+    return sorted({short if short >= costs.min() else cost for short, cost in spread})
+
+
+def run_search(
+    targets: Sequence[Target],
+    budgets: Sequence[float],
+    *,
+    seed: int = 0,
+    evolution: Evolution | None = None,
+) -> Outcome:
+    """Search the first target for each budget, and evaluate the fronts of all.
+
+    Args:
+        targets: The network searched, then those to compare with.
+        budgets: In the unit of the cost.
+        seed: Of all randomness.
+        evolution: Effort where a space is not enumerated.
+
+    Raises:
+        SearchError: No budget can be met; the message names the least possible. One among several
+            is left out with a warning.
+    """
+    first = targets[0]
+    found = search(first.space, first.accuracy, first.cost, budgets, seed=seed, evolution=evolution)
+    fronts = [search_front(t.space, t.accuracy, t.cost, seed=seed) for t in targets]
+    fronts[0] = with_found(first, fronts[0], found)
+    clouds = [sample_points(t.space, t.accuracy, [t.cost], CLOUD, seed=seed) for t in targets]
+    return Outcome(tuple(targets), tuple(found), tuple(fronts), tuple(clouds))
+
+
+def with_found(target: Target, front: Points, found: Sequence[Found]) -> Points:
+    """Return the front of ``front`` and the found subnets together."""
+    joined = Points(
+        np.concatenate([front.genes, [target.space.encode(f.subnet) for f in found]]),
+        np.append(front.accuracy, [f.accuracy for f in found]),
+        np.concatenate([front.costs, [[f.cost] for f in found]]),
+    )
+    return joined.take(pareto_front(joined.costs[:, 0], joined.accuracy))
+
+
+def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
+    """Return the columns of the results table behind ks, e, d and r."""
+    target = outcome.targets[0]
+    arrays = target.space.arrays_of([found.subnet for found in outcome.found])
+    columns: dict[str, list[Any]] = {
+        "top1": [round(found.accuracy, 4) for found in outcome.found],
+        "latency_ms": [_latency(target.cost, found.cost) for found in outcome.found],
+        "macs": [int(value) for value in macs_cost(target.backbone, target.classes)(arrays)],
+        "params": [int(value) for value in params_cost(target.backbone, target.classes)(arrays)],
+    }
+    return columns | outcome.measured
+
+
+def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -> list[Path]:
+    """Write results.csv, pareto.csv, a JSON file per found subnet, report.html and pictures.
+
+    The JSON files of an earlier search, which its results.csv lists, are removed. Pictures come
+    last: where they cannot be drawn, a warning says why, and none of an earlier search is left.
+
+    Returns:
+        The files, in that order.
+    """
+    folder = require_writable(folder)
+    target, columns = outcome.targets[0], found_columns(outcome)
+    subnets = [found.subnet for found in outcome.found]
+    ahead = {
+        "constraint": [found.budget for found in outcome.found],
+        "net": [target.name] * len(subnets),
+    }
+    results, fronts, report = (
+        folder / name for name in ("results.csv", "pareto.csv", "report.html")
+    )
+    files = [folder / _subnet_file(found.budget) for found in outcome.found]
+    for path, subnet in zip(files, subnets, strict=True):
+        write_text_atomic(path, json.dumps(target.space.to_config(subnet)) + "\n")
+    for path in filter(Path.is_file, listed_subnets(results) - set(files)):
+        path.unlink()
+    write_subnets(results, target.space.arrays_of(subnets), columns, ahead)
+    _write_fronts(outcome, fronts)
+    data = report_data(outcome)
+    write_report(data, report)
+    drawn = _write_pictures(data, folder) if pictures else []
+    return [results, fronts, *files, report, *drawn]
+
+
+def _subnet_file(budget: float) -> str:
+    return f"subnet_{budget:.12g}.json"
+
+
+def listed_subnets(results: Path) -> set[Path]:
+    """Return the JSON files of the search whose results.csv this is; none if it is no such file."""
+    try:
+        header, rows = read_csv(results)[1:]
+        budgets = {float(row[header.index("constraint")]) for row in rows}
+    except (TableError, ValueError):
+        return set()
+    return {results.with_name(_subnet_file(budget)) for budget in budgets}
+
+
+def _write_pictures(data: ReportData, folder: Path) -> list[Path]:
+    """Draw pareto.png and pareto.svg; return what was drawn."""
+    drawn = [folder / "pareto.png", folder / "pareto.svg"]
+    try:
+        from nas.report.figure import write_plot
+
+        write_plot(data, *drawn)
+    except (CompofaError, ImportError, OSError, RuntimeError, ValueError) as error:
+        for path in filter(Path.is_file, drawn):
+            path.unlink()
+        log.warning("no pictures: %s", " ".join(str(error).split()) or type(error).__name__)
+        return []
+    return drawn
+
+
+def report_data(outcome: Outcome) -> ReportData:
+    """Gather what the pictures and the report show."""
+    target, columns = outcome.targets[0], found_columns(outcome)
+    cost, accuracy = target.cost, target.accuracy
+    units = {"macs": 1e6, "params": 1e6}
+    labels = {"macs": "MACs (M)", "params": "parameters (M)"}
+    labels |= {name: name.replace("_", " ") for name in outcome.measured}
+    extra = [
+        {label: f"{columns[name][row] / units.get(name, 1):.2f}" for name, label in labels.items()}
+        for row in range(len(outcome.found))
+    ]
+    is_latency = cost.unit == "ms"
+    return ReportData(
+        title=f"{target.name} on {cost.name}",
+        cost_name=f"Latency on {cost.name}" if is_latency else cost.name,
+        cost_unit=cost.unit,
+        cost_error=cost.error,
+        accuracy_name="Predicted top-1",
+        accuracy_unit="%",
+        accuracy_error=accuracy.error,
+        series=tuple(
+            Series.from_points(_label(t.name), t.space, front, cloud)
+            for t, front, cloud in zip(outcome.targets, outcome.fronts, outcome.clouds, strict=True)
+        ),
+        found=tuple(
+            FoundRow(
+                _label(target.name),
+                found.budget,
+                found.cost,
+                found.accuracy,
+                target.space.to_config(found.subnet),
+                extra[row],
+            )
+            for row, found in enumerate(outcome.found)
+        ),
+        sources=tuple(
+            f"{t.name}: {t.space.size:.3g} subnets; accuracy by the model {t.accuracy.name} "
+            f"({t.accuracy.error}); cost {t.cost.name} ({t.cost.error})."
+            for t in outcome.targets
+        ),
+    )
+
+
+def _label(net: str) -> str:
+    """Shorten the published ids for legends."""
+    return net.replace("ofa_mbv3_d234_e346_k357_", "OFA ")
+
+
+def _write_fronts(outcome: Outcome, path: Path) -> None:
+    names, arrays = [], []
+    columns: dict[str, list[Any]] = {"top1": [], "latency_ms": [], "macs": [], "params": []}
+    for target, front in zip(outcome.targets, outcome.fronts, strict=True):
+        rows = target.space.arrays(front.genes)
+        names += [target.name] * len(front.accuracy)
+        arrays.append(rows)
+        columns["top1"] += [round(value, 4) for value in front.accuracy.tolist()]
+        columns["latency_ms"] += [_latency(target.cost, v) for v in front.costs[:, 0].tolist()]
+        columns["macs"] += macs_cost(target.backbone, target.classes)(rows).astype(int).tolist()
+        columns["params"] += params_cost(target.backbone, target.classes)(rows).astype(int).tolist()
+    joined = SubnetArrays(*(np.concatenate(parts) for parts in zip(*arrays, strict=True)))
+    write_subnets(path, joined, columns, {"net": names})
+
+
+def _latency(cost: Cost, value: float) -> float | None:
+    return round(value, 4) if cost.unit == "ms" else None
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Check that no network is compared with itself.
+
+    Raises:
+        SearchError: One is.
+    """
+    if len(set(names)) < len(names):
+        raise SearchError(f"expected different networks to compare, got {', '.join(names)}")
