@@ -277,7 +277,7 @@ def command(main: Callable[[list[str]], int], *argv: str, output: str = "") -> C
         words = [re.sub("FILE|FOLDER", lambda found: places[found[0]], word) for word in argv]
         out, err = io.StringIO(), io.StringIO()
         root = logging.getLogger()
-        before, handlers = os.getcwd(), root.handlers[:]
+        before, handlers, level = os.getcwd(), root.handlers[:], root.level
         root.handlers[:] = []
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
@@ -290,6 +290,7 @@ def command(main: Callable[[list[str]], int], *argv: str, output: str = "") -> C
             finally:
                 os.chdir(before)
                 root.handlers[:] = handlers
+                root.setLevel(level)
                 logging.captureWarnings(False)
         require(status == 1, f"exit status {status}")
         require(not written, f"left behind: {written}")
