@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## train a compound supernet on handwritten digits, evaluate
 	$(PY) -m nas.cli.demo --output runs/demo $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
-	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)  ## check style
 	$(PY) -m ruff check .

@@ -77,7 +77,7 @@ setup(
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "pytest>=8",
-            "pytest-xdist>=3.7",
+            "pytest-xdist>=3.5",
             "ruff>=0.9",
             *EXPORT,
         ],

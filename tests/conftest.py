@@ -18,14 +18,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 REFERENCE_DATA = "COMPOFA_REFERENCE_DATA"
 
 
-LONGEST = ("test_horovod.py", "test_torchrun.py", "test_readme.py", "test_tutorial.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, lest a core waits for the last of them."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """The folder of published measurements, weights and images; skips where there is none."""
