@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from compofa.distributed.backend import workers
+from compofa.distributed.launch import process_group
 from compofa.networks.zoo import ofa_net
 from compofa.training.optim import make_optimizer
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="times to average; median is shown")
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
-    with workers(cuda=cuda) as backend:
+    with process_group(cuda=cuda) as backend:
         net = ofa_net(args.net).to(backend.device("cuda" if cuda else "cpu"))
         make_optimizer(net, 0.0, 0.0)  # gives every weight its gradient
         size = sum(parameter.numel() for parameter in net.parameters())

@@ -18,7 +18,7 @@ import pytest
 from calls import called
 
 from compofa.cli import evaluate, tools, train
-from compofa.cli.common import Parser, joined, run
+from compofa.cli.common import Parser, join_ranks, run
 from compofa.data import loaders
 from compofa.errors import CompofaError, ConfigError, DataError
 from compofa.io.download import published_path
@@ -107,7 +107,7 @@ def test_without_a_home_folder_nothing_is_called_tilde(monkeypatch, capsys):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(SystemExit):
         train.parser().parse_args(["--output=~/runs"])
-    assert "expected a home folder" in capsys.readouterr().err
+    assert "HOME is not set" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="set HOME or XDG_CACHE_HOME"):
         cache_folder()
     with pytest.raises(CompofaError, match="set HOME or TORCH_HOME"):
@@ -154,7 +154,7 @@ def test_a_full_disk_behind_the_output_is_one_line(words):
     ):
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and told.count("\n") == 1
-    assert told.startswith("python -m nas: error: cannot write to the standard output: No space")
+    assert told.startswith("python -m nas: error: cannot write to stdout: No space")
 
 
 def test_names_that_the_terminal_cannot_show_are_printed(tmp_path):
@@ -254,19 +254,19 @@ def test_tasks_of_slurm_that_would_all_do_the_same(environment, warned, monkeypa
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     args = train.parser().parse_args(["--device", "cpu"])
-    with caplog.at_level(logging.WARNING), joined(args):
-        assert ("Slurm has 4 tasks" in caplog.text) == warned
+    with caplog.at_level(logging.WARNING), join_ranks(args):
+        assert ("Slurm started 4 tasks" in caplog.text) == warned
     caplog.clear()
     args.backend = "none"
-    with caplog.at_level(logging.WARNING), joined(args):
+    with caplog.at_level(logging.WARNING), join_ranks(args):
         assert caplog.text == "", "that is what was asked for"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_a_worker_is_told_to_end_when_its_launcher_is_killed():
     worker = (
-        "import sys, time\nfrom compofa.cli.common import _end_with_launcher\n"
-        "_end_with_launcher()\nprint('ready', flush=True)\ntime.sleep(60)\n"
+        "import sys, time\nfrom compofa.cli.common import _die_with_launcher\n"
+        "_die_with_launcher()\nprint('ready', flush=True)\ntime.sleep(60)\n"
     )
     launcher = (
         "import subprocess, sys\n"
