@@ -84,7 +84,7 @@ def test_validation_is_for_choices_and_test_for_the_final_figures(tmp_path: Path
     assert counts(tmp_path) == [20, 4, 6]
     assert "validation images in valid, test images in test" in said()[0]
     assert counts(tmp_path, validation_images=6) == [14, 6, 6]
-    assert "validating on training images" in said()[-1]
+    assert "ignoring its validation images" in said()[-1]
     fill(tmp_path / "valid", 1, ("cow",))
     refused(tmp_path, "1 only in valid (cow)")
 

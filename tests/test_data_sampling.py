@@ -137,7 +137,7 @@ def test_a_data_set_smaller_than_a_batch_is_one_step():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 4, RESOLUTIONS, 0, 0), "0 training images are too few"),
+        ((0, 4, RESOLUTIONS, 0, 0), "one training image per rank, got 0"),
         ((9, 0, RESOLUTIONS, 0, 0), "batch size of at least 1, got 0"),
         ((9, 4, (), 0, 0), "expected positive resolutions"),
         ((9, 4, (0, 16), 0, 0), "expected positive resolutions"),

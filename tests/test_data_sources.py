@@ -1,15 +1,27 @@
+import csv
 import logging
 import pickle
 import struct
+import textwrap
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from compofa.data import datasets, load_dataset
-from compofa.data.datasets import stratified_split
+import compofa.data
+from compofa.cli import evaluate, train
+from compofa.data import (
+    DATASETS,
+    RawDataset,
+    dataset_info,
+    datasets,
+    load_dataset,
+    register_dataset,
+)
 from compofa.data.decoding import BrokenImages, UnreadableImageError, decode_rgb
+from compofa.data.sampling import stratified_split
 from compofa.data.sources import FilesSource, MemorySource
 from compofa.data.torchvision_shim import import_torchvision
 from compofa.errors import DataError
@@ -184,7 +196,7 @@ def test_without_network_the_message_helps(tmp_path, no_network, name):
             load_dataset(name, tmp_path, download=download)
         message = str(caught.value)
         assert "\n" not in message and ".gz" in message and str(tmp_path) in message
-        assert ("could not be downloaded" in message) == download
+        assert ("cannot be downloaded" in message) == download
     # What an attempt leaves behind is not taken for class folders.
     with pytest.raises(DataError, match="train/<class>/ and test/<class>/"):
         load_dataset(name, tmp_path)
@@ -229,16 +241,86 @@ def test_fashion_mnist_from_torchvision_files(tmp_path):
     assert [len(part) for part in parts(splits)] == [36, 4, 40]
     assert np.array_equal(splits.test.images[7], np.repeat(pixels[7][None], 3, axis=0))
     (raw / "t10k-images-idx3-ubyte").write_bytes(head + pixels.tobytes()[:50])
-    with pytest.raises(DataError, match="fashion-mnist was not found, or is damaged"):
+    with pytest.raises(DataError, match="fashion-mnist is missing or damaged"):
         load_dataset("fashion-mnist", tmp_path, download=False)
 
 
 def test_default_hold_out_is_at_most_ten_thousand(monkeypatch):
     images = np.zeros((120_000, 3, 1, 1), np.uint8)
     source = MemorySource(images, np.arange(120_000) % 10)
-    made = datasets._Parts(tuple("0123456789"), source, source, 12_000)
-    monkeypatch.setattr(datasets, "_folders", lambda *_: made)
+    made = RawDataset(tuple("0123456789"), source, source)
+    monkeypatch.setattr(datasets, "_class_folders", lambda *_: (made, 0.1, ()))
     assert len(load_dataset("imagenet", "x").validation) == 10_000
+
+
+# --- data sets registered from outside the package ---
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """Register the data set of the example in ``register_dataset``; returns a file for it."""
+    example = textwrap.dedent(register_dataset.__doc__.partition("Example::\n")[2])
+    assert len(example.strip().splitlines()) <= 15
+    draws, ramp = rng(0), np.arange(16)
+    arrays = {}
+    for part, n in (("train", 60), ("test", 20)):
+        labels, (x, y) = np.arange(n) % 2, draws.integers(6, 10, (2, n, 1, 1))
+        dx, dy = abs(ramp - x), abs(ramp[:, None] - y)
+        inside = np.where(labels[:, None, None], np.maximum(dx, dy) < 4, dx**2 + dy**2 < 16)
+        arrays[f"{part}_images"] = np.repeat(255 * inside[:, None].astype(np.uint8), 3, axis=1)
+        arrays[f"{part}_labels"] = labels
+    np.savez(tmp_path / "shapes.npz", **arrays)
+    exec(example, {**vars(compofa.data), "np": np, "MemorySource": MemorySource})
+    yield tmp_path / "shapes.npz"
+    del DATASETS["shapes"]
+
+
+def test_a_registered_data_set_is_split(shapes):
+    splits = load_dataset("shapes", shapes)
+    assert [len(part) for part in parts(splits)] == [54, 6, 20]
+    assert splits.classes == ("circle", "square")
+    assert len(load_dataset("shapes", shapes, validation_images=20).validation) == 20
+    other = load_dataset("shapes", shapes, seed=1).validation
+    assert not np.array_equal(other.images, splits.validation.images)
+    with pytest.raises(DataError, match="shapes"):
+        register_dataset(dataset_info("shapes"))
+
+
+def test_a_registered_data_set_is_trained_and_evaluated(shapes, monkeypatch, capsys):
+    monkeypatch.chdir(shapes.parent)
+    words = ["--dataset", "shapes", "--data-path", str(shapes), "--device", "cpu", "--quiet"]
+    small = [
+        "--task",
+        "teacher",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "27",
+        "--width-mult",
+        "0.1",
+        "--name",
+        "run",
+    ]
+    assert train.main([*words, *small]) == 0, capsys.readouterr().err
+    net = ["--net", "runs/run/teacher/best.pt", "--samples", "1", "--output", "results.csv"]
+    assert evaluate.main([*words, *net]) == 0, capsys.readouterr().err
+    with open("results.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["dataset"], row["part"], row["images"]) == ("shapes", "test", "20")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_resolutions": ()}, "resolutions"),
+        ({"eval_resolution": 0}, "resolutions"),
+        ({"augmentation": "mixup"}, "mixup"),
+        ({"native_size": None}, "native_size"),
+    ],
+)
+def test_a_row_that_cannot_work_is_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        replace(dataset_info("cifar10"), **change)
 
 
 # --- decoding ---

@@ -14,7 +14,7 @@ from PIL import Image
 from compofa.cli import evaluate
 from compofa.data import DataSplits, MemorySource, load_dataset
 from compofa.data.identity import DataIdentity, identify, identify_part, image_names
-from compofa.data.sampling import held_by_share, image_order
+from compofa.data.sampling import hold_out_by_share, image_order
 from compofa.errors import CheckpointError, DataError
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.io.records import EvalRecord
@@ -98,11 +98,17 @@ def test_an_added_image_may_send_one_to_training_but_takes_none_from_it(tmp_path
 def test_small_classes_are_in_every_part():
     targets = np.repeat(np.arange(5), (1, 2, 3, 4, 2000))
     order = image_order(rng(0).integers(0, 2**64, len(targets), np.uint64), "test")
-    held = held_by_share(order, targets, 0.1)
+    held = hold_out_by_share(order, targets, 0.1)
     assert np.bincount(targets[held])[:3].tolist() == [0, 1, 1]
     assert 150 < held[10:].sum() < 250 and np.array_equal(held[10:], order[10:] < 2**64 // 10)
     assert np.unique(targets[~held]).tolist() == [0, 1, 2, 3, 4]
-    assert np.bincount(targets[held_by_share(order, targets, 1.0)]).tolist() == [0, 1, 2, 3, 1999]
+    assert np.bincount(targets[hold_out_by_share(order, targets, 1.0)]).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        1999,
+    ]
 
 
 # --- identity ---
