@@ -21,6 +21,7 @@ from PIL import Image
 from compofa.data import dataset_info
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import network_spec
+from compofa.nn.build import build
 from compofa.seeds import rng
 from compofa.training.recipes import IMAGENET, REFERENCE_BATCH, Phase
 from nas.cost.base import macs_cost
@@ -101,7 +102,7 @@ def published_rate(net: str) -> float:
 
 def gradient_bytes(net: str, largest_only: bool = False) -> int:
     """Return the bytes of all gradients in single precision."""
-    parameters = spec_of(net, largest_only).build().parameters()
+    parameters = build(spec_of(net, largest_only)).parameters()
     return 4 * sum(parameter.numel() for parameter in parameters)
 
 

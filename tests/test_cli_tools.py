@@ -13,6 +13,7 @@ from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.nn.build import build
 from compofa.nn.calibrate import calibrate
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
@@ -210,7 +211,7 @@ def test_export_does_not_write_over_the_data_set(call: Callable[..., Outcome]) -
 def test_a_specialised_network_is_not_written_over(call: Callable[..., Outcome]) -> None:
     spec = network_spec("compofa-small", 3, resolutions=(16,))
     network = FixedNetwork.of(spec, spec.space.smallest)
-    save_checkpoint("net.pt", Checkpoint(network, network.build().state_dict(), image_size=16))
+    save_checkpoint("net.pt", Checkpoint(network, build(network).state_dict(), image_size=16))
     assert call("convert", "net.pt", "net", "--to", "ofa").status == 0
     before = {path: path.read_bytes() for path in Path("net").iterdir()}
     for output, to in (("net", "ofa"), ("net/net.config", "compofa"), ("net/init", "compofa")):

@@ -26,6 +26,7 @@ from compofa.io.formats.names import FORMATS, from_ours, recognise, to_ours
 from compofa.io.open import read_any, save_as
 from compofa.networks.backbones import MOBILENET_V3, backbone
 from compofa.networks.zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.nn.build import build
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.space.subnet import Subnet
@@ -326,7 +327,7 @@ def choices() -> dict[str, Any]:
 
 def test_a_checkpoint_whose_weights_do_not_fit_is_named(tmp_path: Path) -> None:
     spec = network_spec("compofa-small", 3, width_mult=0.1)
-    weights = dict(spec.build().state_dict())
+    weights = dict(build(spec).state_dict())
     for name in [*weights][::2]:
         weights[f"{name}.{'other' * 9}"] = weights.pop(name)
     weights = {name: value[..., None] for name, value in weights.items()}

@@ -22,6 +22,7 @@ from compofa.io.checkpoint import Checkpoint, load_weights, save_checkpoint
 from compofa.io.open import read_any, save_as
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
+from compofa.nn.build import build
 from compofa.nn.extract import extract
 from compofa.seeds import rng
 
@@ -45,7 +46,7 @@ def fixed(classes: int = 5, side: int = 16) -> Checkpoint:
     spec = network_spec("ofa-small", classes, width_mult=0.1, resolutions=(side,))
     subnet = spec.space.sample(rng(1))
     network = FixedNetwork.of(spec, subnet)
-    static = network.build()
+    static = build(network)
     if classes == 5:
         load_weights(static, extract(make("ofa-small", 1), subnet).state_dict())
     return Checkpoint(network, static.state_dict(), dataset="imagefolder", image_size=side)

@@ -14,6 +14,7 @@ from compofa.networks.layout import at_resolution, layout
 from compofa.networks.network_spec import FixedNetwork, network_from_json
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import network_spec
+from compofa.nn.build import build
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
@@ -40,7 +41,7 @@ def test_a_subnet_and_its_definition_are_the_same_network(net_id: str) -> None:
         assert network.layers == layout(net.spec.backbone, subnet, 5)
         assert (network.classes, network.resolution) == (5, subnet.resolution)
         assert network.min_resolution == net.spec.min_resolution
-        static = network.build().eval()
+        static = build(network).eval()
         load_weights(static, extract(net, subnet).state_dict())
         assert torch.equal(static(images()), extract(net, subnet)(images()))
 
@@ -173,7 +174,7 @@ def test_weights_are_read_by_the_names_of_once_for_all(gaps: bool, prefix: str) 
     slots = max(network.subnet.depths)
     theirs = from_ours(static.state_dict(), slots, "ofa")
     theirs = theirs if gaps else from_slots(theirs)
-    other = network.build()
+    other = build(network)
     load_weights(other, {prefix + name: value for name, value in theirs.items()})
     assert all(torch.equal(v, static.state_dict()[k]) for k, v in other.state_dict().items())
 
@@ -191,7 +192,7 @@ def test_both_definitions_answer_alike() -> None:
     subnet = spec.space.sample(rng(0))
     network = FixedNetwork.of(spec, subnet)
     assert FixedNetwork.of(network, subnet.at(24)) == network.at(24)
-    assert isinstance(spec.build(), Supernet) and spec.elastic and not network.elastic
+    assert isinstance(build(spec), Supernet) and spec.elastic and not network.elastic
     for side in (16, 24):
         assert spec.layers_of(subnet.at(side)) == network.layers_of(subnet.at(side))
 

@@ -25,6 +25,7 @@ from compofa.networks.zoo import (
     ofa_specialized,
     open_checkpoint,
 )
+from compofa.nn.build import build
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 
@@ -180,7 +181,7 @@ def test_the_configuration_of_a_resnet_comes_with_its_weights(
 ) -> None:
     spec = network_spec("ofa_resnet50", resolutions=(64,))
     wanted = FixedNetwork.of(spec, spec.space.smallest)
-    source = wanted.build()
+    source = build(wanted)
     checkpoint = Checkpoint(wanted, fill(source), dataset="imagenet", image_size=64)
     save_as(hub / "ofa_specialized" / RESNETS[-1].replace("@", "-"), checkpoint, "ofa")
     network, size = ofa_specialized(RESNETS[-1], pretrained=True)

@@ -21,6 +21,7 @@ from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
+from compofa.nn.build import build
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.training.config import TrainConfig
@@ -324,7 +325,7 @@ def test_imagenets_numbers_as_text_do_not_permute_outputs_without_names(here, di
     splits = DataSplits("imagenet", classes, few, few, few, norm)
     spec = network_spec("compofa-small", 1000, width_mult=0.1, resolutions=(8,))
     fixed = FixedNetwork.of(spec, spec.space.smallest)
-    save_checkpoint(here / "net.pt", Checkpoint(fixed, fixed.build().state_dict()))
+    save_checkpoint(here / "net.pt", Checkpoint(fixed, build(fixed).state_dict()))
     config = TrainConfig(
         task="finetune", init_path=str(here / "net.pt"), dataset="imagenet", data_path="data",
         image_size=(8,),

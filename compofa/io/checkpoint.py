@@ -30,6 +30,7 @@ from compofa.io.weights import load_state
 from compofa.networks.layout import params
 from compofa.networks.network_spec import Network, network_from_json
 from compofa.networks.supernet_spec import NetworkSpec, field
+from compofa.nn.build import build
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 from compofa.space.subnet import numbers
@@ -100,7 +101,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The weights do not fit the definition.
         """
-        net = self.network.build()
+        net = build(self.network)
         load_state(net, self.weights, source)
         return net.eval()
 

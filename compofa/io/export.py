@@ -27,6 +27,7 @@ from compofa.io.untrusted import parse_json, read_text
 from compofa.io.weights import copy_checked
 from compofa.networks.layout import macs, params
 from compofa.networks.network_spec import FixedNetwork, Network, network_from_json
+from compofa.nn.build import build
 from compofa.nn.static import ConvBN, StaticNetwork
 from compofa.space.subnet import Subnet
 
@@ -181,7 +182,7 @@ def _network_of(content: bytes, source: str) -> StaticNetwork:
     header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
     card = parse_json(header["__metadata__"]["compofa"])
     subnet = Subnet.from_config(card["subnet"])
-    network = FixedNetwork.of(network_from_json(card["network"]), subnet).build().eval()
+    network = build(FixedNetwork.of(network_from_json(card["network"]), subnet)).eval()
     network = fold_bn(network) if card["bn_folded"] else network
     copy_checked(network, weights, source)
     return network

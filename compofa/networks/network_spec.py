@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from dataclasses import field as attribute
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from compofa.errors import SpaceError
 from compofa.networks.backbones import RESNET50D
@@ -19,9 +19,6 @@ from compofa.networks.supernet_spec import MAX_RESOLUTION, NetworkSpec, field
 from compofa.space.config import WIDE, WIDTHS
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Block, Number, Subnet, as_number
-
-if TYPE_CHECKING:
-    from compofa.nn.static import StaticNetwork
 
 ACTS = ("relu", "relu6", "hswish", "none")
 KINDS = {
@@ -184,12 +181,6 @@ class FixedNetwork:
         if not same:
             raise SpaceError(f"expected the network {mine}, got {subnet}")
         return self.at(subnet.resolution).layers
-
-    def build(self) -> StaticNetwork:
-        """Build the network with torch's default weights."""
-        from compofa.nn.static import StaticNetwork
-
-        return StaticNetwork(self.layers, self.dropout, self.bn_eps, self.bn_momentum)
 
     def to_json(self) -> dict[str, Any]:
         """Return the definition as JSON data."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from compofa.errors import SpaceError
 from compofa.networks.backbones import Backbone, backbone
 from compofa.networks.layout import LayerSpec, layout
 from compofa.space.search_space import SearchSpace, StageSpace
 from compofa.space.subnet import Subnet, numbers
-
-if TYPE_CHECKING:
-    from compofa.nn.supernet import Supernet
 
 MAX_RESOLUTION = 2048
 """The largest side of an image that a network is used with, in pixels."""
@@ -81,12 +78,6 @@ class NetworkSpec:
     def layers_of(self, subnet: Subnet) -> tuple[LayerSpec, ...]:
         """Return the layers of a subnet, with their shapes."""
         return layout(self.backbone, subnet, self.classes)
-
-    def build(self) -> Supernet:
-        """Build the supernet with new weights."""
-        from compofa.nn.supernet import Supernet
-
-        return Supernet(self)
 
     def largest_only(self) -> NetworkSpec:
         """Return the definition of this network's largest subnet alone: a teacher's."""

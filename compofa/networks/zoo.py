@@ -208,9 +208,11 @@ def ofa_specialized(net_id: str, pretrained: bool = False) -> tuple[StaticNetwor
     if pretrained:
         checkpoint = open_specialised(net_id)[1]
         return checkpoint.build(), checkpoint.image_size
+    from compofa.nn.build import build
+
     row = specialised(net_id)
     network = row.network or specialised_files(net_id, weights=False).network()
-    return network.build(), network.resolution
+    return build(network), network.resolution
 
 
 def specialised_files(net_id: str, weights: bool = True) -> SpecialisedFiles:

@@ -20,6 +20,7 @@ from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
+from compofa.nn.build import build
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig, run_folder
@@ -166,7 +167,7 @@ def set_up(
     teacher = None
     if teacher_path:
         teacher = backend.from_main(lambda: load_teacher(teacher_path, spec, used)).to(device)
-    net = spec.build() if single else Supernet(spec, config.seed)
+    net = build(spec, config.seed)
     before = begun
     if begun is not None:
         load_state(net, begun.weights, str(state["path"] if state else config.init_path))
