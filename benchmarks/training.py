@@ -16,8 +16,8 @@ from compofa.networks.zoo import ofa_net
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.training.losses import distillation_loss
 from compofa.training.optim import make_optimizer
+from compofa.training.tasks import distillation_loss
 
 Step = Callable[[], None]
 

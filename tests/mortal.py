@@ -21,7 +21,7 @@ from few import shrink_digits
 
 import compofa.data.datasets
 import compofa.io.tensors
-import compofa.training.chain
+import compofa.training.run
 from compofa.cli import train
 from compofa.evaluate import Evaluator
 from compofa.training.journal import Journal

@@ -17,7 +17,7 @@ from test_storage import small_disk
 
 from compofa.errors import StoppedError
 from compofa.io.checkpoint import load_checkpoint
-from compofa.training.stopping import SIGNALS, Stopping, on_signals
+from compofa.training.shutdown import SIGNALS, Stopping, on_signals
 
 ROOT = Path(__file__).parent.parent
 KILL = signal.SIGKILL

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from compofa.errors import CompofaError
 from compofa.training.journal import Journal
-from compofa.training.saving import clear
+from compofa.training.run_folder import clear
 
 STEPS = 3
 

@@ -19,11 +19,11 @@ from compofa.nn.extract import extract
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.training import run, setup
-from compofa.training.chain import plan, train_task
+from compofa.training import run, start
 from compofa.training.config import TrainConfig
-from compofa.training.run import train
-from compofa.training.samplers import SAMPLERS
+from compofa.training.recipes import Phase, register_task
+from compofa.training.run import plan, train
+from compofa.training.tasks import Step, sandwich, uniform
 from compofa.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {
@@ -129,11 +129,11 @@ def test_channels_are_sorted_within_their_group():
     [("kernel", 1, None), ("depth", 2, None), ("expand", 1, (6,)), ("expand", 2, (4, 6))],
 )
 def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
-    start = make_trainer(task="supernet").net
-    torch.save({"state_dict": start.state_dict()}, tmp_path / "x.pt")
+    net = make_trainer(task="supernet").net
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "x.pt")
     sorts = []
-    monkeypatch.setattr(setup, "sort_channels", lambda net, groups: sorts.append(groups))
-    monkeypatch.setattr(setup, "load_teacher", lambda *_: extract(start, start.active))
+    monkeypatch.setattr(start, "sort_channels", lambda network, groups: sorts.append(groups))
+    monkeypatch.setattr(start, "load_teacher", lambda *_: extract(net, net.active))
     config = TrainConfig(
         task=task, phase=phase, init_path=str(tmp_path / "x.pt"),
         teacher_path=str(tmp_path / "x.pt"), **SMALL,
@@ -149,7 +149,7 @@ def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
 def whole(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, run.RunResult]:
     """A chain that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, train_task(TrainConfig(task="progressive", **SMALL), folder, bar=False)
+    return folder, train(TrainConfig(task="progressive", **SMALL), folder, bar=False)
 
 
 def test_the_chain_trains_every_phase(whole):
@@ -199,12 +199,12 @@ def test_a_chain_is_resumed_where_it_was(tmp_path, whole, monkeypatch):
 
         patch.setattr(run, "save_checkpoint", stop)
         with pytest.raises(StopError):
-            train_task(config, tmp_path, bar=False)
+            train(config, tmp_path, bar=False)
     assert sorted(path.name for path in tmp_path.glob("*/last.pt")) == ["last.pt"] * 3
     with pytest.raises(ConfigError, match="teacher holds a run already"):
-        train_task(config, tmp_path, bar=False)
+        train(config, tmp_path, bar=False)
     done = (tmp_path / "depth-1" / "last.pt").read_bytes()
-    result = train_task(config, tmp_path, resume=True, bar=False)
+    result = train(config, tmp_path, resume=True, bar=False)
     assert (tmp_path / "depth-1" / "last.pt").read_bytes() == done
     mine, other = (load_checkpoint(r.last).weights for r in (result, whole[1]))
     assert all(torch.equal(value, other[name]) for name, value in mine.items())
@@ -224,11 +224,11 @@ def test_overwriting_leaves_nothing_of_the_old_chain(tmp_path, monkeypatch):
 
     config = TrainConfig(task="progressive", **SMALL)
     with pytest.raises(DataError):  # what cannot begin takes nothing away
-        train_task(replace(config, validation_images=10**6), tmp_path, overwrite=True, bar=False)
+        train(replace(config, validation_images=10**6), tmp_path, overwrite=True, bar=False)
     assert len(files()) == 15
     monkeypatch.setattr(run, "Journal", stop)
     with pytest.raises(StopError):
-        train_task(config, tmp_path, overwrite=True, bar=False)
+        train(config, tmp_path, overwrite=True, bar=False)
     assert files() == ["config.json"], "of the first phase"
 
 
@@ -277,7 +277,7 @@ def test_the_subnets_of_the_sandwich_rule():
         assert trainer.subnets_at(step) == [first, second, *others]
     assert len(middles) == 40
     for n in (1, 2, 3):
-        assert len(SAMPLERS["sandwich"](space, rng(0), n)) == n
+        assert len(sandwich(space, Step(0, 1, n, rng(0)))) == n
 
 
 def test_the_largest_teaches_in_place(monkeypatch):
@@ -288,7 +288,7 @@ def test_the_largest_teaches_in_place(monkeypatch):
     trainer.net.double().train()
     before, seen = copy.deepcopy(trainer.net), {}
     monkeypatch.setattr(
-        trainer.optimizer,
+        trainer.state.optimizer,
         "step",
         lambda: seen.update({k: p.grad.clone() for k, p in trainer.net.named_parameters()}),
     )
@@ -314,3 +314,55 @@ def test_a_supernet_is_trained_without_a_teacher(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["supernet-1"]
     assert result.figures.keys() == {"smallest", "largest"}
     assert load_checkpoint(result.last).training["origins"] == {}
+
+
+# --- a task from outside the package ---
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task ``late``: the largest subnet for the first half of the steps, then uniform samples."""
+
+    def largest_first(space: Any, step: Step) -> list[Any]:
+        return [space.largest] if step.index < step.total // 2 else uniform(space, step)
+
+    monkeypatch.setattr("compofa.training.recipes.REGISTERED", [])
+    register_task(
+        Phase("late", 1, subnets=2, epochs=4, base_lr=0.8, sampler=largest_first, teacher="none")
+    )
+
+
+def test_a_registered_task_samples_by_step(late):
+    trainer = make_trainer(task="late", batch_size=45, epochs=3, dynamic_batch_size=None)
+    assert trainer.steps == 2 and trainer.config.dynamic_batch_size == 2
+    largest = trainer.extremes["largest"]
+    subnets = [trainer.subnets_at(step) for step in range(6)]
+    assert subnets[:3] == [[largest]] * 3
+    assert [len(each) for each in subnets[3:]] == [2, 2, 2]
+    assert len({subnet for each in subnets[3:] for subnet in each}) > 3
+
+
+@pytest.mark.parametrize("dataset", ["digits", "imagenet"])
+def test_a_registered_task_is_named_like_any_other(late, dataset):
+    assert TrainConfig(task="late", dataset=dataset, data_path="x").resolved().epochs == 4
+    with pytest.raises(ConfigError, match="late: expected phase 1"):
+        TrainConfig(task="late", phase=2, dataset=dataset, data_path="x").resolved()
+    with pytest.raises(ConfigError, match="finetune, late, progressive"):
+        TrainConfig(task="lat", dataset=dataset).resolved()
+
+
+def test_a_registered_task_runs_and_resumes_from_the_command(late, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = "--image-size 8 --batch-size 45 --epochs 2 --width-mult 0.1 --calibration-images 30"
+    words = ["--task", "late", *words.split(), "--device", "cpu", "--quiet", "--output", "run"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert load_checkpoint("run/late-1/best.pt").network.space.size == 243
+    assert main([*words, "--resume"]) == 0
+    assert main([*words, "--resume", "--lr", "0.7"]) == 1
+    assert "lr: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [("late", 1), ("compound", 1), ("progressive", 1), ("own", 2)])
+def test_a_task_is_registered_once_and_from_its_first_phase(late, rows):
+    with pytest.raises(ConfigError, match=rows[0]):
+        register_task(Phase(*rows, subnets=1, epochs=1, base_lr=0.1))

@@ -22,7 +22,7 @@ COMMANDS = [
     if line.startswith("python ")
 ]
 HEAVY = [
-    "compofa.io.export", "compofa.training.chain", "matplotlib.figure", "pytest", "scipy.optimize",
+    "compofa.io.export", "compofa.training.run", "matplotlib.figure", "pytest", "scipy.optimize",
     "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard",
 ]  # fmt: skip
 COMMON = "--epochs 1 --batch-size 256 --width-mult 0.25 --calibration-images 8"

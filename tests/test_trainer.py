@@ -1,7 +1,6 @@
 import copy
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ def gradients_of(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         for name, parameter in trainer.net.named_parameters():
             seen[name] = parameter.grad.clone()
 
-    monkeypatch.setattr(trainer.optimizer, "step", note)
+    monkeypatch.setattr(trainer.state.optimizer, "step", note)
     return seen
 
 
@@ -194,16 +193,16 @@ def test_the_learning_rate_of_every_step(digits, monkeypatch):
         trainer,
         "train_step",
         lambda images, targets, step: (
-            rates.append((step, *(g["lr"] for g in trainer.optimizer.param_groups)))
+            rates.append((step, *(g["lr"] for g in trainer.state.optimizer.param_groups)))
             or torch.ones(3)
         ),
     )
     for epoch in range(3):
-        stats = trainer.train_epoch(epoch, bar=epoch == 1)
+        metrics = trainer.train_epoch(epoch, bar=epoch == 1)
     assert trainer.steps == 3
     expected = [learning_rate(step, 9, 3, 0.4) for step in range(9)]
     assert rates == [(step, rate, rate) for step, rate in enumerate(expected)]
-    assert stats.lr == expected[-1] and stats.loss == 1 and stats.top1 == 100
+    assert (metrics["lr"], metrics["loss"], metrics["top1"]) == (expected[-1], 1, 100)
 
 
 # --- reproducibility ---
@@ -216,12 +215,12 @@ def test_same_seed_same_weights_whatever_the_global_seeds(digits):
         torch.manual_seed(disturbance)
         trainer = make_trainer(digits, seed=seed, dynamic_batch_size=1)
         states = random.getstate(), np.random.get_state()[1], torch.get_rng_state()  # noqa: NPY002
-        stats = trainer.train_epoch(0, bar=False)
+        metrics = trainer.train_epoch(0, bar=False)
         trainer.validate()
         assert random.getstate() == states[0]
         assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
         assert torch.equal(torch.get_rng_state(), states[2])
-        assert np.isfinite(stats.loss) and stats.images_per_s > 0
+        assert np.isfinite(metrics["loss"]) and metrics["images_per_s"] > 0
         return trainer
 
     one, two, other = run(0, 1), run(0, 2), run(1, 1)
@@ -241,8 +240,8 @@ def test_seeded_leaves_the_generator_as_it_was():
 def test_any_number_of_workers_gives_the_same_weights(digits):
     here = make_trainer(digits, workers=0, dynamic_batch_size=1)
     there = make_trainer(digits, workers=2, dynamic_batch_size=1)
-    stats = [asdict(trainer.train_epoch(0, bar=False)) for trainer in (here, there)]
-    assert stats[0]["loss"] == stats[1]["loss"]
+    losses = [trainer.train_epoch(0, bar=False)["loss"] for trainer in (here, there)]
+    assert losses[0] == losses[1]
     assert same(here.net, there.net)
     assert here.validate() == there.validate()
 
@@ -311,7 +310,7 @@ def test_broken_images_are_skipped_and_counted(photos, caplog):
     watch(trainer, lambda images, subnet: shown.append(len(images)))
     trainer.train_epoch(0, bar=False)
     trainer.train_epoch(1, bar=False)
-    assert list(trainer.broken.paths) == [broken]
+    assert list(trainer.state.broken.paths) == [broken]
     assert sorted(shown[:4]) == [29, 30, 30, 30] and sum(shown) == 2 * 119
     assert [record.getMessage().count(broken) for record in caplog.records] == [1]
 
@@ -330,8 +329,8 @@ def test_a_resumed_run_does_not_name_broken_images_again(photos, caplog, monkeyp
     trainer = photo_trainer(photos)
     trainer.train_epoch(0, bar=False)
     resumed = photo_trainer(photos)
-    resumed.load_state_dict(trainer.state_dict())
-    assert list(resumed.broken.paths) == [broken]
+    resumed.state.load_state_dict(trainer.state.state_dict())
+    assert list(resumed.state.broken.paths) == [broken]
     monkeypatch.setattr(BrokenImages, "limit", 0.5)
     resumed.evaluator.broken.add([(broken, "cut")])  # it may be a calibration image, too
     assert sum(broken in line for line in caplog.messages) == 1
@@ -355,4 +354,4 @@ def test_a_step_left_with_one_image_is_skipped(photos, monkeypatch):
 def test_a_foreign_training_state_is_refused(digits, state):
     trainer = make_trainer(digits)
     with pytest.raises(CheckpointError, match="training state"):
-        trainer.load_state_dict(state)
+        trainer.state.load_state_dict(state)

@@ -11,14 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from worker import steps
 
 from compofa.cli.train import main
-from compofa.data import Batch, DataSplits, calibration_loader, dataset_info, load_dataset
+from compofa.data import (
+    Batch,
+    BrokenImages,
+    DataSplits,
+    calibration_loader,
+    dataset_info,
+    load_dataset,
+)
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.launch import detect_backend, process_group
 from compofa.errors import (
@@ -36,9 +42,7 @@ from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.training import trainer
 from compofa.training.config import TrainConfig
-from compofa.training.saving import Saver
-from compofa.training.stopping import Stopping
-from compofa.training.tally import EpochStats
+from compofa.training.shutdown import Saver, Stopping
 from compofa.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -164,14 +168,14 @@ class Saved(NamedTuple):
 
 def train_three(
     stop_at: int | None = None, resumed: Saved | None = None, every_step: bool = False
-) -> list[tuple[Trainer, EpochStats | None, Saved | None]]:
+) -> list[tuple[Trainer, dict[str, float] | None, Saved | None]]:
     """Train an epoch of five steps in three workers, the second of which may be asked to stop."""
 
-    def call(backend: Backend) -> tuple[Trainer, EpochStats | None, Saved | None]:
+    def call(backend: Backend) -> tuple[Trainer, dict[str, float] | None, Saved | None]:
         mine, stop, saved = make_trainer(backend, batch_size=6, dropout=0.0), Stopping(), []
         if resumed is not None:
             mine.net.load_state_dict(resumed.weights)
-            mine.load_state_dict(copy.deepcopy(resumed.state), workers=3)
+            mine.state.load_state_dict(copy.deepcopy(resumed.state), ranks=3)
         real = mine.train_step
 
         def train_step(images: Tensor, targets: Tensor, step: int) -> Tensor:
@@ -180,7 +184,7 @@ def train_three(
             return real(images, targets, step)
 
         def write() -> None:
-            saved[:] = [copy.deepcopy(Saved(mine.net.state_dict(), mine.state_dict()))]
+            saved[:] = [copy.deepcopy(Saved(mine.net.state_dict(), mine.state.state_dict()))]
 
         mine.train_step = train_step
         saver = Saver(write, Path("last.pt"), 0 if every_step else 1000, stop)
@@ -196,34 +200,37 @@ def train_three(
 
 def test_all_workers_stop_at_the_step_at_which_one_was_asked_to():
     found = train_three(stop_at=3)
-    assert [(mine.tally.steps, stats) for mine, stats, _ in found] == [(3, None)] * 3
+    assert [(mine.state.tally.steps, stats) for mine, stats, _ in found] == [(3, None)] * 3
     one, two, _ = (saved for _, _, saved in found)
-    tally = one.state["tally"]
+    tally = one.state["trainer"]["tally"]
     assert (tally["steps"], tally["images"]) == (3, 54), "worker 0 saves what all have counted"
-    assert [each["tally"]["images"] for each in one.state["ranks"]] == [18] * 3
+    assert [each["tally"]["images"] for each in one.state["trainer"]["ranks"]] == [18] * 3
     for name, value in one.weights.items():
         assert torch.equal(two.weights[name], value), name
     alone = make_trainer(batch_size=6)
-    alone.load_state_dict(one.state, workers=3)
-    assert alone.tally.steps == 9, "one worker has three times the steps to go for the same images"
-    assert alone.tally.images == 54
+    alone.state.load_state_dict(one.state, ranks=3)
+    assert alone.state.tally.steps == 9, (
+        "one worker has three times the steps to go for the same images"
+    )
+    assert alone.state.tally.images == 54
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(few_digits: None) -> list[tuple[Trainer, EpochStats, Saved]]:
+def uninterrupted(few_digits: None) -> list[tuple[Trainer, dict[str, float], Saved]]:
     return train_three()
 
 
 def assert_same_end(
-    found: list[tuple[Trainer, EpochStats, Saved]], whole: list[tuple[Trainer, EpochStats, Saved]]
+    found: list[tuple[Trainer, dict[str, float], Saved]],
+    whole: list[tuple[Trainer, dict[str, float], Saved]],
 ) -> None:
     """Compare, to the bit, what three workers have at the end of the epoch."""
-    for (_, stats, saved), (_, other_stats, other) in zip(found, whole, strict=True):
-        assert vars(stats) | {"images_per_s": 0} == vars(other_stats) | {"images_per_s": 0}
+    for (_, metrics, saved), (_, other_metrics, other) in zip(found, whole, strict=True):
+        assert metrics | {"images_per_s": 0} == other_metrics | {"images_per_s": 0}
         for name, value in other.weights.items():
             assert torch.equal(saved.weights[name], value), name
-        mine, theirs = (s.state["tally"] | {"seconds": 0} for s in (saved, other))
-        assert mine == theirs and saved.state["ranks"] == []
+        mine, theirs = (s.state["trainer"]["tally"] | {"seconds": 0} for s in (saved, other))
+        assert mine == theirs and saved.state["trainer"]["ranks"] == []
 
 
 def test_saves_within_an_epoch_change_no_bit(uninterrupted):
@@ -243,22 +250,22 @@ def test_three_workers_go_on_to_the_same_bits(uninterrupted, stop_at, every_step
 def test_three_workers_go_on_after_the_epoch_was_counted(uninterrupted):
     """As where they were asked to stop while they validated."""
     saved = uninterrupted[0][2]
-    assert saved.state["tally"]["steps"] == 5 and saved.state["ranks"] == []
+    assert saved.state["trainer"]["tally"]["steps"] == 5 and saved.state["trainer"]["ranks"] == []
     found = train_three(resumed=saved)
     assert_same_end(found, uninterrupted)
-    assert [stats.images_per_s for _, stats, _ in found] == [pytest.approx(
-        saved.state["tally"]["images"] / saved.state["tally"]["seconds"]
+    assert [metrics["images_per_s"] for _, metrics, _ in found] == [pytest.approx(
+        saved.state["trainer"]["tally"]["images"] / saved.state["trainer"]["tally"]["seconds"]
     )] * 3  # fmt: skip
 
 
 def test_a_state_of_a_version_that_saved_means_only_is_gone_on_with(uninterrupted):
     saved = train_three(stop_at=3)[0][2]
-    del saved.state["ranks"]
-    for (_, stats, end), (_, _, other) in zip(
+    del saved.state["trainer"]["ranks"]
+    for (_, metrics, end), (_, _, other) in zip(
         train_three(resumed=saved), uninterrupted, strict=True
     ):
-        assert end.state["tally"]["images"] == other.state["tally"]["images"]
-        assert stats.loss == pytest.approx(uninterrupted[0][1].loss)
+        assert end.state["trainer"]["tally"]["images"] == other.state["trainer"]["tally"]["images"]
+        assert metrics["loss"] == pytest.approx(uninterrupted[0][1]["loss"])
         for name, value in other.weights.items():
             torch.testing.assert_close(end.weights[name], value, msg=name)
 
@@ -266,7 +273,7 @@ def test_a_state_of_a_version_that_saved_means_only_is_gone_on_with(uninterrupte
 @pytest.mark.parametrize("harm", ["shape", "missing", "type"])
 def test_a_damaged_state_of_a_worker_is_refused(harm):
     saved = train_three(stop_at=1)[0][2]
-    for rank in saved.state["ranks"]:
+    for rank in saved.state["trainer"]["ranks"]:
         buffers = rank["buffers"]
         name = next(iter(buffers))
         if harm == "missing":
@@ -349,7 +356,7 @@ def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch, limit):
         return [Batch(images[:few], rows[:few] % 10, 8, broken) for _ in range(90 // 12)]
 
     monkeypatch.setattr(trainer, "train_loader", loader)
-    monkeypatch.setattr(trainer.BrokenImages, "limit", limit)
+    monkeypatch.setattr(BrokenImages, "limit", limit)
 
     def call(backend: Backend) -> Trainer:
         mine = make_trainer(backend, batch_size=6, dropout=0.0)
@@ -360,7 +367,7 @@ def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch, limit):
     if limit < 0.5:  # each worker's own is less than 2 % of 90
         assert "2 of 90 images cannot be read" in str(one) and isinstance(two, OtherWorkerError)
         return
-    assert set(one.broken.paths) == set(two.broken.paths) == {"0.png", "1.png"}
+    assert set(one.state.broken.paths) == set(two.state.broken.paths) == {"0.png", "1.png"}
     weights = one.net.state_dict()
     begun = make_trainer().net.state_dict()
     for name, value in two.net.named_parameters():
@@ -555,4 +562,3 @@ def test_other_workers_drop_other_units(monkeypatch):
         mine.train_step(images, torch.arange(4), 7)
     assert len(seeds[0]) == len(seeds[1]) == 1 and seeds[0] != seeds[1]
     assert [t.subnets_at(7) for t in trainers] == [make_trainer().subnets_at(7)] * 2
-    assert np.isfinite(seeds[0]).all()

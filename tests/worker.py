@@ -88,7 +88,7 @@ def steps(backend: Backend, net: str, batch_size: int, **settings: Any) -> dict[
     net.train = lambda mode=True: Supernet.train(net, False)  # half a batch has other moments
     stats = trainer.train_epoch(0, bar=False)
     weights = net.state_dict()
-    return {"begun": begun, "weights": weights, "stats": vars(stats), "figures": trainer.validate()}
+    return {"begun": begun, "weights": weights, "stats": stats, "figures": trainer.validate()}
 
 
 def main() -> int:

@@ -335,7 +335,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from compofa.io.formats.specialised import files_of
     from compofa.io.records import write_csv
     from compofa.nn.calibrate import calibrate
-    from compofa.training.setup import check_device
+    from compofa.training.start import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)

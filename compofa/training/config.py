@@ -1,129 +1,221 @@
-"""A run's whole configuration: frozen, checked at once, written beside the results."""
+"""Settings of a training run: frozen, validated at once, stored beside the results.
+
+A setting is defined once, as a field of :class:`TrainConfig` with its default, help and bounds. The
+options of the command line and the documentation are generated from these fields.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
-from compofa.data import dataset_info
+from compofa.data.catalog import DATASETS, dataset_info
 from compofa.distributed.threads import default_threads
 from compofa.errors import CompofaError, ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
-from compofa.networks.zoo import entry, network_spec
+from compofa.networks.zoo import NETWORKS, entry, network_spec
 from compofa.space.coupling import COUPLINGS, parse_coupling
-from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
+from compofa.training.recipes import REFERENCE_BATCH, Phase, Recipe, recipe_for
 
-KD_TYPES = ("ce", "mse")
 DEFAULT_NETWORKS = {"imagenet": "compofa-elastic"}
-"""Where a recipe's network is not the data set's usual one: the published runs vary kernels."""
+"""Networks of recipes that differ from the data set's own: the published runs vary kernels."""
+
+GROUPS = MODEL, DATA, TRAINING, RUN, RANKS = (
+    "model", "data", "training (defaults depend on task and data set)", "run",
+    "distributed training",
+)  # fmt: skip
+"""Headings of the options in ``--help``."""
+
+
+def option(
+    default: Any,
+    help_text: str,
+    group: str,
+    *,
+    metavar: str | None = None,
+    bounds: tuple[float, float] | None = None,
+    choices: tuple[str, ...] | None = None,
+    may_change: bool = False,
+) -> Any:
+    """Return a dataclass field that is an option of the command line, too.
+
+    Args:
+        default: Default; ``None`` for one that depends on other settings.
+        help_text: Help of the option, and documentation of the field.
+        group: Heading in ``--help``.
+        metavar: Placeholder of the value in ``--help``.
+        bounds: Smallest and largest value.
+        choices: Allowed values.
+        may_change: Whether a run may be resumed with another value.
+    """
+    metadata = {
+        "help": help_text, "group": group, "metavar": metavar, "bounds": bounds,
+        "choices": choices, "may_change": may_change,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one training run. ``None`` is replaced by the recipe's value in ``resolved``.
+    """Settings of a training run. :meth:`resolved` replaces ``None`` by the default."""
 
-    Attributes:
-        task: What to train: a task of the recipe.
-        phase: Which of its phases.
-        dataset: Name of the data set.
-        data_path: Its folder.
-        net: Name of the network; by default the data set's usual one for the task.
-        fixed_kernel: Whether kernels are fixed; by default as the network's name says.
-        heuristic: Coupling of depth and expand ratio, see
-            :func:`compofa.space.coupling.parse_coupling`.
-        width_mult: Width multiplier; by default the network's own.
-        epochs: Passes over the training images.
-        lr: Peak learning rate for this batch size on one worker.
-        scale_lr: Whether to multiply it by the number of workers, as the published runs do.
-        warmup_epochs: Epochs of linear warm-up; by default the recipe's, short of ``epochs``.
-        batch_size: Images a step and worker.
-        momentum: Of SGD.
-        weight_decay: L2 penalty on weights other than biases and BN.
-        label_smoothing: Share of the target spread over all classes.
-        dropout: Probability before the classifier.
-        dynamic_batch_size: Subnets whose gradients a step sums.
-        teacher_path: Checkpoint to learn from; by default the run's own teacher.
-        init_path: Checkpoint to start from; by default the predecessor's. For ``finetune`` also
-            a network of the zoo.
-        subnet: What ``finetune`` takes out of it: a subnet as JSON, ``largest`` or ``smallest``.
-        kd_ratio: Weight of the distillation term.
-        kd_type: ``ce`` or ``mse``.
-        image_size: Resolutions that steps draw from, in pixels.
-        eval_size: Resolution to validate at, in pixels.
-        validation_images: Images held out of the training images.
-        validate_every: Epochs between validations.
-        calibration_images: Training images to measure BN statistics on.
-        workers: Data-loading processes.
-        seed: Of every random choice.
-        device: Such as ``cpu`` or ``cuda``.
-        amp: Whether to compute in reduced precision.
-        fp16_allreduce: Whether workers send gradients in half precision.
-        threads: CPU threads; by default one for small images, otherwise torch's choice. The
-            last bits of a result depend on it.
-        max_skipped: Steps in a row whose loss or gradient is not a finite number, and which are
-            skipped, that end the run.
-        save_minutes: Minutes between saves within an epoch.
-        price: Price of an hour of one device, for the report.
-        power: Power of one device in watts, for the report.
-    """
-
-    task: str = "compound"
-    phase: int = 1
-    dataset: str = "digits"
-    data_path: str | None = None
-    net: str | None = None
-    fixed_kernel: bool | None = None
-    heuristic: str | None = None
-    width_mult: float | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    scale_lr: bool = True
-    warmup_epochs: int | None = None
-    batch_size: int | None = None
-    momentum: float = 0.9
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
-    dropout: float | None = None
-    dynamic_batch_size: int | None = None
-    teacher_path: str | None = None
-    init_path: str | None = None
-    subnet: str | None = None
-    kd_ratio: float = 1.0
-    kd_type: str = "ce"
-    image_size: tuple[int, ...] | None = None
-    eval_size: int | None = None
-    validation_images: int | None = None
-    validate_every: int | None = None
-    calibration_images: int = 2000
-    workers: int = 0
-    seed: int = 0
-    device: str = "cpu"
-    amp: bool = False
-    fp16_allreduce: bool = False
-    threads: int | None = None
-    max_skipped: int = 20
-    save_minutes: float = 30.0
-    price: float | None = None
-    power: float | None = None
-
-    UNIMPORTANT: ClassVar[tuple[str, ...]] = (
-        "data_path", "teacher_path", "init_path", "workers", "device", "max_skipped",
-        "save_minutes", "price", "power",
+    task: str = option("compound", "task, see above", MODEL, metavar="TASK")
+    phase: int = option(1, "phase of the task", MODEL, metavar="N")
+    net: str | None = option(
+        None,
+        f"one of {', '.join(NETWORKS)} (default: depends on data set and task)",
+        MODEL,
+        metavar="ID",
+    )
+    fixed_kernel: bool | None = option(
+        None, "fix the kernel size of each stage (default: as the network's id says)", MODEL
+    )
+    heuristic: str | None = option(
+        None,
+        "coupling of depth and width: simple (that of the network), none, or pairs such as "
+        "2:3,3:4,4:6 (for ResNet50D, 0:0.2,1:0.25,2:0.35)",
+        MODEL,
+        metavar="COUPLING",
+    )
+    width_mult: float | None = option(
+        None, "width multiplier (default: that of the network)", MODEL, metavar="X"
+    )
+    init_path: str | None = option(
+        None,
+        "initial weights: a checkpoint, or for finetune also the id of a pretrained network "
+        "(default: the best checkpoint of the preceding phase)",
+        MODEL,
+        metavar="FILE",
+        may_change=True,
+    )
+    subnet: str | None = option(
+        None,
+        'with --task finetune, the subnet of --init-path: {"ks", "e", "d", "r"} as JSON, a JSON '
+        "file, largest or smallest",
+        MODEL,
+        metavar="JSON",
+    )
+    dataset: str = option("digits", f"one of {', '.join(DATASETS)}", DATA, metavar="NAME")
+    data_path: str | None = option(
+        None,
+        "folder of the data set; for imagefolder, class folders, optionally below train/ and val/",
+        DATA,
+        metavar="DIR",
+        may_change=True,
+    )
+    image_size: tuple[int, ...] | None = option(
+        None,
+        "training resolutions in pixels, one sampled per step (default: those of the data set)",
+        DATA,
+        metavar="R[,R...]",
+    )
+    eval_size: int | None = option(
+        None, "validation resolution in pixels (default: the largest of training)", DATA,
+        metavar="R",
     )  # fmt: skip
-    """Settings that may change between a run and its resumption: what the paths lead to may not."""
+    validation_images: int | None = option(
+        None, "training images held out for validation (default: depends on the data set)", DATA,
+        metavar="N", bounds=(1, 10_000_000),
+    )  # fmt: skip
+    calibration_images: int = option(
+        2000, "training images for BN calibration before validation", DATA, metavar="N",
+        bounds=(1, 10_000_000),
+    )  # fmt: skip
+    workers: int = option(
+        0, "loader workers per rank; use several for photographs", DATA, metavar="N",
+        bounds=(0, 256), may_change=True,
+    )  # fmt: skip
+    epochs: int | None = option(
+        None, "number of epochs", TRAINING, metavar="N", bounds=(1, 100_000)
+    )
+    batch_size: int | None = option(
+        None, "images per step and rank", TRAINING, metavar="N", bounds=(2, 65_536)
+    )
+    dynamic_batch_size: int | None = option(
+        None, "subnets sampled per step; their gradients are summed", TRAINING, metavar="N",
+        bounds=(1, 64),
+    )  # fmt: skip
+    lr: float | None = option(
+        None, "peak learning rate for this batch size on one rank", TRAINING, metavar="X",
+        bounds=(0, 1000),
+    )  # fmt: skip
+    scale_lr: bool = option(True, "multiply the learning rate by the number of ranks", TRAINING)
+    warmup_epochs: int | None = option(
+        None, "epochs of linear warm-up, at most --epochs", TRAINING, metavar="N"
+    )
+    momentum: float = option(
+        0.9, "Nesterov momentum of SGD", TRAINING, metavar="X", bounds=(0, 0.9999)
+    )
+    weight_decay: float | None = option(
+        None, "L2 penalty on weights, except biases and BN parameters", TRAINING, metavar="X",
+        bounds=(0, 1),
+    )  # fmt: skip
+    label_smoothing: float | None = option(
+        None, "label smoothing", TRAINING, metavar="X", bounds=(0, 0.9999)
+    )
+    dropout: float | None = option(
+        None, "dropout probability before the classifier", TRAINING, metavar="X", bounds=(0, 0.9999)
+    )
+    teacher_path: str | None = option(
+        None,
+        "checkpoint of the teacher, in any format (default: the run's own teacher). With --resume, "
+        "the new path of a teacher that was moved; likewise --init-path",
+        TRAINING,
+        metavar="FILE",
+        may_change=True,
+    )
+    kd_ratio: float = option(
+        1.0, "weight of the distillation loss; 0 disables distillation", TRAINING, metavar="X",
+        bounds=(0, 1000),
+    )  # fmt: skip
+    kd_type: str = option(
+        "ce", "distillation loss: ce (cross entropy) or mse (on the logits)", TRAINING,
+        metavar="TYPE", choices=("ce", "mse"),
+    )  # fmt: skip
+    validate_every: int | None = option(
+        None, "epochs between validations", TRAINING, metavar="N", bounds=(1, 100_000)
+    )
+    seed: int = option(0, "random seed", RUN, metavar="N", bounds=(0, 2**63 - 1))
+    device: str = option("cpu", "cpu or cuda (default: cuda if available)", RUN, may_change=True)
+    amp: bool = option(
+        False, "automatic mixed precision: bfloat16, or float16 on GPUs without it", RUN
+    )
+    threads: int | None = option(
+        None,
+        "CPU threads (default: 1 for small images, else PyTorch's); results are reproducible to "
+        "the bit only with the same number",
+        RUN,
+        metavar="N",
+        bounds=(1, 1024),
+    )
+    save_minutes: float = option(
+        30.0, "minutes between checkpoints within an epoch", RUN, metavar="M",
+        bounds=(0, 1_000_000), may_change=True,
+    )  # fmt: skip
+    max_skipped: int = option(
+        20, "consecutive steps that may be skipped for a non-finite loss or gradient", RUN,
+        metavar="N", bounds=(1, 1_000_000), may_change=True,
+    )  # fmt: skip
+    price: float | None = option(
+        None, "price per device hour, to report the cost", RUN, metavar="P",
+        bounds=(0, 1_000_000), may_change=True,
+    )  # fmt: skip
+    power: float | None = option(
+        None, "power per device in watts, to report CO2 emissions", RUN, metavar="W",
+        bounds=(0, 1_000_000), may_change=True,
+    )  # fmt: skip
+    fp16_allreduce: bool = option(False, "all-reduce gradients in half precision", RANKS)
 
     @property
     def recipe_phase(self) -> Phase:
-        """The row of the recipe that this run follows."""
+        """The phase of the recipe that this run trains."""
         return recipe_for(self.dataset).phase(self.task, self.phase)
 
-    def of_phase(self, task: str, number: int, **more: Any) -> TrainConfig:
+    def of_phase(self, phase: Phase, **settings: Any) -> TrainConfig:
         """Return these settings for another phase, without those that it does not use."""
-        config = replace(self, task=task, phase=number, **more)
-        defaults = {field.name: field.default for field in fields(self)}
-        return replace(config, **{name: defaults[name] for name in config.unused()})
+        config = replace(self, task=phase.task, phase=phase.number, **settings)
+        return replace(config, **{name: DEFAULTS[name] for name in config.unused()})
 
     def unused(self) -> tuple[str, ...]:
         """Return the names of settings that the phase does not use."""
@@ -141,105 +233,87 @@ class TrainConfig:
         return tuple(names)
 
     def given(self, names: Iterable[str]) -> list[str]:
-        """Return which of these settings are not what they are by default."""
-        usual = {field.name: (field.default,) for field in fields(self)}
+        """Return those of ``names`` whose settings differ from their defaults."""
+        usual = {name: (default,) for name, default in DEFAULTS.items()}
         usual["dynamic_batch_size"] = (None, self.recipe_phase.subnets)
         return [name for name in names if getattr(self, name) not in usual[name]]
 
     def resolved(self) -> TrainConfig:
-        """Return the configuration with every default filled in, all of it checked.
+        """Return the settings with all defaults filled in and validated.
 
         Raises:
-            ConfigError: Settings are unknown or out of range; all of them are listed.
+            ConfigError: Settings are unknown or out of range; the message lists all of them.
         """
-        info, recipe, phase = self._lookup()
-        usual = DEFAULT_NETWORKS.get(self.dataset, info.network)
-        if phase.single:
-            usual = None
-        filled = {
-            "net": recipe.free_network if phase.free else usual,
-            "epochs": phase.epochs,
-            "batch_size": recipe.batch_size,
-            "weight_decay": recipe.weight_decay,
-            "label_smoothing": recipe.label_smoothing,
-            "dropout": recipe.dropout,
-            "dynamic_batch_size": phase.subnets,
-            "image_size": (info.eval_resolution,) if phase.single else info.train_resolutions,
-            "validate_every": recipe.validate_every,
-        }
-        unset = {name: value for name, value in filled.items() if getattr(self, name) is None}
-        config = replace(self, **unset)
-        sizes = tuple(sorted(set(config.image_size)))
-        late = {
-            "image_size": sizes,
-            "threads": default_threads(max(sizes, default=0), self.threads),
-        }
-        if config.warmup_epochs is None:
-            late["warmup_epochs"] = max(0, min(phase.warmup_epochs, config.epochs - 1))
-        if config.lr is None:
-            late["lr"] = phase.base_lr * config.batch_size / REFERENCE_BATCH
-        if config.eval_size is None:
-            usual = info.eval_resolution
-            late["eval_size"] = usual if self.image_size is None else max(sizes, default=usual)
-        config = replace(config, **late)
+        recipe, phase = self._rows()
+
+        def default(name: str, value: Any) -> Any:
+            given = getattr(self, name)
+            return value if given is None else given
+
+        info = dataset_info(self.dataset)
+        usual_sizes = (info.eval_resolution,) if phase.single else info.train_resolutions
+        sizes = tuple(sorted(set(default("image_size", usual_sizes))))
+        largest = max(sizes, default=info.eval_resolution)
+        epochs = default("epochs", phase.epochs)
+        batch_size = default("batch_size", recipe.batch_size)
+        config = replace(
+            self,
+            net=default("net", None if phase.single else default_network(self.dataset, phase)),
+            image_size=sizes,
+            eval_size=default(
+                "eval_size", info.eval_resolution if self.image_size is None else largest
+            ),
+            epochs=epochs,
+            batch_size=batch_size,
+            dynamic_batch_size=default("dynamic_batch_size", phase.subnets),
+            lr=default("lr", phase.base_lr * batch_size / REFERENCE_BATCH),
+            warmup_epochs=default("warmup_epochs", max(0, min(phase.warmup_epochs, epochs - 1))),
+            weight_decay=default("weight_decay", recipe.weight_decay),
+            label_smoothing=default("label_smoothing", recipe.label_smoothing),
+            dropout=default("dropout", recipe.dropout),
+            validate_every=default("validate_every", recipe.validate_every),
+            threads=default_threads(largest, self.threads),
+        )
         faults = config._faults()
         if faults:
             raise ConfigError("; ".join(faults))
         return config
 
-    def _lookup(self) -> tuple[Any, Any, Phase]:
-        """Look up data set and phase, reporting all unknown names at once."""
-        found, faults = [], []
-        for look in (
+    def _rows(self) -> tuple[Recipe, Phase]:
+        """Return recipe and phase, reporting all unknown names at once."""
+        faults = []
+        for look_up in (
             lambda: dataset_info(self.dataset),
-            lambda: recipe_for(self.dataset),
             lambda: self.recipe_phase,
             lambda: entry(self.net) if self.net else None,
         ):
             try:
-                found.append(look())
+                look_up()
             except CompofaError as error:
                 faults.append(str(error))
         if faults:
             raise ConfigError("; ".join(faults))
-        return found[0], found[1], found[2]
+        return recipe_for(self.dataset), self.recipe_phase
 
     def _faults(self) -> list[str]:
-        ranges = {
-            "epochs": (1, 100_000),
-            "lr": (0, 1000),
-            "warmup_epochs": (0, max(0, self.epochs)),
-            "batch_size": (2, 65_536),  # BN learns nothing from one image
-            "momentum": (0, 0.9999),
-            "weight_decay": (0, 1),
-            "label_smoothing": (0, 0.9999),
-            "dropout": (0, 0.9999),
-            "dynamic_batch_size": (1, 64),
-            "kd_ratio": (0, 1000),
-            "validate_every": (1, 100_000),
-            "calibration_images": (1, 10_000_000),
-            "validation_images": (1, 10_000_000),
-            "workers": (0, 256),
-            "seed": (0, 2**63 - 1),
-            "max_skipped": (1, 1_000_000),
-            "save_minutes": (0, 1_000_000),
-        }
-        optional = {"price": (0, 1_000_000), "power": (0, 1_000_000)}
-        ranges |= {name: r for name, r in optional.items() if getattr(self, name) is not None}
-        faults = [
-            f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(self, name)}"
-            for name, (low, high) in ranges.items()
-            if getattr(self, name) is not None and not low <= getattr(self, name) <= high
-        ]
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            faults.append(f"--threads: expected 1 to 1024, got {self.threads}")
-        if self.kd_type not in KD_TYPES:
-            faults.append(f"--kd-type: expected {' or '.join(KD_TYPES)}, got {self.kd_type!r}")
+        faults = []
+        for setting in fields(self):
+            value, choices = getattr(self, setting.name), setting.metadata["choices"]
+            bounds = setting.metadata["bounds"]
+            if setting.name == "warmup_epochs":
+                bounds = (0, max(0, self.epochs))
+            if value is not None and bounds and not bounds[0] <= value <= bounds[1]:
+                faults.append(
+                    f"{flag(setting.name)}: expected {bounds[0]} to {bounds[1]}, got {value}"
+                )
+            if choices and value not in choices:
+                expected = " or ".join(choices)
+                faults.append(f"{flag(setting.name)}: expected {expected}, got {value!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
         faults += [
-            f"--{name.replace('_', '-')}: expected none with --task {self.task}, which does not "
-            f"use it{' at --kd-ratio 0' * (name == 'teacher_path' and self.kd_ratio == 0)}"
+            f"{flag(name)}: expected none with --task {self.task}, which does not use it"
+            f"{' at --kd-ratio 0' * (name == 'teacher_path' and self.kd_ratio == 0)}"
             for name in self.given(self.unused())
         ]
         if self.recipe_phase.single:
@@ -254,10 +328,10 @@ class TrainConfig:
         return faults
 
     def _single_faults(self) -> list[str]:
-        """Return what is wrong with the settings of a phase whose network is a checkpoint's."""
+        """Return the faults of a phase that takes its network from a checkpoint."""
         faults = [
-            f"--{name.replace('_', '-')}: expected none with --task {self.task}, whose network is "
-            "that of --init-path"
+            f"{flag(name)}: expected none with --task {self.task}, whose network is that of "
+            "--init-path"
             for name in ("net", "fixed_kernel", "heuristic", "width_mult")
             if getattr(self, name) is not None
         ]
@@ -266,7 +340,7 @@ class TrainConfig:
         return faults
 
     def network(self, classes: int) -> NetworkSpec:
-        """Return the definition of the supernet that this configuration describes."""
+        """Return the definition of the supernet to train."""
         heuristic = entry(self.net).coupling if self.heuristic is None else self.heuristic
         spec = network_spec(
             self.net,
@@ -280,25 +354,41 @@ class TrainConfig:
         return spec.largest_only() if self.recipe_phase.largest_only else spec
 
     def to_json(self) -> dict[str, Any]:
-        """Return the configuration as JSON data."""
+        """Return the settings as JSON data."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def changes_since(self, earlier: Mapping[str, Any]) -> list[str]:
-        """List the settings that differ from ``earlier`` JSON and would change the result.
+        """List the settings that differ from those of ``earlier`` and affect the result.
 
-        Settings that are not in it, because there was no such setting then, had its default.
+        Args:
+            earlier: What :meth:`to_json` returned. A setting it lacks, since the version that wrote
+                it had no such setting, had the default.
         """
-        now = self.to_json()
-        earlier = {field.name: field.default for field in fields(self)} | dict(earlier)
-        summed = {"dynamic_batch_size"}  # which earlier versions let every task do
-        ignored = {*self.UNIMPORTANT, *self.unused()} - summed
+        now, then = self.to_json(), DEFAULTS | dict(earlier)
+        # Earlier versions accepted and used --dynamic-batch-size with every task.
+        unused = set(self.unused()) - {"dynamic_batch_size"}
         return [
-            f"{field.name}: {earlier.get(field.name)!r} then, {now[field.name]!r} now"
-            for field in fields(self)
-            if field.name not in ignored and now[field.name] != earlier.get(field.name)
+            f"{setting.name}: {then[setting.name]!r} then, {now[setting.name]!r} now"
+            for setting in fields(self)
+            if not setting.metadata["may_change"]
+            and setting.name not in unused
+            and now[setting.name] != then[setting.name]
         ]
 
 
-def run_folder(config: TrainConfig, output: Path) -> Path:
-    """Return the folder of a run's phase within ``output``."""
-    return output / config.recipe_phase.folder
+DEFAULTS = {setting.name: setting.default for setting in fields(TrainConfig)}
+TrainConfig.__doc__ = f"{TrainConfig.__doc__}\n\n    Attributes:\n" + "".join(
+    f"        {setting.name}: {setting.metadata['help']}.\n" for setting in fields(TrainConfig)
+)
+
+
+def flag(name: str) -> str:
+    """Return the option of a setting, such as ``--batch-size``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def default_network(dataset: str, phase: Phase) -> str:
+    """Return the id of the network that a phase trains on a data set by default."""
+    if phase.free:
+        return recipe_for(dataset).free_network
+    return DEFAULT_NETWORKS.get(dataset, dataset_info(dataset).network)

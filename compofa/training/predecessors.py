@@ -25,10 +25,9 @@ from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 from compofa.space.subnet import SLOTS
-from compofa.training.config import TrainConfig, run_folder
-from compofa.training.journal import SUMMARY
+from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import Phase, recipe_for
-from compofa.training.saving import was_begun
+from compofa.training.run_folder import BEST, is_unfinished
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +73,10 @@ def _predecessor(
     recipe = recipe_for(config.dataset)
     phase = recipe.phase(task, number)
     folder = output / phase.folder
-    path = folder / "best.pt"
+    path = folder / BEST
 
     def look() -> tuple[bool, bool]:
-        unfinished = was_begun(folder) and not (folder / SUMMARY).exists()
+        unfinished = is_unfinished(folder)
         ready = path.exists() and not unfinished
         if not ready and not (recipe.quick and phase.largest_only):
             raise ConfigError(
@@ -86,7 +85,7 @@ def _predecessor(
                 f"{_command(config, phase, output)}{' --resume' * unfinished}"
             )
         if not ready:
-            require_writable(run_folder(config, output))
+            require_writable(output / config.recipe_phase.folder)
         return ready, unfinished
 
     ready, unfinished = backend.from_main(look)
@@ -94,7 +93,7 @@ def _predecessor(
         return path
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
     own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
-    first = config.of_phase(task, number, **dict.fromkeys(own))
+    first = config.of_phase(phase, **dict.fromkeys(own))
     return train_first(first, unfinished)
 
 
@@ -104,7 +103,7 @@ def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
     words += ["--phase", str(phase.number)] * (not phase.largest_only)
     for name in ("dataset", "data_path", "net", "heuristic", "width_mult"):
         value = getattr(config, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] * (value is not None)
+        words += [flag(name), str(value)] * (value is not None)
     if config.fixed_kernel is not None:
         words.append("--fixed-kernel" if config.fixed_kernel else "--no-fixed-kernel")
     return shlex.join([*words, "--output", str(output)])

@@ -1,8 +1,9 @@
-"""Recipes: what each ``--task`` trains, as rows of data.
+"""Recipes: one row per phase of each ``--task``, per kind of data set.
 
 The ImageNet rows are those of the published runs (Once-for-All, ICLR 2020, and CompOFA, ICLR
-2021): SGD with Nesterov momentum, a cosine schedule per step, label smoothing, distillation from
-the largest network. The rows for small images were chosen here for a demonstration in minutes.
+2021): SGD with Nesterov momentum, a cosine schedule per step, label smoothing, and distillation
+from the largest network. The rows for small images were tuned here to train in minutes. A task of
+your own is a row for :func:`register_task`.
 
 ===========  ======================================================  ============================
 task         command                                                 time and accuracy to expect
@@ -30,36 +31,38 @@ from dataclasses import dataclass, replace
 
 from compofa.errors import ConfigError
 from compofa.space.search_space import SearchSpace
+from compofa.training.tasks import Loss, Sampler, distillation_loss, sandwich, uniform
 
 REFERENCE_BATCH = 2048
-"""Images a step that the base learning rates belong to; rates scale with the batch."""
+"""Images per step that the base learning rates are for; rates scale linearly with the batch."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training.
+    """A phase of a task.
 
     Attributes:
-        task: Its ``--task``.
-        number: Its ``--phase``, from 1.
-        subnets: Subnets whose gradients a step sums.
-        epochs: Passes over the training images.
-        base_lr: Peak learning rate for 2,048 images a step.
+        task: Value of ``--task``.
+        number: Value of ``--phase``, from 1.
+        subnets: Subnets sampled per step.
+        epochs: Epochs.
+        base_lr: Peak learning rate for 2,048 images per step.
         warmup_epochs: Epochs of linear warm-up.
-        largest_only: Whether only the largest network exists: a teacher's training.
-        starts_from: The (task, phase) whose weights it begins with; ``None`` begins afresh.
-        sort: Whether channels are sorted by importance at the start: all of them, or, where the
-            predecessor trained narrower widths, within the groups between those widths.
-        free: Whether its usual network is Once-for-All's, in which every choice is free.
-        depths: Depths that are sampled; ``None`` for all of the network's.
-        expands: Expand ratios that are sampled, likewise.
-        kernels: Kernel sizes that are sampled, likewise.
-        sampler: How a step draws its subnets: a key of
-            :data:`compofa.training.samplers.SAMPLERS`.
-        teacher: What a step learns from beside the labels: ``checkpoint``, the largest network
-            trained beforehand; ``self``, the step's first subnet, which its sampler makes the
-            largest; ``given``, a checkpoint where one is named; or ``none``.
-        single: Whether it trains one subnet of a trained supernet by itself, as a plain network.
+        largest_only: Whether the network has no elastic choices: training of a teacher.
+        starts_from: The (task, phase) whose weights initialise this one; ``None`` for random
+            initialisation.
+        sort: Whether to sort channels by importance at the start: all channels, or, if the
+            predecessor trained several widths, only within the groups between those widths.
+        free: Whether the default network is the one with free (uncoupled) choices.
+        depths: Depths to sample; ``None`` for all of the network's.
+        expands: Expand ratios to sample; ``None`` for all.
+        kernels: Kernel sizes to sample; ``None`` for all.
+        sampler: Function that returns the subnets of a step.
+        loss: Function that returns the loss of a subnet.
+        teacher: Source of the soft targets: ``checkpoint``, the largest network trained beforehand;
+            ``self``, the first subnet of the step, which the sampler must make the largest;
+            ``given``, the checkpoint of ``--teacher-path``, if any; or ``none``.
+        single: Whether to train one subnet of a trained supernet as a network of its own.
     """
 
     task: str
@@ -75,22 +78,23 @@ class Phase:
     depths: tuple[int, ...] | None = None
     expands: tuple[int, ...] | None = None
     kernels: tuple[int, ...] | None = None
-    sampler: str = "random"
+    sampler: Sampler = uniform
+    loss: Loss = distillation_loss
     teacher: str = "checkpoint"
     single: bool = False
 
     @property
     def folder(self) -> str:
-        """Name of its folder within a run's."""
-        alone = self.largest_only or self.single
-        return self.task if alone else f"{self.task}-{self.number}"
+        """Name of the phase's folder within the run's."""
+        return self.task if self.largest_only or self.single else f"{self.task}-{self.number}"
 
     def within(self, space: SearchSpace) -> SearchSpace:
-        """Return the part of a network's space that this phase trains.
+        """Return the part of a network's search space that this phase trains.
 
         Raises:
-            ConfigError: The phase picks choices one by one, and the space couples them.
-            SpaceError: Nothing would be left.
+            ConfigError: The phase restricts depths, expand ratios or kernels, and the space couples
+                them.
+            SpaceError: No subnet is left.
         """
         if self.depths is None and self.expands is None and self.kernels is None:
             return space
@@ -110,17 +114,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The phases for one kind of data, and the settings they share.
+    """The phases for one kind of data set, and the defaults they share.
 
     Attributes:
-        phases: Every phase.
-        batch_size: Images a step and worker.
-        weight_decay: L2 penalty on weights other than biases and BN.
-        label_smoothing: Share of the target spread over all classes.
-        dropout: Probability before the classifier.
-        quick: Whether a missing predecessor is trained on the spot.
+        phases: All phases.
+        batch_size: Images per step and rank.
+        weight_decay: L2 penalty on weights, except biases and BN parameters.
+        label_smoothing: Label smoothing.
+        dropout: Dropout probability before the classifier.
+        quick: Whether a missing teacher is trained first.
         validate_every: Epochs between validations.
-        free_network: Id of the usual network of phases whose choices are free.
+        free_network: Default network of phases with free choices.
     """
 
     phases: tuple[Phase, ...]
@@ -133,20 +137,18 @@ class Recipe:
     free_network: str = "ofa_mbv3_d234_e346_k357_w1.0"
 
     def phase(self, task: str, number: int = 1) -> Phase:
-        """Return a phase.
+        """Return a phase of this recipe, or of :func:`register_task`.
 
         Raises:
             ConfigError: There is none; the message lists the tasks or phases.
         """
-        tasks = {phase.task: None for phase in self.phases}
-        if task not in tasks:
-            known = ", ".join([*tasks, *CHAINS])
-            raise ConfigError(f"unknown task {task!r}: expected one of {known}")
-        numbers = [phase.number for phase in self.phases if phase.task == task]
-        if number not in numbers:
-            known = " or ".join(map(str, numbers))
-            raise ConfigError(f"task {task}: expected phase {known}, got {number}")
-        return next(p for p in self.phases if (p.task, p.number) == (task, number))
+        phases = {(p.task, p.number): p for p in (*self.phases, *REGISTERED)}
+        if (task, number) in phases:
+            return phases[task, number]
+        numbers = [str(n) for name, n in phases if name == task]
+        if numbers:
+            raise ConfigError(f"task {task}: expected phase {' or '.join(numbers)}, got {number}")
+        raise ConfigError(f"unknown task {task!r}: expected one of {', '.join(task_names())}")
 
     def chain(self, task: str) -> tuple[Phase, ...]:
         """Return the phases of a task of :data:`CHAINS`, first to last."""
@@ -157,7 +159,7 @@ class Recipe:
 
 
 CHAINS = {"progressive": ("expand", 2)}
-"""Tasks that are a phase and, before it, all that it builds on."""
+"""Tasks that run several phases in a row: all that their last phase builds on, and that phase."""
 
 TEACHER = Phase("teacher", 1, subnets=1, epochs=180, base_lr=2.6, largest_only=True, teacher="none")
 COMPOUND_1 = Phase(
@@ -189,7 +191,7 @@ EXPAND_2 = replace(
 )  # fmt: skip
 SUPERNET = Phase(
     "supernet", 1, subnets=4, epochs=180, base_lr=0.65, warmup_epochs=5,
-    free=True, sampler="sandwich", teacher="self",
+    free=True, sampler=sandwich, teacher="self",
 )  # fmt: skip
 FINETUNE = Phase("finetune", 1, subnets=1, epochs=25, base_lr=0.08, teacher="given", single=True)
 
@@ -199,10 +201,9 @@ IMAGENET = Recipe(
         FINETUNE,
     )
 )  # fmt: skip
-"""REFERENCE: the published ImageNet runs of Once-for-All and CompOFA. The row ``supernet``, the
-single stage of BigNAS (Yu et al., ECCV 2020) with this library's optimiser, was chosen here, and so
-was the learning rate of ``finetune``: Once-for-All reports networks fine-tuned for 25 and for 75
-epochs, not how."""
+"""The published ImageNet runs of Once-for-All and CompOFA. Two rows were tuned here: ``supernet``,
+the single stage of BigNAS (Yu et al., ECCV 2020) with this library's optimiser, and the learning
+rate of ``finetune``, for which Once-for-All reports only 25 and 75 epochs."""
 
 SMALL_IMAGES = Recipe(
     (
@@ -221,7 +222,7 @@ SMALL_IMAGES = Recipe(
     weight_decay=1e-4,
     free_network="ofa-small",
 )
-"""CIFAR-10/100 and Fashion-MNIST on one GPU or some patience."""
+"""CIFAR-10/100 and Fashion-MNIST: best on a GPU."""
 
 DIGITS = Recipe(
     (
@@ -242,7 +243,7 @@ DIGITS = Recipe(
     validate_every=5,
     free_network="ofa-small",
 )
-"""scikit-learn's digits on two CPU cores, in minutes."""
+"""scikit-learn's digits: minutes on two CPU cores."""
 
 RECIPES = {
     "digits": DIGITS,
@@ -252,9 +253,48 @@ RECIPES = {
     "imagenet": IMAGENET,
     "imagefolder": IMAGENET,
 }
-TASKS = (*dict.fromkeys(phase.task for phase in IMAGENET.phases), *CHAINS)
+
+REGISTERED: list[Phase] = []
+"""Phases of :func:`register_task`."""
+
+
+def register_task(*phases: Phase) -> None:
+    """Register a task for ``TrainConfig(task=...)`` and ``--task``, on every data set.
+
+    To use it in the command, register it and call the command's ``main``:
+    ``compofa.cli.train.main(["--task", "late", ...])``.
+
+    Args:
+        phases: Its phases, numbered from 1.
+
+    Raises:
+        ConfigError: A task of this name exists, or the phases are not numbered 1, 2, ...
+
+    Example::
+
+        def largest_first(space, step):
+            if step.index < step.total // 2:
+                return [space.largest]
+            return uniform(space, step)
+
+        register_task(
+            Phase("late", 1, subnets=2, epochs=20, base_lr=0.8, sampler=largest_first,
+                  teacher="none")
+        )
+    """
+    keys = [(phase.task, phase.number) for phase in phases]
+    if keys != [(phases[0].task, number) for number in range(1, len(phases) + 1)]:
+        raise ConfigError(f"expected phases 1, 2, ... of one task, got {keys}")
+    if phases[0].task in task_names():
+        raise ConfigError(f"expected the name of a new task, got {phases[0].task!r}")
+    REGISTERED.extend(phases)
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the values of ``--task``."""
+    return (*dict.fromkeys(phase.task for phase in (*IMAGENET.phases, *REGISTERED)), *CHAINS)
 
 
 def recipe_for(dataset: str) -> Recipe:
-    """Return the recipe of a data set; ImageNet's where it has none of its own."""
+    """Return the recipe of a data set; ImageNet's if it has none of its own."""
     return RECIPES.get(dataset, IMAGENET)

@@ -42,22 +42,17 @@ def _demo(args: argparse.Namespace) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from compofa.data import load_dataset
-    from compofa.distributed.backend import SingleProcess
     from compofa.evaluate import Evaluator
     from compofa.io.checkpoint import load_checkpoint, save_checkpoint
     from compofa.io.records import write_csv
     from compofa.plots import plot_accuracy
     from compofa.training.run import train_phase
-    from compofa.training.stopping import Stopping
 
     started = time.perf_counter()
     config = TrainConfig(fixed_kernel=True, seed=args.seed, epochs=args.epochs).resolved()
     shutil.rmtree(args.output / "teacher", ignore_errors=True)
     with logging_redirect_tqdm():
-        result = train_phase(
-            config, args.output, resume=False, overwrite=True, bar=not args.quiet,
-            backend=SingleProcess(), stop=Stopping(),
-        )  # fmt: skip
+        result = train_phase(config, args.output, overwrite=True, bar=not args.quiet)
     path = args.output / "compofa-digits.pt"
     save_checkpoint(path, load_checkpoint(result.best).slim())
     checkpoint = load_checkpoint(path)

@@ -13,7 +13,7 @@ from compofa.data import Normalisation
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.networks.zoo import open_checkpoint
-from compofa.training.setup import check_device
+from compofa.training.start import check_device
 from nas.search import pipeline
 from nas.search.from_checkpoint import (
     Trained,

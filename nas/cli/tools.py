@@ -276,7 +276,7 @@ def _collect(args: argparse.Namespace) -> None:
     from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
     from compofa.networks.zoo import open_checkpoint
-    from compofa.training.setup import check_device
+    from compofa.training.start import check_device
     from nas.accuracy.collect import collect, draw_subnets
     from nas.search.from_checkpoint import Trained, search_resolutions
 

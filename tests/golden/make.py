@@ -61,8 +61,8 @@ def machine() -> dict[str, str]:
 
 def curves(folder: Path) -> dict[str, list[float]]:
     """Train every task for six steps and return the mean loss of each epoch, by phase."""
-    from compofa.training.chain import train_task
     from compofa.training.config import TrainConfig
+    from compofa.training.run import train
 
     found = {}
     for name, settings in TASKS.items():
@@ -72,7 +72,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
             more = {"teacher_path": str(folder / "progressive/teacher/best.pt")}
         elif name == "finetune":
             more = {"init_path": str(folder / "compound/compound-1/best.pt")}
-        result = train_task(TrainConfig(**TINY, **settings, **more), output, bar=False)
+        result = train(TrainConfig(**TINY, **settings, **more), output, bar=False)
         phases = [result.best.parent]
         if name == "progressive":
             phases = sorted(path for path in output.iterdir() if path.is_dir())
@@ -152,7 +152,7 @@ def make_files(folder: Path) -> None:
     from compofa.networks.zoo import open_checkpoint
     from compofa.training.config import TrainConfig
     from compofa.training.run import train
-    from compofa.training.stopping import Stopping
+    from compofa.training.shutdown import Stopping
     from nas.cli import search
     from nas.cli import tools as nas
     from nas.cost import measured as measuring

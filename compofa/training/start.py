@@ -1,0 +1,221 @@
+"""Start of a phase: data, network, teacher and initial weights, or a checkpoint to resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compofa.data import DataSplits, Normalisation, load_dataset
+from compofa.data.identity import DataIdentity, identify
+from compofa.distributed.backend import Backend
+from compofa.errors import ConfigError
+from compofa.io.checkpoint import Checkpoint
+from compofa.io.weights import load_state
+from compofa.networks.network_spec import Network
+from compofa.nn.build import build
+from compofa.nn.sorting import sort_channels
+from compofa.nn.supernet import Supernet
+from compofa.training.config import TrainConfig
+from compofa.training.finetune import open_single
+from compofa.training.origin import Origin, origins_in, origins_of, resumed_teacher
+from compofa.training.predecessors import (
+    TrainFirst,
+    differing,
+    find_predecessors,
+    load_start,
+    load_teacher,
+)
+from compofa.training.recipes import recipe_for
+from compofa.training.run_folder import load_resumable
+from compofa.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a phase trains from.
+
+    Attributes:
+        splits: The data set, normalised as the network expects.
+        spec: Definition of the network.
+        trainer: Network, teacher and training state.
+        origins: Files of the ``teacher`` and of the initial weights (``start``), if any.
+        data: Identity of the data set; ``None`` in a run that an earlier version started.
+        resumed: The checkpoint that the phase continues from; ``None`` for a new run.
+    """
+
+    splits: DataSplits
+    spec: Network
+    trainer: Trainer
+    origins: Mapping[str, Origin]
+    data: DataIdentity | None
+    resumed: Path | None
+
+
+def start_phase(
+    config: TrainConfig,
+    output: Path,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    train_first: TrainFirst,
+    backend: Backend,
+) -> Start:
+    """Load and build what a phase trains from, without writing to its folder.
+
+    Args:
+        config: Resolved settings.
+        output: Folder of the run.
+        folder: Folder of the phase.
+        resume: Whether to continue from the phase's last checkpoint.
+        overwrite: Whether an existing run may be replaced.
+        train_first: Trains a missing teacher.
+        backend: Ranks that all call this.
+
+    Raises:
+        CompofaError: A user error.
+    """
+    saved = backend.from_main(lambda: load_resumable(config, folder, resume, overwrite))
+    begun: Checkpoint | None = saved["checkpoint"] if saved else None
+    splits = _load_data(config, backend, by_position=begun is not None and begun.data is None)
+    single = config.recipe_phase.single
+    if single:
+        begun = begun or backend.from_main(lambda: open_single(config, splits))
+        spec = begun.network
+        splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
+    else:
+        spec = config.network(len(splits.classes))
+    device = backend.local_main_first(lambda: backend.device(config.device))
+    if saved:
+        training, start = saved["checkpoint"].training, None
+        data = backend.from_main(
+            lambda: _require_same_data(folder, saved["checkpoint"], splits, config.seed)
+        )
+        origins = origins_in(training)
+        teacher_path = backend.from_main(
+            lambda: resumed_teacher(config, training["config"], origins, output)
+        )
+    else:
+        found = find_predecessors(config, output, train_first, backend)
+        teacher_path, start = str(found.teacher or ""), str(found.start or "")
+        origins = backend.from_main(lambda: origins_of(found.teacher, found.start, output))
+    teacher = None
+    if teacher_path:
+        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec, splits)).to(device)
+    net, before = build(spec, config.seed), begun
+    if begun is not None:
+        load_state(net, begun.weights, str(saved["path"] if saved else config.init_path))
+    elif start:
+        weights, before = backend.from_main(lambda: _load_start(net, start, config, splits))
+        net.load_state_dict(weights)
+    if not saved:
+        data = backend.from_main(lambda: _identify(splits, config.seed, before))
+    trainer = Trainer(config, net.to(device), teacher, splits, backend)
+    if saved:
+        trainer.state.load_state_dict(training, saved["ranks"])
+        if saved["ranks"] != backend.size:
+            log.info(
+                "resuming with %d ranks a run of %d ranks: batches and learning rates differ",
+                backend.size, saved["ranks"],
+            )  # fmt: skip
+    if trainer.state.epoch < config.epochs:
+        trainer.evaluator.check_images(config.eval_size, calibration=not single)
+    if single and not saved:
+        log.info("before fine-tuning: %.2f %%", trainer.validate()["fine-tuned"]["top1"])
+    return Start(splits, spec, trainer, origins, data, saved["path"] if saved else None)
+
+
+def _load_data(config: TrainConfig, backend: Backend, by_position: bool) -> DataSplits:
+    """Load the data set, which must be the same on all ranks."""
+    backend.local_main_first(lambda: check_device(config.device))
+    splits = backend.local_main_first(
+        lambda: load_dataset(
+            config.dataset,
+            config.data_path,
+            seed=config.seed,
+            validation_images=config.validation_images,
+            by_position=by_position,
+        )
+    )
+    found = (len(splits.train), len(splits.validation), len(splits.classes))
+    backend.require_same("numbers of training images, validation images and classes", found)
+    return splits
+
+
+def _require_same_data(
+    folder: Path, saved: Checkpoint, splits: DataSplits, seed: int
+) -> DataIdentity | None:
+    """Check that a run is resumed with the data it was started with, and return their identity.
+
+    Raises:
+        ConfigError: Classes, images or normalisation differ.
+    """
+    faults = []
+    if saved.classes and saved.classes != splits.classes:
+        faults.append(f"expected {differing(saved.classes, splits.classes)}")
+    norm = Normalisation(saved.mean, saved.std)
+    if norm != splits.normalisation:
+        faults.append(f"images normalised with {norm} then, {splits.normalisation} now")
+    if saved.data is not None:
+        faults += saved.data.differences(identify(splits, seed))
+    if faults:
+        raise ConfigError(f"cannot resume {folder} with other data: {'; '.join(faults)}")
+    return saved.data
+
+
+def _identify(splits: DataSplits, seed: int, before: Checkpoint | None) -> DataIdentity:
+    """Return the identity of the data; warn if the initial weights were trained on held-out images.
+
+    Args:
+        splits: The data set.
+        seed: Seed of the split into training and validation images.
+        before: Checkpoint of the initial weights.
+    """
+    if before is None:
+        return identify(splits, seed)
+    if before.data is None and before.dataset == splits.name and splits.held:
+        log.warning(
+            "the checkpoint of the initial weights was written by an earlier version and does not "
+            "say which images it was trained on: if %s images are among them, their accuracy is "
+            "overestimated", " and ".join(splits.held),
+        )  # fmt: skip
+    for part in ("validation", "test"):
+        if before.data is not None and (seen := before.data.seen_in(getattr(splits, part))):
+            log.warning(
+                "the initial weights were trained on at least %d of the %s images: their accuracy "
+                "is overestimated", seen, part,
+            )  # fmt: skip
+    return identify(splits, seed, [before.data])
+
+
+def _load_start(
+    net: Supernet, start: str, config: TrainConfig, splits: DataSplits
+) -> tuple[dict[str, Tensor], Checkpoint]:
+    """Load the initial weights, with sorted channels if the phase says so, and their checkpoint."""
+    before = load_start(net, start, splits)
+    if config.recipe_phase.sort:
+        recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
+        sort_channels(net, groups=recipe.phase(*origin).expands or ())
+    return net.state_dict(), before
+
+
+def check_device(device: str) -> None:
+    """Check that a device is ``cpu`` or an available ``cuda``.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: expected cpu or cuda, got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device: got {device!r}, but PyTorch finds no CUDA device")
