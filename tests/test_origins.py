@@ -19,6 +19,7 @@ from compofa.data.identity import identify
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
 from compofa.nn.build import build
@@ -331,7 +332,7 @@ def test_imagenets_numbers_as_text_do_not_permute_outputs_without_names(here, di
         image_size=(8,),
     ).resolved()  # fmt: skip
     for use in (
-        lambda: open_single(config, splits),
+        lambda: open_single(open_network(config.init_path), config, splits),
         lambda: check_fits(Checkpoint(spec, {}), "--teacher-path", "net.pth", splits),
     ):
         if digits == 3:

@@ -133,7 +133,7 @@ def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
     torch.save({"state_dict": start.state_dict()}, tmp_path / "x.pt")
     sorts = []
     monkeypatch.setattr(setup, "sort_channels", lambda net, groups: sorts.append(groups))
-    monkeypatch.setattr(setup, "load_teacher", lambda *_: extract(start, start.active))
+    monkeypatch.setattr(setup, "teacher_of", lambda *_: extract(start, start.active))
     config = TrainConfig(
         task=task, phase=phase, init_path=str(tmp_path / "x.pt"),
         teacher_path=str(tmp_path / "x.pt"), **SMALL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -12,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compofa.data import DataSplits, Normalisation, load_dataset
+from compofa.data import DataSplits, load_dataset
 from compofa.data.identity import DataIdentity, identify
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint
+from compofa.io.open import OpenedNetwork
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
 from compofa.nn.build import build
@@ -25,13 +27,14 @@ from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.finetune import open_single
-from compofa.training.origin import Origin, origins_of, resumed_teacher
+from compofa.training.origin import Origin, resumed_teacher
 from compofa.training.predecessors import (
     TrainFirst,
     differing,
     find_predecessors,
     load_start,
-    load_teacher,
+    open_predecessor,
+    teacher_of,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.saving import CONFIG, Progress, clear, mend, saved_state
@@ -147,12 +150,20 @@ def set_up(
     begun: Checkpoint | None = state["checkpoint"] if state else None
     splits = _open_data(config, backend, by_position=begun is not None and begun.data is None)
     single = config.recipe_phase.single
+    student = None if single else config.network(len(splits.classes))
+    teacher_path = ""
+
+    @functools.cache  # the main rank opens every network once
+    def opened(source: str) -> OpenedNetwork:
+        return open_predecessor(source, student, teaches=source == teacher_path)
+
     if single:
-        begun = begun or backend.from_main(lambda: open_single(config, splits))
-        spec = begun.network
-        used = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
+        begun = begun or backend.from_main(
+            lambda: open_single(opened(config.init_path), config, splits)
+        )
+        spec, used = begun.network, replace(splits, normalisation=begun.normalisation)
     else:
-        spec, used = config.network(len(splits.classes)), splits
+        spec, used = student, splits
     device = backend.in_turn(lambda: backend.device(config.device))
     if state is not None:
         data = backend.from_main(lambda: _same_data(folder, state["checkpoint"], used, config.seed))
@@ -163,16 +174,23 @@ def set_up(
     else:
         found = find_predecessors(config, output, train_first, backend)
         teacher_path, start = str(found.teacher or ""), str(found.start or "")
-        origins = backend.from_main(lambda: origins_of(found.teacher, found.start, output))
+        sources = {"teacher": teacher_path, "start": start}
+        origins = backend.from_main(
+            lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
+        )
     teacher = None
     if teacher_path:
-        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec, used)).to(device)
+        teacher = backend.from_main(
+            lambda: teacher_of(opened(teacher_path), teacher_path, spec, used)
+        ).to(device)
     net = build(spec, config.seed)
     before = begun
     if begun is not None:
         load_state(net, begun.weights, str(state["path"] if state else config.init_path))
     elif start:
-        weights, before = backend.from_main(lambda: _started(net, start, config, used))
+        weights, before = backend.from_main(
+            lambda: _started(net, opened(start), start, config, used)
+        )
         net.load_state_dict(weights)
     if state is None:
         data = backend.from_main(lambda: _identified(used, config.seed, before))
@@ -219,7 +237,7 @@ def _same_data(
     faults = []
     if saved.classes and saved.classes != splits.classes:
         faults.append(f"expected {differing(saved.classes, splits.classes)}")
-    norm = Normalisation(saved.mean, saved.std)
+    norm = saved.normalisation
     if norm != splits.normalisation:
         faults.append(f"images normalised with {norm} then, {splits.normalisation} now")
     if saved.data is not None:
@@ -255,10 +273,10 @@ def _identified(splits: DataSplits, seed: int, before: Checkpoint | None) -> Dat
 
 
 def _started(
-    net: Supernet, start: str, config: TrainConfig, splits: DataSplits
+    net: Supernet, opened: OpenedNetwork, start: str, config: TrainConfig, splits: DataSplits
 ) -> tuple[dict[str, Tensor], Checkpoint]:
     """Load the predecessor's weights, sorted where the phase wants that; return all about them."""
-    before = load_start(net, start, splits)
+    before = load_start(net, opened, start, splits)
     if config.recipe_phase.sort:
         recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
         sort_channels(net, groups=recipe.phase(*origin).expands or ())
