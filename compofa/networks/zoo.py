@@ -149,11 +149,3 @@ def list_networks(contains: str = "") -> list[str]:
     """Return the ids of supernets and of specialised networks that contain ``contains``."""
     known = [*NETWORKS, *(row.net_id for row in SPECIALISED.values())]
     return [name for name in known if contains in name]
-
-
-def open_checkpoint(net: str) -> tuple[Path, Checkpoint]:
-    """Open a network; see :func:`compofa.io.open.open_network`."""
-    from compofa.io.open import open_network
-
-    opened = open_network(net)
-    return opened.path, opened.checkpoint
