@@ -13,7 +13,7 @@ import time
 import torch
 
 from compofa.distributed.launch import process_group
-from compofa.networks.zoo import ofa_net
+from compofa.model_zoo import ofa_net
 from compofa.training.optim import make_optimizer
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from compofa.data import import_torchvision
+from compofa.model_zoo import ofa_net
 from compofa.networks.layout import layout, macs
-from compofa.networks.zoo import ofa_net
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng

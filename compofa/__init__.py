@@ -1,12 +1,12 @@
 """Once-for-all networks with compound search spaces: train once, pick a network for each device.
 
-The names below are loaded when they are first used, so that importing the package takes no time::
+The names below are imported on first use, so that importing the package takes no time::
 
     import compofa
 
-    net = compofa.ofa_net("compofa-digits", pretrained=True)
-    subnet = net.spec.space.sample(0)
-    logits = net(images, subnet)
+    opened = compofa.open_network("compofa-digits")
+    subnet = opened.spec.space.sample(0)
+    logits = opened.network(images, subnet)
 """
 
 from importlib import import_module
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compofa.evaluate import Evaluator
     from compofa.io.checkpoint import Checkpoint, load_checkpoint, load_weights
+    from compofa.io.open import OpenedNetwork, open_network
+    from compofa.model_zoo import ofa_net, ofa_specialized
     from compofa.networks.supernet_spec import NetworkSpec
-    from compofa.networks.zoo import list_networks, network_spec, ofa_net, ofa_specialized
+    from compofa.networks.zoo import list_networks, network_spec
     from compofa.nn.calibrate import calibrate
     from compofa.nn.extract import extract
     from compofa.nn.supernet import Supernet
@@ -28,6 +30,7 @@ _PLACES = {
     "Checkpoint": "compofa.io.checkpoint",
     "Evaluator": "compofa.evaluate",
     "NetworkSpec": "compofa.networks.supernet_spec",
+    "OpenedNetwork": "compofa.io.open",
     "SearchSpace": "compofa.space.search_space",
     "Subnet": "compofa.space.subnet",
     "Supernet": "compofa.nn.supernet",
@@ -37,8 +40,9 @@ _PLACES = {
     "load_checkpoint": "compofa.io.checkpoint",
     "load_weights": "compofa.io.checkpoint",
     "network_spec": "compofa.networks.zoo",
-    "ofa_net": "compofa.networks.zoo",
-    "ofa_specialized": "compofa.networks.zoo",
+    "ofa_net": "compofa.model_zoo",
+    "ofa_specialized": "compofa.model_zoo",
+    "open_network": "compofa.io.open",
 }
 __all__ = [*_PLACES, "__version__"]
 

@@ -51,10 +51,11 @@ from compofa.io.export import load_exported
 from compofa.io.formats.mmrazor import dump
 from compofa.io.formats.mmrazor import read_subnet as read_mmrazor
 from compofa.io.locks import holder
+from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
 from compofa.networks.backbones import MOBILENET_V3
-from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.networks.zoo import network_spec
 from compofa.space.subnet import Subnet
 from compofa.training.journal import Journal
 from nas.accuracy.predictor import load_accuracy_model
@@ -122,7 +123,7 @@ def whole_checkpoint(path: Path) -> Hashable:
 
 
 def foreign_checkpoint(path: Path) -> Hashable:
-    checkpoint = open_checkpoint(str(path))[1]
+    checkpoint = open_network(path).checkpoint
     network = checkpoint.build()
     finite_weights(network.state_dict())
     return checksum({"w": dict(checkpoint.weights), "n": checkpoint.network.to_json()})

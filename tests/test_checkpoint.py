@@ -24,7 +24,8 @@ from compofa.io.checkpoint import (
     read_safely,
     save_checkpoint,
 )
-from compofa.networks.zoo import network_spec, ofa_net
+from compofa.model_zoo import ofa_net
+from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
 
 CLASSES = ("cat", "dog", "eel")

@@ -11,8 +11,9 @@ from compofa.cli.tools import main
 from compofa.data import Normalisation, load_dataset
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.networks.network_spec import FixedNetwork
-from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.networks.zoo import network_spec
 from compofa.nn.build import build
 from compofa.nn.calibrate import calibrate
 from compofa.nn.extract import extract
@@ -43,7 +44,8 @@ def run_file(path: str, images: torch.Tensor) -> torch.Tensor:
 def test_export_calibrates_as_evaluation_does(call: Callable[..., Outcome]) -> None:
     result = call(*export("smallest", "--calibration-images", "50", "--fold-bn"))
     assert result.status == 0, result.err
-    path, checkpoint = open_checkpoint("compofa-digits")
+    opened = open_network("compofa-digits")
+    path, checkpoint = opened.path, opened.checkpoint
     subnet = checkpoint.network.space.smallest.at(checkpoint.image_size)
     evaluator = Evaluator(
         load_dataset("digits"),
@@ -69,7 +71,7 @@ def test_export_calibrates_as_evaluation_does(call: Callable[..., Outcome]) -> N
 
 
 def test_export_of_a_given_subnet_without_calibration(call: Callable[..., Outcome]) -> None:
-    _, checkpoint = open_checkpoint("compofa-digits")
+    checkpoint = open_network("compofa-digits").checkpoint
     subnet = next(iter(checkpoint.network.space.enumerate())).at(12)
     Path("subnet.json").write_text(json.dumps(subnet.to_config()))
     result = call(*export("subnet.json", "--no-calibrate", "--output", "new/net.ts"))
@@ -119,7 +121,7 @@ def test_unknown_nets_and_formats(call: Callable[..., Outcome]) -> None:
 
 
 def test_convert_there_and_back(call: Callable[..., Outcome]) -> None:
-    path, _ = open_checkpoint("compofa-digits")
+    path = open_network("compofa-digits").path
     for source, target, to in (
         (str(path), "a", "ofa"),
         ("a", "b", "mmrazor"),
@@ -175,7 +177,7 @@ def test_what_is_read_is_not_written_over(call: Callable[..., Outcome]) -> None:
     net, subnet = Path("last.pt"), Path("subnet.json")
     save_checkpoint(net, replace(load_checkpoint(shipped()), training={"epoch": 3}))
     subnet.write_text(
-        json.dumps(open_checkpoint("compofa-digits")[1].network.space.largest.to_config())
+        json.dumps(open_network("compofa-digits").checkpoint.network.space.largest.to_config())
     )
     Path("link.pt").symlink_to("last.pt")
     before = {path: path.read_bytes() for path in (net, subnet)}
@@ -221,4 +223,4 @@ def test_a_specialised_network_is_not_written_over(call: Callable[..., Outcome])
 
 
 def shipped() -> Path:
-    return open_checkpoint("compofa-digits")[0]
+    return open_network("compofa-digits").path

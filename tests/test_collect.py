@@ -11,7 +11,8 @@ from compofa.data import load_dataset
 from compofa.distributed.backend import SingleProcess
 from compofa.errors import ConfigError, DataError
 from compofa.evaluate import Evaluator
-from compofa.io.checkpoint import Checkpoint, load_checkpoint
+from compofa.io.checkpoint import Checkpoint, save_checkpoint
+from compofa.io.open import OpenedNetwork, open_network
 from compofa.io.records import read_records
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint(tmp_path_factory.mktemp("net") / "tiny.pt"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> OpenedNetwork:
+    return open_network(tiny_checkpoint(tmp_path_factory.mktemp("net") / "tiny.pt"))
 
 
 class Interruption(Exception):
@@ -47,8 +48,8 @@ def evaluator(kind: type[Evaluator] = Evaluator, **options: object) -> Evaluator
 
 
 @pytest.fixture
-def subnets(trained: Checkpoint) -> list[Subnet]:
-    space = trained.network.space.restrict(resolutions=(8, 12))
+def subnets(trained: OpenedNetwork) -> list[Subnet]:
+    space = trained.spec.space.restrict(resolutions=(8, 12))
     return draw_subnets(space, 8, 0)
 
 
@@ -63,7 +64,7 @@ def run(trained, subnets):
 
 
 def test_the_draw_begins_with_the_extremes_and_can_be_extended(trained):
-    space = trained.network.space.restrict(resolutions=(8, 12))
+    space = trained.spec.space.restrict(resolutions=(8, 12))
     long = draw_subnets(space, 30, 4)
     assert long[:4] == [
         space.largest.at(12), space.smallest.at(12), space.largest.at(8), space.smallest.at(8),
@@ -127,7 +128,8 @@ def test_records_of_something_else_are_refused(run, tmp_path, trained, subnets):
     with pytest.raises(
         DataError, match=f"of checkpoint 0123.*got one of checkpoint {trained.digest}"
     ):
-        collect(replace(trained, digest="0123"), "tiny", subnets, evaluator(), path, bar=False)
+        other = replace(trained, checkpoint=replace(trained.checkpoint, digest="0123"))
+        collect(other, "tiny", subnets, evaluator(), path, bar=False)
     with pytest.raises(DataError, match=r"on test images of digits.*on validation images"):
         run(path, evaluator(part="test"))
     with pytest.raises(DataError, match=r"calibrated on 21, got one .* calibrated on 20"):
@@ -188,10 +190,12 @@ def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
 def test_wide_subnets_go_on_after_a_torn_line(tmp_path):
     spec = network_spec("ofa-resnet50-small", 10, width_mult=0.1, resolutions=(8,))
     wide = Checkpoint(spec, Supernet(spec, seed=0).state_dict(), dataset="digits", image_size=8)
+    save_checkpoint(tmp_path / "wide.pt", wide)
+    opened = open_network(tmp_path / "wide.pt")
     subnets, path = draw_subnets(spec.space, 3, 0), tmp_path / "r.jsonl"
 
     def call() -> list:
-        return collect(wide, "wide", subnets, evaluator(), path, bar=False)
+        return collect(opened, "wide", subnets, evaluator(), path, bar=False)
 
     whole = call()
     text = path.read_text()

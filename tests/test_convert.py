@@ -21,11 +21,12 @@ from compofa.io.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from compofa.io.convert import save_as
 from compofa.io.formats import mmrazor
 from compofa.io.formats.names import FORMATS, from_ours, recognise, to_ours
-from compofa.io.open import read_any, save_as
+from compofa.io.open import open_network
 from compofa.networks.backbones import MOBILENET_V3, backbone
-from compofa.networks.zoo import NETWORKS, network_spec, open_checkpoint
+from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.nn.build import build
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
@@ -128,7 +129,8 @@ def test_every_pair_of_formats_and_back(
     start = original
     for step, to in enumerate((first, second, first, "compofa")):
         save_as(tmp_path / f"{step}", start, to)
-        kind, start = read_any(tmp_path / f"{step}")
+        opened = open_network(tmp_path / f"{step}")
+        kind, start = opened.format, opened.checkpoint
         assert kind == to and start.digest == file_hash(tmp_path / f"{step}")
     assert_same_bits(dict(start.weights), dict(original.weights))
     assert replace(start, weights={}) == replace(original, weights={})
@@ -149,9 +151,9 @@ def test_files_of_others_come_back_bit_for_bit(
     if not matrices:
         state = {name: value for name, value in state.items() if "_matrix" not in name}
     torch.save(wrap(state), tmp_path / "in.pth")
-    _, read = read_any(tmp_path / "in.pth", net_id)
+    read = open_network(tmp_path / "in.pth", arch=net_id).checkpoint
     save_as(tmp_path / "there", read, to)
-    _, there = read_any(tmp_path / "there")
+    there = open_network(tmp_path / "there").checkpoint
     save_as(tmp_path / "back", there, "ofa")
     back = torch.load(tmp_path / "back", weights_only=True)
     assert_same_bits(back["state_dict"], state)
@@ -180,10 +182,7 @@ def test_the_network_of_plain_weights_is_recognised(net_id: str, to: str, tmp_pa
     spec = network_spec(net_id, 7)
     state = from_ours(Supernet(spec).state_dict(), 4, to)
     torch.save({"state_dict": state}, tmp_path / "file.pth")
-    _, read = read_any(tmp_path / "file.pth")
-    assert read.network == spec
-    _, opened = open_checkpoint(str(tmp_path / "file.pth"))
-    assert opened.network == spec
+    assert open_network(tmp_path / "file.pth").spec == spec
 
 
 def test_resuming_is_kept_only_within_this_library(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_resuming_is_kept_only_within_this_library(tmp_path: Path) -> None:
     save_as(tmp_path / "ours", made, "compofa")
     assert load_checkpoint(tmp_path / "ours").training == {"step": 3}
     save_as(tmp_path / "ofa", made, "ofa")
-    assert read_any(tmp_path / "ofa")[1].training is None
+    assert open_network(tmp_path / "ofa").checkpoint.training is None
 
 
 def resnet(path: Path) -> None:
@@ -247,7 +246,7 @@ def test_files_that_are_no_weights(
 ) -> None:
     make_file(tmp_path / "file.pth")
     with pytest.raises(CheckpointError, match=message) as caught:
-        read_any(tmp_path / "file.pth")
+        open_network(tmp_path / "file.pth")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
 
@@ -333,7 +332,7 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_named(tmp_path: Path) -> None:
     weights = {name: value[..., None] for name, value in weights.items()}
     save_checkpoint(tmp_path / "misfit.pt", Checkpoint(spec, weights))
     with pytest.raises(CheckpointError, match=r"misfit\.pt does not fit .* extra:") as e:
-        read_any(tmp_path / "misfit.pt")
+        open_network(tmp_path / "misfit.pt")
     assert len(str(e.value).removeprefix(str(tmp_path))) < 700
 
 

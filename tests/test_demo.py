@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compofa.networks.zoo import open_checkpoint
+from compofa.io.open import open_network
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
 from nas.cli import search
 from nas.cli.demo import main
@@ -46,7 +46,8 @@ def test_the_demo(quick, tmp_path, monkeypatch, capsys):
         assert smallest <= int(row["macs"]) <= largest
         assert f"{int(row['params']):,}" in line and f"{float(row['top1']):.2f}%" in line
 
-    path, checkpoint = open_checkpoint("one/compofa-digits.pt")
+    opened = open_network("one/compofa-digits.pt")
+    path, checkpoint = opened.path, opened.checkpoint
     assert checkpoint.training is None and checkpoint.network.space.size == 243
     assert path.stat().st_size < 2_000_000
     assert (tmp_path / "one" / "accuracy_vs_macs.png").read_bytes().startswith(b"\x89PNG")

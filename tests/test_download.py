@@ -19,7 +19,7 @@ import torch
 from compofa.errors import CheckpointError, CompofaError
 from compofa.io import download, web
 from compofa.io.download import ENVIRONMENT, check_file, fetch, published_file
-from compofa.networks.zoo import open_checkpoint
+from compofa.io.open import open_network
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
 
@@ -193,7 +193,7 @@ def test_weights_of_another_network_can_be_replaced(
     server.files = {f"/{file}": WEIGHTS}
     name = Path(file).name
     with pytest.raises(CheckpointError, match=rf"delete \S+{name} and {name}.sha256 to download"):
-        open_checkpoint(net)
+        open_network(net)
 
 
 def test_a_damaged_record_is_quoted_as_one_plain_line(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from compofa.data.imagenet import WNIDS, by_wnid, is_imagenet
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, load_weights, save_checkpoint
-from compofa.io.open import read_any, save_as
+from compofa.io.convert import save_as
+from compofa.io.open import open_network
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
 from compofa.nn.build import build
@@ -238,10 +239,8 @@ def test_imagenet_weights_know_imagenet(reference_data: Path, tmp_path: Path) ->
         members = [m for m in tar.getmembers() if m.isfile()][::10]
         tar.extractall(tmp_path, members, filter="data")
     splits = by_wnid(load_dataset("imagenet", tmp_path, evaluation_only=True))
-    _, found = read_any(reference_data / "weights" / "proxyless-w0.25-r112_imagenet.pth")
-    evaluator = Evaluator(
-        splits, "test", normalisation=Normalisation(found.mean, found.std), calibration_images=0
-    )
-    record = evaluator.measure(found.build(), found.network.subnet)
+    found = open_network(reference_data / "weights" / "proxyless-w0.25-r112_imagenet.pth")
+    evaluator = Evaluator(splits, "test", normalisation=found.normalisation, calibration_images=0)
+    record = evaluator.measure(found.network, found.spec.subnet)
     assert record.images == 100 and record.macs == 10_691_008
     assert record.top1 > 40 and record.top5 > 60

@@ -14,6 +14,7 @@ from compofa.data import Normalisation, load_dataset
 from compofa.errors import CompofaError, ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
 from compofa.nn.calibrate import calibrate
@@ -52,6 +53,10 @@ def config_of(path: Path | str, **more: Any) -> TrainConfig:
     return TrainConfig(task="finetune", init_path=str(path), **{**settings, **more})
 
 
+def begin(config: TrainConfig) -> Checkpoint:
+    return open_single(open_network(config.init_path), config, load_dataset("digits"))
+
+
 def go(config: TrainConfig, folder: Path, **more: Any) -> RunResult:
     return train(config, folder, bar=False, **more)
 
@@ -59,7 +64,7 @@ def go(config: TrainConfig, folder: Path, **more: Any) -> RunResult:
 def test_it_begins_with_the_calibrated_subnet(supernet):
     """Any free choice of kernels and widths, with its own statistics and the same inputs."""
     splits, config = load_dataset("digits"), config_of(supernet).resolved()
-    begun, whole = open_single(config, splits), load_checkpoint(supernet)
+    begun, whole = begin(config), load_checkpoint(supernet)
     normalisation = Normalisation(whole.mean, whole.std)
     images = Evaluator(splits, normalisation=normalisation).calibration_batches(12)
     subnet = whole.network.space.sample(rng(0)).from_config(SUBNET)
@@ -79,7 +84,7 @@ def test_one_network_comes_out(supernet, tmp_path, capsys):
     best = load_checkpoint(result.best)
     assert isinstance(best.network, FixedNetwork) and best.network.resolution == 12
     assert (best.mean, best.classes) == ((0.4,) * 3, CLASSES)
-    net, begun = best.build(), open_single(config_of(supernet).resolved(), load_dataset("digits"))
+    net, begun = best.build(), begin(config_of(supernet).resolved())
     assert any(not torch.equal(v, begun.weights[k]) for k, v in net.state_dict().items())
 
     out = str(tmp_path / "results.csv")
@@ -91,7 +96,7 @@ def test_one_network_comes_out(supernet, tmp_path, capsys):
 def test_it_learns(tmp_path):
     """A network of the weights that ship, with its classifier forgotten."""
     config = config_of("compofa-digits", subnet="smallest", image_size=(16,), epochs=4, lr=0.1)
-    begun = open_single(config.resolved(), load_dataset("digits"))
+    begun = begin(config.resolved())
     weights = {**begun.weights, "classifier.weight": 0 * begun.weights["classifier.weight"]}
     save_checkpoint(tmp_path / "bare.pt", replace(begun, weights=weights))
     config = replace(config, init_path=str(tmp_path / "bare.pt"), subnet=None)
@@ -102,11 +107,7 @@ def test_it_learns(tmp_path):
 def test_other_classes_get_a_classifier_of_their_own(supernet, tmp_path):
     named = replace(load_checkpoint(supernet), classes=tuple("abcdefghij"))
     save_checkpoint(tmp_path / "named.pt", named)
-    splits = load_dataset("digits")
-    kept, fresh = (
-        open_single(config_of(path).resolved(), splits)
-        for path in (supernet, tmp_path / "named.pt")
-    )
+    kept, fresh = (begin(config_of(path).resolved()) for path in (supernet, tmp_path / "named.pt"))
     for name, value in kept.weights.items():
         assert torch.equal(value, fresh.weights[name]) is not (name == "classifier.weight"), name
     assert fresh.classes == CLASSES
@@ -114,7 +115,7 @@ def test_other_classes_get_a_classifier_of_their_own(supernet, tmp_path):
     spec = replace(load_checkpoint(supernet).network, classes=3)
     other = Checkpoint(spec, Supernet(spec).state_dict(), dataset="digits", image_size=16)
     save_checkpoint(tmp_path / "three.pt", other)
-    begun = open_single(config_of(tmp_path / "three.pt").resolved(), splits)
+    begun = begin(config_of(tmp_path / "three.pt").resolved())
     assert begun.network.classes == len(begun.weights["classifier.bias"]) == 10
     begun.build()
 
@@ -181,6 +182,6 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
 
 def test_one_network_has_no_subnets(supernet, tmp_path):
     config = config_of(supernet).resolved()
-    save_checkpoint(tmp_path / "one.pt", open_single(config, load_dataset("digits")))
+    save_checkpoint(tmp_path / "one.pt", begin(config))
     with pytest.raises(CompofaError, match="--subnet: expected none, since"):
         go(config_of(tmp_path / "one.pt"), tmp_path / "run")

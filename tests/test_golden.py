@@ -12,9 +12,10 @@ from golden.make import HERE, RESUMABLE, curves, genes, machine, predictions
 
 from compofa.cli import evaluate
 from compofa.io.export import load_exported
+from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
-from compofa.networks.zoo import NETWORKS, open_checkpoint
+from compofa.networks.zoo import NETWORKS
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
@@ -51,7 +52,7 @@ def test_seeds_draw_the_genes_of_before(network: str) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED["weights"])
 def test_checkpoints_of_the_first_version_are_read(name: str, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(unpacked(name, tmp_path)))[1]
+    checkpoint = open_network(unpacked(name, tmp_path)).checkpoint
     assert checksum(dict(checkpoint.weights)) == EXPECTED["weights"][name]
     assert checkpoint.classes == tuple("0123456789")
     assert checkpoint.dataset == "digits"
@@ -64,13 +65,13 @@ def test_checkpoints_of_the_first_version_are_read(name: str, tmp_path: Path) ->
 def test_a_specialised_network_of_the_first_version_is_read(tmp_path: Path) -> None:
     folder = shutil.copytree(FIRST / "specialised", tmp_path / "specialised")
     unpacked("specialised/init", tmp_path)
-    assert checksum(dict(open_checkpoint(str(folder))[1].weights)) == checksum(
-        dict(open_checkpoint(str(unpacked("finetuned.pt", tmp_path)))[1].weights)
+    assert checksum(dict(open_network(folder).checkpoint.weights)) == checksum(
+        dict(open_network(unpacked("finetuned.pt", tmp_path)).checkpoint.weights)
     )
 
 
 def test_an_exported_network_of_the_first_version_is_read(tmp_path: Path) -> None:
-    single = open_checkpoint(str(unpacked("finetuned.pt", tmp_path)))[1].build()
+    single = open_network(unpacked("finetuned.pt", tmp_path)).network
     shutil.copy(FIRST / "exported.st.json", tmp_path)
     exported = load_exported(unpacked("exported.st", tmp_path))
     images = torch.ones(2, 3, 12, 12)

@@ -17,8 +17,9 @@ from compofa.data.identity import DataIdentity, identify, identify_part, image_n
 from compofa.data.sampling import hold_out_by_share, image_order
 from compofa.errors import CheckpointError, DataError
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.io.records import EvalRecord
-from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 
@@ -301,7 +302,7 @@ def test_files_are_not_taken_for_arrays_trained_on(flat: Path, call, caplog):
     assert call("--net", net, "--data-path", "parts")[1].status == 0 and said in caplog.text
     caplog.clear()
     files = identify(load_dataset("imagefolder", flat, seed=3), 3)
-    digits = replace(open_checkpoint("compofa-digits")[1], data=files, data_path="")
+    digits = replace(open_network("compofa-digits").checkpoint, data=files, data_path="")
     save_checkpoint("digits.pt", digits)
     assert call("--net", "digits.pt")[1].status == 0 and said in caplog.text
     caplog.clear()

@@ -10,21 +10,16 @@ from torch import Tensor, nn
 from compofa.cli.tools import main
 from compofa.errors import CheckpointError, SpaceError
 from compofa.io.checkpoint import Checkpoint
+from compofa.io.convert import save_as
 from compofa.io.formats.names import from_ours, from_slots
 from compofa.io.formats.net_config import to_net_config
 from compofa.io.formats.specialised import SpecialisedFiles, find_specialised
-from compofa.io.open import save_as
+from compofa.io.open import open_network
+from compofa.model_zoo import ofa_net, ofa_specialized
 from compofa.networks.layout import macs, params
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.published import RESNETS, SPECIALISED, specialised
-from compofa.networks.zoo import (
-    NETWORKS,
-    PUBLISHED,
-    network_spec,
-    ofa_net,
-    ofa_specialized,
-    open_checkpoint,
-)
+from compofa.networks.zoo import NETWORKS, PUBLISHED, network_spec
 from compofa.nn.build import build
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
@@ -123,7 +118,7 @@ def test_counts_are_those_of_the_built_network() -> None:
     ],
 )
 def test_an_unknown_id_names_the_nearest(net_id: str, hint: str, hub: Path) -> None:
-    for use in (ofa_specialized, open_checkpoint):
+    for use in (ofa_specialized, open_network):
         with pytest.raises(SpaceError, match=re.escape(hint)) as caught:
             use(net_id)
         assert "\n" not in str(caught.value)
@@ -141,7 +136,8 @@ def test_weights_that_were_put_there_are_used(net_id: str, hub: Path) -> None:
         assert not network.training
         with torch.no_grad():
             assert torch.equal(network(images), source(images))
-    path, checkpoint = open_checkpoint(net_id)
+    opened = open_network(net_id)
+    path, checkpoint = opened.path, opened.checkpoint
     assert path.name == "init" and path.with_name("init.sha256").is_file()
     assert checkpoint.figures == {"published": {"top1": specialised(net_id).top1}}
     assert (checkpoint.dataset, checkpoint.image_size) == ("imagenet", size)

@@ -11,13 +11,14 @@ from test_weights import assert_same, images, make
 from compofa.cli.tools import main
 from compofa.errors import CheckpointError, CompofaError, SpaceError
 from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint
+from compofa.io.convert import save_as
 from compofa.io.formats.names import from_ours, from_slots
 from compofa.io.formats.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.io.formats.specialised import find_specialised
-from compofa.io.open import read_any, save_as
+from compofa.io.open import open_network
 from compofa.networks.layout import LayerSpec, at_resolution
 from compofa.networks.network_spec import FixedNetwork
-from compofa.networks.zoo import network_spec, open_checkpoint
+from compofa.networks.zoo import network_spec
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
@@ -193,14 +194,14 @@ def test_a_resnet_of_other_widths_has_no_indices_of_widths() -> None:
 def test_a_folder_is_recognised_by_any_of_its_names(folder: Path) -> None:
     wanted = a_checkpoint()
     for name in ("", "net.config", "run.config", "init"):
-        kind, found = read_any(folder / name)
+        opened = open_network(folder / name)
+        kind, found = opened.format, opened.checkpoint
         assert kind == "ofa"
         assert found.network == wanted.network.at(24)
         assert (found.image_size, found.mean[0]) == (24, 0.485)
         assert found.digest == file_hash(folder / "init")
         assert_same(dict(found.weights), dict(wanted.weights))
-    _, opened = open_checkpoint(str(folder))
-    assert torch.equal(opened.build()(images()), wanted.build()(images()))
+    assert torch.equal(opened.network(images()), wanted.build()(images()))
 
 
 def test_a_json_beside_a_pth_holds_its_resolution_and_other_normalisation(folder: Path) -> None:
@@ -208,7 +209,7 @@ def test_a_json_beside_a_pth_holds_its_resolution_and_other_normalisation(folder
     (folder.parent / "small.json").write_text(json.dumps(data))
     (folder / "init").rename(folder.parent / "small.pth")
     for name in ("small.json", "small.pth"):
-        _, found = read_any(folder.parent / name)
+        found = open_network(folder.parent / name).checkpoint
         assert found.network == a_checkpoint().network.at(40)
         assert (found.mean, found.std, found.image_size) == ((0.5,) * 3, (0.5,) * 3, 40)
 
@@ -241,7 +242,7 @@ def test_a_resnet_comes_back_bit_for_bit(stem: bool, tmp_path: Path) -> None:
     numbers = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
     assert numbers == set(range(sum(subnet.depths[1:])))
     assert "blocks.0.downsample.conv.weight" in names and "blocks.0.conv3.bn.weight" in names
-    _, found = read_any(tmp_path / "net")
+    found = open_network(tmp_path / "net").checkpoint
     assert found.network == network
     assert_same(dict(found.weights), dict(original.weights))
 
@@ -254,7 +255,8 @@ def test_what_is_written_comes_back_bit_for_bit(net_id: str, tmp_path: Path) -> 
     start = original
     for step, to in enumerate(("ofa", "compofa", "ofa", "ofa", "compofa")):
         save_as(tmp_path / f"{step}", start, to)
-        kind, start = read_any(tmp_path / f"{step}")
+        opened = open_network(tmp_path / f"{step}")
+        kind, start = opened.format, opened.checkpoint
         assert kind == to
     assert replace(start, weights={}) == replace(original, weights={})
     assert_same(dict(start.weights), dict(original.weights))
@@ -337,7 +339,7 @@ def test_a_broken_folder_is_one_line(
 ) -> None:
     spoil(folder)
     with pytest.raises(CompofaError, match=message):
-        read_any(folder)
+        open_network(folder)
     assert main(["convert", str(folder), str(folder.parent / "out.pt"), "--to", "compofa"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (folder.parent / "out.pt").exists()
@@ -361,12 +363,12 @@ def test_the_command_converts_both_ways(
 def test_the_mobile_networks_of_proxylessnas_are_read(reference_data: Path, tmp_path: Path) -> None:
     sizes = {}
     for config_path in sorted((reference_data / "weights").glob("*.json")):
-        _, found = read_any(config_path)
+        found = open_network(config_path).checkpoint
         network = found.network
         assert isinstance(network, FixedNetwork)
         assert (network.bn_eps, network.classes, found.std) == (1e-3, 1000, (0.5,) * 3)
         save_as(tmp_path / "net", found, "ofa")
-        _, back = read_any(tmp_path / "net")
+        back = open_network(tmp_path / "net").checkpoint
         assert back.network == network
         assert_same(dict(back.weights), dict(found.weights))
         published = torch.load(config_path.with_suffix(".pth"), weights_only=True)["state_dict"]

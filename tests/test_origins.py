@@ -19,6 +19,7 @@ from compofa.data.identity import identify
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
 from compofa.nn.build import build
@@ -134,7 +135,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_split(here, call, monkeypa
     photos(here / "data")
     real = load_dataset
     with monkeypatch.context() as patch:
-        patch.setattr("compofa.training.setup.load_dataset",
+        patch.setattr("compofa.training.start.load_dataset",
                       lambda *a, **k: real(*a, **{**k, "by_position": True}))  # fmt: skip
         cut(call, monkeypatch, *words)
     last = Path("runs/imagefolder-compofa-small/teacher/last.pt")
@@ -142,7 +143,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_split(here, call, monkeypa
     training = {name: value for name, value in found.training.items() if name != "origins"}
     save_checkpoint(last, replace(found, data=None, training={**training, "teacher": ""}))
     splits = []
-    monkeypatch.setattr("compofa.training.setup.load_dataset",
+    monkeypatch.setattr("compofa.training.start.load_dataset",
                         lambda *a, **k: splits.append(real(*a, **k)) or splits[-1])  # fmt: skip
     assert call(*words, "--resume").status == 0
     then = real("imagefolder", "data", by_position=True)
@@ -331,7 +332,7 @@ def test_imagenets_numbers_as_text_do_not_permute_outputs_without_names(here, di
         image_size=(8,),
     ).resolved()  # fmt: skip
     for use in (
-        lambda: open_single(config, splits),
+        lambda: open_single(open_network(config.init_path), config, splits),
         lambda: check_fits(Checkpoint(spec, {}), "--teacher-path", "net.pth", splits),
     ):
         if digits == 3:

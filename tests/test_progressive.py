@@ -133,7 +133,7 @@ def test_when_channels_are_sorted(tmp_path, monkeypatch, task, phase, groups):
     torch.save({"state_dict": net.state_dict()}, tmp_path / "x.pt")
     sorts = []
     monkeypatch.setattr(start, "sort_channels", lambda network, groups: sorts.append(groups))
-    monkeypatch.setattr(start, "load_teacher", lambda *_: extract(net, net.active))
+    monkeypatch.setattr(start, "teacher_of", lambda *_: extract(net, net.active))
     config = TrainConfig(
         task=task, phase=phase, init_path=str(tmp_path / "x.pt"),
         teacher_path=str(tmp_path / "x.pt"), **SMALL,

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compofa.errors import SpaceError
+from compofa.model_zoo import ofa_net
 from compofa.networks.layout import ConvSpec
-from compofa.networks.zoo import network_spec, ofa_net
+from compofa.networks.zoo import network_spec
 from compofa.nn.elastic import ElasticKernel, centre, transform_kernel
 from compofa.nn.extract import build_static, extract
 from compofa.nn.static import ConvBN, StaticNetwork

@@ -18,6 +18,7 @@ import nas.cost.measured
 from compofa.cli.evaluate import main as evaluate
 from compofa.errors import ConfigError, DataError
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
@@ -245,19 +246,20 @@ def test_resolutions_are_those_asked_for_or_the_data_sets(net):
 
 
 def test_the_free_space_undoes_the_coupling(net):
-    trained = Trained("mine", load_checkpoint(net), (8, 12))
+    trained = Trained("mine", open_network(net), (8, 12))
     own, free = trained.space, trained.free_space
     assert (own.size, own.name, own.resolutions) == (2 * 2**5, "mine", (8, 12))
     assert free.name == "mine-free" and free.size == 2 * (2**2 + 2**3) ** 5
     assert all(free.contains(subnet) for subnet in own.enumerate())
-    network = replace(trained.checkpoint.network, space=free)
-    alone = replace(trained, checkpoint=replace(trained.checkpoint, network=network))
+    checkpoint = trained.opened.checkpoint
+    checkpoint = replace(checkpoint, network=replace(checkpoint.network, space=free))
+    alone = replace(trained, opened=replace(trained.opened, checkpoint=checkpoint))
     assert alone.free_space is None
 
 
 def test_few_records_are_not_fitted(searched, net):
     records = read_records(searched.folder / "records.jsonl")
-    space = Trained("mine", load_checkpoint(net), (8,)).free_space
+    space = Trained("mine", open_network(net), (8,)).free_space
     with pytest.raises(DataError, match="20"):
         fit_records(records[:19], space, "mine")
     model = fit_records(records, space, "mine")

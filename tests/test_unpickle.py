@@ -22,7 +22,7 @@ from compofa.cli import tools
 from compofa.errors import CheckpointError, TableError
 from compofa.io.checkpoint import load_weights, weights_in
 from compofa.io.formats.names import from_ours
-from compofa.io.open import read_any
+from compofa.io.open import open_network
 from compofa.io.tensors import read_safely
 from compofa.io.unpickle import Skipped
 from compofa.networks.zoo import network_spec
@@ -389,7 +389,8 @@ def test_wrappers_are_taken_off_every_format(tmp_path: Path, wrap: list[Wrap], f
 def test_a_wrapped_file_is_recognised(tmp_path: Path) -> None:
     net = Supernet(network_spec("compofa-elastic-small", 3))
     data = {"model": {f"_orig_mod.module.{n}": v for n, v in net.state_dict().items()}}
-    kind, checkpoint = read_any(save(data, tmp_path / "net.pth"))
+    opened = open_network(save(data, tmp_path / "net.pth"))
+    kind, checkpoint = opened.format, opened.checkpoint
     assert kind == "compofa" and checkpoint.network.classes == 3
     assert checkpoint.weights.keys() == net.state_dict().keys()
 

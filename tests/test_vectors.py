@@ -13,8 +13,8 @@ from torch import Tensor
 
 from compofa.io.formats.names import from_ofa
 from compofa.io.weights import load_state
+from compofa.model_zoo import ofa_net
 from compofa.networks.layout import layout, macs, params
-from compofa.networks.zoo import ofa_net
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.space.subnet import Subnet

@@ -13,7 +13,7 @@ from compofa.data.catalog import DATASETS, dataset_info
 from compofa.errors import ConfigError, DataError
 from compofa.io.locks import exclusive
 from compofa.io.untrusted import parse_json, printable, read_text
-from compofa.networks.zoo import NETWORKS, open_checkpoint
+from compofa.networks.zoo import NETWORKS
 from compofa.seeds import rng
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
@@ -332,25 +332,25 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from compofa.evaluate import Evaluator
     from compofa.io.atomic import is_stream, require_other
-    from compofa.io.formats.specialised import files_of
+    from compofa.io.open import open_network
     from compofa.io.records import write_csv
     from compofa.nn.calibrate import calibrate
     from compofa.training.start import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    path, checkpoint = open_checkpoint(args.net, args.arch)
-    subnets = subnets_to_measure(checkpoint, args)
-    elastic = checkpoint.network.elastic
-    splits = open_data(checkpoint, args)
-    network = checkpoint.build().to(device)
+    opened = open_network(args.net, arch=args.arch)
+    subnets = subnets_to_measure(opened.checkpoint, args)
+    elastic = opened.spec.elastic
+    splits = open_data(opened.checkpoint, args)
+    network = opened.network.to(device)
     calibration = (
         (2000 if elastic else 0) if args.calibration_images is None else args.calibration_images
     )
     evaluator = Evaluator(
         splits,
         args.part,
-        normalisation=normalisation(checkpoint, args),
+        normalisation=normalisation(opened.checkpoint, args),
         calibration_images=calibration,
         batch_size=args.batch_size,
         workers=args.workers,
@@ -359,16 +359,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if calibration and not elastic:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
-    data = (args.data_path, args.imagenet_path, checkpoint.data_path)
-    require_other(args.output, *files_of(path), args.subnet, *data)
+    data = (args.data_path, args.imagenet_path, opened.checkpoint.data_path)
+    require_other(args.output, *opened.files, args.subnet, *data)
     records: list[EvalRecord] = []
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
-        records.append(evaluator.measure(network, subnet, args.net, checkpoint.digest))
+        records.append(evaluator.measure(network, subnet, args.net, opened.digest))
         if len(records) == len(subnets) or not is_stream(args.output):
             write_csv(args.output, records)
     print_table(records)
     top1 = [record.top1 for record in records]
-    what = f"{len(records)} subnet(s) of {checkpoint.network.space.name}" if elastic else args.net
+    what = f"{len(records)} subnet(s) of {opened.spec.space.name}" if elastic else args.net
     print(
         f"{printable(what)} on {records[0].images} {args.part} images of "
         f"{splits.name}: top-1 {min(top1):.2f} to {max(top1):.2f} %; written to {args.output}"

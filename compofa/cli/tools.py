@@ -19,11 +19,12 @@ from compofa.io.formats.names import FORMATS
 from compofa.io.locks import exclusive
 from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.backbones import MOBILENET_V3, RESNET50D, Backbone
-from compofa.networks.zoo import NETWORKS, network_spec, open_any, open_checkpoint
+from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
     from compofa.io.checkpoint import Checkpoint
+    from compofa.io.open import OpenedNetwork
     from compofa.nn.static import StaticNetwork
 
 PROG = "python -m compofa"
@@ -131,7 +132,7 @@ def _add_arch(sub: Parser) -> None:
 def _export(args: argparse.Namespace) -> None:
     from compofa.io.atomic import require_other
     from compofa.io.export import SUFFIXES, card_path, require_packages
-    from compofa.io.formats.specialised import files_of
+    from compofa.io.open import open_network
 
     require_packages(args.to)
     if args.calibration_images < 1:
@@ -140,25 +141,26 @@ def _export(args: argparse.Namespace) -> None:
         )
     for chatty in ("onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    path, checkpoint = open_checkpoint(args.net, args.arch)
-    subnet = _subnet(args, checkpoint)
+    opened = open_network(args.net, arch=args.arch)
+    subnet = _subnet(args, opened.checkpoint)
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
     output = Path(args.output or stem + SUFFIXES[args.to])
-    data = (args.data_path, args.imagenet_path, checkpoint.data_path)
+    data = (args.data_path, args.imagenet_path, opened.checkpoint.data_path)
     for file in (output,) if is_stream(output) else (output, card_path(output)):
-        require_other(file, *files_of(path), args.subnet, *data)
+        require_other(file, *opened.files, args.subnet, *data)
     with exclusive(output):
-        _export_subnet(args, checkpoint, subnet, output)
+        _export_subnet(args, opened, subnet, output)
 
 
 def _export_subnet(
-    args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet, output: Path
+    args: argparse.Namespace, opened: OpenedNetwork, subnet: Subnet, output: Path
 ) -> None:
-    """Export a subnet of a checkpoint to ``output``."""
+    """Export a subnet to ``output``."""
     from compofa.io.export import card_path, export, subnet_card
 
-    network, calibration = _network(args, checkpoint, subnet)
+    network, calibration = _network(args, opened, subnet)
+    checkpoint = opened.checkpoint
     card = {
         **subnet_card(checkpoint.network, subnet),
         "classes": list(checkpoint.classes),
@@ -197,24 +199,23 @@ def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
 
 
 def _network(
-    args: argparse.Namespace, checkpoint: Checkpoint, subnet: Subnet
+    args: argparse.Namespace, opened: OpenedNetwork, subnet: Subnet
 ) -> tuple[StaticNetwork, dict[str, Any] | None]:
-    """Return the subnet's network and how it was calibrated; one network keeps its statistics."""
-    from compofa.data import Normalisation
+    """Return the network to export and how it was calibrated; ``None`` if it was not."""
     from compofa.distributed.threads import cpu_threads, default_threads
     from compofa.evaluate import Evaluator
     from compofa.nn.calibrate import calibrate
     from compofa.nn.extract import extract
     from compofa.nn.supernet import Supernet
 
-    supernet = checkpoint.build()
+    supernet = opened.network
     if not isinstance(supernet, Supernet):
         return supernet, None
     if args.no_calibrate:
         return extract(supernet, subnet), None
     evaluator = Evaluator(
-        open_data(checkpoint, args),
-        normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+        open_data(opened.checkpoint, args),
+        normalisation=opened.normalisation,
         calibration_images=args.calibration_images,
         seed=args.seed,
     )
@@ -250,18 +251,19 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _convert_file(args: argparse.Namespace) -> None:
     from compofa.io.atomic import require_other
-    from compofa.io.formats.specialised import files_of, find_specialised
-    from compofa.io.open import save_as
+    from compofa.io.convert import save_as
+    from compofa.io.formats.specialised import find_specialised
+    from compofa.io.open import open_network
 
     subnets = (".yaml", ".yml", ".json")
     if Path(args.input).suffix.lower() in subnets and find_specialised(args.input) is None:
         _convert_subnet(args)
         return
-    path, kind, checkpoint = open_any(args.input, args.arch)
-    require_other(args.output, *files_of(path), args.input)
-    save_as(args.output, checkpoint, args.to)
-    text = f"{args.output}: {len(checkpoint.weights)} weights, from {kind} to {args.to}"
-    _say(args.output, text)
+    opened = open_network(args.input, arch=args.arch)
+    require_other(args.output, *opened.files, args.input)
+    save_as(args.output, opened.checkpoint, args.to)
+    count = len(opened.checkpoint.weights)
+    _say(args.output, f"{args.output}: {count} weights, from {opened.format} to {args.to}")
 
 
 def _convert_subnet(args: argparse.Namespace) -> None:

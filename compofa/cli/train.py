@@ -161,10 +161,10 @@ def _report(result: RunResult) -> None:
 def _read_single(args: argparse.Namespace) -> None:
     """Read ``--subnet``, and take the image size from it or from the checkpoint."""
     from compofa.cli.evaluate import read_subnet
-    from compofa.networks.zoo import open_checkpoint
+    from compofa.io.open import open_network
 
-    checkpoint = open_checkpoint(args.init_path)[1]
-    network, size = checkpoint.network, checkpoint.image_size
+    opened = open_network(args.init_path)
+    network, size = opened.spec, opened.image_size
     if network.elastic and args.subnet not in (None, "largest", "smallest"):
         subnet = read_subnet(args.subnet, network.space, size)
         args.subnet, size = json.dumps(network.space.to_config(subnet)), subnet.resolution

@@ -10,7 +10,7 @@ from compofa.errors import CheckpointError, ConfigError, SpaceError
 from compofa.networks.layout import LayerSpec, macs, params
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.published import SPECIALISED, Specialised
-from compofa.networks.zoo import CHECKPOINT_FOLDERS, NETWORKS, PUBLISHED, network_spec
+from compofa.networks.zoo import NETWORKS, PUBLISHED, network_spec
 
 
 class Row(NamedTuple):
@@ -65,10 +65,10 @@ def supernet(net_id: str) -> Row:
 
 def _weights(net_id: str) -> str:
     """Say where the weights of a supernet are."""
-    shipped = NETWORKS[net_id].shipped
-    if shipped:
-        here = any((folder / shipped).is_file() for folder in CHECKPOINT_FOLDERS)
-        return "ship with the project" if here else "not in this installation"
+    from compofa.io.zoo import shipped_path
+
+    if shipped := NETWORKS[net_id].shipped:
+        return "ship with the project" if shipped_path(shipped) else "not in this installation"
     return _published(f"ofa_nets/{PUBLISHED[net_id]}") if net_id in PUBLISHED else "train them"
 
 

@@ -84,6 +84,11 @@ class Checkpoint:
     digest: str = attribute(default="", compare=False)
     data: DataIdentity | None = None
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation that images are normalised with."""
+        return Normalisation(self.mean, self.std)
+
     def slim(self) -> Checkpoint:
         """Return the checkpoint to pass on: no training state, matrices in half precision.
 

@@ -1,60 +1,129 @@
-"""Checkpoints in the formats of other programs, read and written as whole files.
-
-A file written for another program holds ``state_dict`` by that program's names, and beside it,
-under ``compofa``, what a checkpoint of this library says beyond its weights: they come back whole.
-"""
+"""One door to trained networks: any format, by name or by path, read once and built once."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from compofa.data.catalog import Normalisation
 from compofa.errors import CheckpointError
-from compofa.io.checkpoint import (
-    Checkpoint,
-    as_data,
-    from_data,
-    save_checkpoint,
-    weights_in,
-)
-from compofa.io.formats.names import from_ours, recognise, to_ours
-from compofa.io.formats.specialised import (
-    EXTRA,
-    find_specialised,
-    read_specialised,
-    write_specialised,
-)
-from compofa.io.tensors import read_hashed, write_tensors
-from compofa.networks.zoo import network_of
+from compofa.io.checkpoint import Checkpoint, from_data, weights_in
+from compofa.io.download import replaceable
+from compofa.io.formats.names import recognise, to_ours
+from compofa.io.formats.specialised import EXTRA, find_specialised, read_specialised
+from compofa.io.tensors import read_hashed
+from compofa.io.zoo import specialised_files, supernet_path
+from compofa.networks.backbones import backbone
+from compofa.networks.network_spec import Network
+from compofa.networks.published import Specialised, specialised
+from compofa.networks.supernet_spec import NetworkSpec
+from compofa.networks.zoo import NETWORKS, PUBLISHED, entry, network_spec
+from compofa.nn.static import StaticNetwork
+from compofa.nn.supernet import Supernet
 from compofa.space.subnet import SLOTS
 
 
-def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint]:
-    """Read a checkpoint of any format, its weights exactly as the file has them.
+@dataclass(frozen=True, eq=False)
+class OpenedNetwork:
+    """A trained network with everything that its files say of it.
+
+    Attributes:
+        network: The network with its weights, on the CPU, in evaluation mode.
+        checkpoint: Definition, weights as stored, classes, data set, measured figures.
+        format: Format of the file, one of :data:`compofa.io.formats.names.FORMATS`.
+        files: The files that were read; that of the weights comes first.
+    """
+
+    network: Supernet | StaticNetwork
+    checkpoint: Checkpoint
+    format: str
+    files: tuple[Path, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file of the weights."""
+        return self.files[0]
+
+    @property
+    def spec(self) -> Network:
+        """The definition: of a supernet with its search space, or of a specialised network."""
+        return self.checkpoint.network
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; empty where the file has none."""
+        return self.checkpoint.classes
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation that images are normalised with."""
+        return self.checkpoint.normalisation
+
+    @property
+    def image_size(self) -> int:
+        """Resolution to evaluate at, in pixels."""
+        return self.checkpoint.image_size
+
+    @property
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the file of the weights."""
+        return self.checkpoint.digest
+
+
+def open_network(source: str | Path, *, arch: str | NetworkSpec | None = None) -> OpenedNetwork:
+    """Open a trained network: read its files once, build it once, check that the weights fit.
 
     Args:
-        path: The file, or the folder of a specialised network.
-        arch: The network that another program's weights belong to; recognised when left out.
-
-    Returns:
-        The format, one of :data:`compofa.io.formats.names.FORMATS`, and the checkpoint.
+        source: A path or an id. A path leads to a checkpoint of this library, of Once-for-All,
+            CompOFA or MMRazor, or to a specialised network: a folder with ``net.config``, or a
+            ``.json`` beside a ``.pth``. An id is that of a supernet with pretrained weights
+            (:data:`compofa.networks.zoo.NETWORKS`) or of a specialised network of Once-for-All;
+            published weights are downloaded once. Ids take precedence over files: to open a file
+            that is named like one, give its absolute path.
+        arch: Definition of weights that come without one, or its id; recognised from the
+            weights when left out. The classes are always those of the weights.
 
     Raises:
-        CheckpointError: The file cannot be read, its format is not known, or its weights belong to
-            no network or to another one than ``arch``.
+        SpaceError: ``source`` is neither a known id nor a file, or ``arch`` is unknown.
+        CheckpointError: The files cannot be read or downloaded, are damaged or of an unknown
+            format, or the weights do not fit.
     """
-    specialised = find_specialised(path)
-    if specialised is not None:
-        return "ofa", read_specialised(specialised)
+    source = str(source)
+    if source in NETWORKS:
+        path = supernet_path(source)
+        with replaceable(path) if source in PUBLISHED else nullcontext():
+            return _open_file(path, source)
+    path = Path(source)
+    if not os.path.lexists(path):
+        if "/" not in source and ("@" in source or "_top1" in source):
+            return _open_published(specialised(source))
+        if not path.suffix:
+            entry(source)  # raises, with the known ids
+    files = find_specialised(path)
+    if files is None:
+        return _open_file(path, arch)
+    return _opened(read_specialised(files, files.network()), "ofa", *files.paths)
+
+
+def _open_published(row: Specialised) -> OpenedNetwork:
+    files = specialised_files(row)
+    with replaceable(files.config):
+        network = row.network or files.network()
+    with replaceable(files.weights):
+        checkpoint = read_specialised(files, network)
+        checkpoint = replace(checkpoint, figures={"published": {"top1": row.top1}})
+        return _opened(checkpoint, "ofa", *files.paths)
+
+
+def _open_file(path: Path, arch: str | NetworkSpec | None) -> OpenedNetwork:
     data, digest = read_hashed(path)
     if "format" in data:
-        checkpoint = from_data(path, data, digest)
-        checkpoint.build(str(path))
-        return "compofa", checkpoint
+        return _opened(from_data(path, data, digest), "compofa", path)
     state = weights_in(path, data)
     kind = recognise(state)
     if kind is None:
@@ -64,39 +133,61 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
             f"library, got {example[:80]}"
         )
     extra = data.get(EXTRA)
-    if isinstance(extra, Mapping) and arch is None:
+    if isinstance(extra, Mapping):
         checkpoint = from_data(path, {**extra, "weights": state, "training": None})
         if not checkpoint.network.elastic:
             raise CheckpointError(f"{path}: expected net.config beside a specialised network")
-        slots = checkpoint.network.space.slots
-        checkpoint = replace(checkpoint, weights=to_ours(state, slots))
+        weights = to_ours(state, checkpoint.network.space.slots)
+        checkpoint = replace(checkpoint, weights=weights, digest=digest)
     else:
         weights = to_ours(state, SLOTS)
-        checkpoint = Checkpoint(network_of(path, weights, arch), weights, dataset="imagenet")
-    checkpoint.build(str(path))
-    return kind, replace(checkpoint, digest=digest)
+        spec = recognise_network(weights, str(path)) if arch is None else _as(arch, weights)
+        checkpoint = Checkpoint(spec, weights, dataset="imagenet", digest=digest)
+    return _opened(checkpoint, kind, path)
 
 
-def save_as(path: str | Path, checkpoint: Checkpoint, to: str) -> None:
-    """Write ``checkpoint`` in a format of :data:`compofa.io.formats.names.FORMATS`.
+def _opened(checkpoint: Checkpoint, format: str, *files: Path) -> OpenedNetwork:
+    return OpenedNetwork(checkpoint.build(str(files[0])), checkpoint, format, files)
 
-    A state to resume training from goes only into this library's own. A specialised network for
-    Once-for-All is a folder.
+
+def _as(arch: str | NetworkSpec, state: Mapping[str, Tensor]) -> NetworkSpec:
+    """Return the definition ``arch`` with the classes of the weights."""
+    if isinstance(arch, str):
+        return network_spec(arch, _classes(state))
+    return replace(arch, classes=_classes(state, arch.classes))
+
+
+def recognise_network(state: Mapping[str, Tensor], source: str = "state dict") -> NetworkSpec:
+    """Return the named network that weights without a definition belong to.
+
+    It is the first of :data:`compofa.networks.zoo.NETWORKS` with the same widths outside the
+    stages, preferably one whose kernels are elastic if and only if there are kernel matrices.
+
+    Args:
+        state: The weights by this library's names.
+        source: What to call them in errors.
 
     Raises:
-        CheckpointError: It has weights whose names would not come back.
-        CompofaError: The file cannot be written.
+        CheckpointError: No network has these widths.
     """
-    if to == "compofa":
-        save_checkpoint(path, checkpoint)
-        return
-    if not checkpoint.network.elastic and to == "ofa":
-        write_specialised(path, checkpoint)
-        return
-    slots = checkpoint.network.space.slots
-    state: dict[str, Tensor] = from_ours(checkpoint.weights, slots, to)
-    if list(to_ours(state, slots)) != list(checkpoint.weights):
-        raise CheckpointError(f"{path}: expected a supernet's weights, got names that {to} lacks")
-    extra: dict[str, Any] = as_data(replace(checkpoint, weights={}, training=None))
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_tensors(path, {"state_dict": state, EXTRA: extra})
+    convs = {name: state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix")}
+    widths = {n: len(w) for n, w in convs.items() if w is not None and w.ndim}
+    fits = [
+        name
+        for name, row in NETWORKS.items()
+        if backbone(row.backbone, row.width_mult).fixed_widths == widths
+    ]
+    if not fits:
+        first, before, after = (widths.get(name, 0) for name in convs)
+        raise CheckpointError(
+            f"{source}: expected weights of one of {', '.join(NETWORKS)}, got {first} channels "
+            f"after the first convolution, {before} before the pool and {after} after it"
+        )
+    elastic = any(".matrices." in name for name in state)
+    best = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
+    return network_spec(best, _classes(state))
+
+
+def _classes(state: Mapping[str, Tensor], otherwise: int = 1000) -> int:
+    bias = state.get("classifier.bias")
+    return otherwise if bias is None else bias.numel()

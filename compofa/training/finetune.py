@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from compofa.data import DataSplits, Normalisation
+from compofa.data import DataSplits
 from compofa.data.imagenet import require_order
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint
+from compofa.io.open import OpenedNetwork
+from compofa.io.untrusted import parse_json
 from compofa.networks.network_spec import FixedNetwork, Network
-from compofa.networks.zoo import open_checkpoint
 from compofa.nn.calibrate import calibrate
-from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet, initialise
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
@@ -24,7 +24,7 @@ from compofa.training.config import TrainConfig
 log = logging.getLogger(__name__)
 
 
-def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
+def open_single(opened: OpenedNetwork, config: TrainConfig, splits: DataSplits) -> Checkpoint:
     """Take one network out of a checkpoint, ready to be trained on a data set by itself.
 
     A subnet's BN statistics are measured on training images first. The classifier is kept where
@@ -32,7 +32,8 @@ def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
     one takes its place.
 
     Args:
-        config: Resolved settings; ``init_path`` names the checkpoint, or a network of the zoo.
+        opened: The network that ``init_path`` names.
+        config: Resolved settings.
         splits: The data set.
 
     Returns:
@@ -41,13 +42,11 @@ def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
     Raises:
         ConfigError: The subnet is missing, or given for a network that holds only one.
         SpaceError: The supernet holds no such subnet.
-        CheckpointError: The file cannot be used.
         DataError: It does not name its classes, and numbered folders are in another order.
     """
-    found = open_checkpoint(config.init_path)[1]
+    found = opened.checkpoint
     subnet = chosen_subnet(found.network, config.subnet, config.eval_size)
-    network = found.build()
-    normalisation = Normalisation(found.mean, found.std)
+    network, normalisation = opened.network, opened.normalisation
     if isinstance(network, Supernet):
         evaluator = Evaluator(
             replace(splits, normalisation=normalisation),
@@ -61,14 +60,15 @@ def open_single(config: TrainConfig, splits: DataSplits) -> Checkpoint:
         images = evaluator.calibration_batches(subnet.resolution)
         network = calibrate(network.to(config.device), images, subnet)
     spec = replace(FixedNetwork.of(found.network, subnet), dropout=config.dropout)
+    weights = {name: value.cpu() for name, value in network.state_dict().items()}
     same = found.classes == splits.classes if found.classes else spec.classes == len(splits.classes)
     if same and not found.classes:
         require_order(splits.classes)
     if not same:
         log.info("a new classifier for %d classes: they are not those of %s",
                  len(splits.classes), config.init_path)  # fmt: skip
-        spec = _with_classes(spec, network, len(splits.classes), config.seed)
-    weights = {name: value.cpu() for name, value in network.state_dict().items()}
+        spec, classifier = _with_classes(spec, len(splits.classes), config.seed)
+        weights |= classifier
     return replace(
         found, network=spec, weights=weights, classes=splits.classes, training=None, digest=""
     )
@@ -83,7 +83,8 @@ def chosen_subnet(network: Network, text: str | None, resolution: int) -> Subnet
         resolution: Side of its images in pixels.
 
     Raises:
-        ConfigError: There is none where one is to be chosen, or the other way round.
+        ConfigError: There is none where one is to be chosen, or the other way round, or ``text``
+            is not JSON.
         SpaceError: The network holds no such subnet.
     """
     network.check_resolution(resolution)
@@ -95,16 +96,21 @@ def chosen_subnet(network: Network, text: str | None, resolution: int) -> Subnet
         raise ConfigError("--subnet: expected which of the supernet's networks to fine-tune")
     if text in ("largest", "smallest"):
         return getattr(network.space, text).at(resolution)
-    subnet = Subnet.from_config(json.loads(text), resolution).at(resolution)
+    try:
+        config = parse_json(text)
+    except ValueError as error:
+        raise ConfigError(f"--subnet: expected a subnet as JSON: {error}") from None
+    subnet = Subnet.from_config(config, resolution).at(resolution)
     network.space.free().require(subnet, resolution=False)
     return subnet
 
 
 def _with_classes(
-    spec: FixedNetwork, network: StaticNetwork, classes: int, seed: int
-) -> FixedNetwork:
-    """Give ``network`` a new classifier, and return the definition with it."""
-    network.classifier = torch.nn.Linear(network.classifier.in_features, classes)
-    initialise(network.classifier, seed)
+    spec: FixedNetwork, classes: int, seed: int
+) -> tuple[FixedNetwork, dict[str, Tensor]]:
+    """Return the definition with another number of classes, and weights of a new classifier."""
     *body, last = spec.layers
-    return replace(spec, layers=(*body, replace(last, out_channels=classes)))
+    classifier = torch.nn.Linear(last.in_channels, classes)
+    initialise(classifier, seed)
+    weights = {f"{last.name}.{name}": value for name, value in classifier.state_dict().items()}
+    return replace(spec, layers=(*body, replace(last, out_channels=classes))), weights

@@ -10,7 +10,7 @@ from typing import Any
 
 from compofa.errors import ConfigError
 from compofa.io.checkpoint import file_hash
-from compofa.networks.zoo import open_checkpoint
+from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig
 
 
@@ -27,14 +27,22 @@ class Origin:
     digest: str = ""
 
     @classmethod
-    def of(cls, path: str | Path | None, output: Path) -> Origin | None:
-        """Return the origin that ``path`` leads to: a file, or a network of the zoo."""
-        if not path:
-            return None
-        file = Path(path) if Path(path).is_file() else open_checkpoint(str(path))[0]
+    def of(cls, source: str | Path, output: Path, opened: OpenedNetwork | None = None) -> Origin:
+        """Return the origin that ``source`` leads to: a file, or the weights of a named network.
+
+        Args:
+            source: What :func:`compofa.io.open.open_network` takes.
+            output: The run's folder.
+            opened: The network, if it has been opened.
+        """
+        file = Path(source)
+        if not file.is_file():
+            opened = opened or open_network(source)
+            file = opened.path
+        digest = opened.digest if opened and file == opened.path else file_hash(file)
         absolute, folder = Path(os.path.abspath(file)), Path(os.path.abspath(output))
         inside = absolute.is_relative_to(folder)
-        return cls(str(absolute.relative_to(folder) if inside else absolute), file_hash(file))
+        return cls(str(absolute.relative_to(folder) if inside else absolute), digest)
 
     def found(self, given: str | None, option: str, output: Path) -> str:
         """Return where the file is now.
@@ -65,12 +73,6 @@ def origins_in(training: Mapping[str, Any]) -> dict[str, Origin]:
         return {"teacher": Origin(str(training["teacher"]))} if training["teacher"] else {}
     pairs = training["origins"].items()
     return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
-
-
-def origins_of(teacher: Path | None, start: Path | None, output: Path) -> dict[str, Origin]:
-    """Return the files that a run begins with."""
-    pairs = {"teacher": Origin.of(teacher, output), "start": Origin.of(start, output)}
-    return {name: origin for name, origin in pairs.items() if origin is not None}
 
 
 def resumed_teacher(

@@ -9,22 +9,19 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from compofa.data import DataSplits, Normalisation
+from compofa.data import DataSplits
 from compofa.data.imagenet import require_order
 from compofa.distributed.backend import Backend
 from compofa.errors import CheckpointError, ConfigError
 from compofa.io.atomic import require_writable
-from compofa.io.checkpoint import Checkpoint, read_safely, weights_in
-from compofa.io.formats.names import to_ours
-from compofa.io.formats.specialised import EXTRA, find_specialised
+from compofa.io.checkpoint import Checkpoint
+from compofa.io.open import OpenedNetwork, open_network
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
 from compofa.networks.supernet_spec import NetworkSpec
-from compofa.networks.zoo import open_checkpoint
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
-from compofa.space.subnet import SLOTS
 from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import Phase, recipe_for
 from compofa.training.run_folder import BEST, is_unfinished
@@ -109,25 +106,25 @@ def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
     return shlex.join([*words, "--output", str(output)])
 
 
-def open_predecessor(path: str, student: Network) -> tuple[Path, Checkpoint]:
-    """Read a checkpoint of any format, by the definition in it where it has one.
+def open_predecessor(source: str, student: Network | None, teaches: bool) -> OpenedNetwork:
+    """Open a network that a phase builds on.
 
     Args:
-        path: A file, or whatever :func:`compofa.networks.zoo.open_checkpoint` takes.
-        student: Whose weights those without a definition are.
-
-    Returns:
-        The file of the weights, and what it holds.
+        source: What :func:`compofa.io.open.open_network` takes.
+        student: Definition of the network to train, whose weights those without a definition are;
+            ``None`` to recognise them.
+        teaches: Whether it is the teacher, which has the largest kernels of the student's backbone
+            and whose stages are as large as they get.
 
     Raises:
-        CompofaError: It cannot be read.
+        CompofaError: It cannot be used.
     """
-    file = Path(path)
-    if isinstance(student, NetworkSpec) and file.is_file() and find_specialised(file) is None:
-        data = read_safely(file)
-        if not {"format", EXTRA} & data.keys():
-            return file, Checkpoint(student, weights_in(file, data))
-    return open_checkpoint(path)
+    if not isinstance(student, NetworkSpec):
+        return open_network(source)
+    if teaches:
+        largest = student.backbone.free_space().restrict(kernels=(max(student.backbone.kernels),))
+        student = replace(student, space=largest, kernel_transform=False)
+    return open_network(source, arch=student)
 
 
 def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) -> None:
@@ -146,7 +143,7 @@ def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) ->
         raise CheckpointError(
             f"{option} {path}: expected {differing(splits.classes, found.classes)}"
         )
-    wanted, norm = splits.normalisation, Normalisation(found.mean, found.std)
+    wanted, norm = splits.normalisation, found.normalisation
     if norm != wanted:
         raise CheckpointError(
             f"{option} {path}: expected images normalised with mean {wanted.mean} and deviation "
@@ -161,53 +158,46 @@ def differing(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
     return f"class {number} of {len(wanted)} to be {one!r}, got {other!r} of {len(found)}"
 
 
-def load_teacher(path: str, student: Network, splits: DataSplits) -> StaticNetwork:
-    """Read a teacher: the largest subnet of a checkpoint, ours or of a published program.
+def teacher_of(
+    opened: OpenedNetwork, path: str, student: Network, splits: DataSplits
+) -> StaticNetwork:
+    """Return a teacher: a specialised network, or the largest subnet of a supernet.
 
     Args:
-        path: The file.
+        opened: The network.
+        path: What to call it in errors.
         student: The network that will learn from it.
         splits: The data set, normalised as the student's images are.
 
     Raises:
-        CheckpointError: It cannot be read, has other classes or sees images otherwise normalised.
+        CheckpointError: It has other classes or another normalisation.
     """
-    file, found = open_predecessor(path, student)
-    check_fits(found, "--teacher-path", path, splits)
-    if found.network is student and isinstance(student, NetworkSpec):
-        found = _largest(found, student)
-    net = found.build(str(file))
+    check_fits(opened.checkpoint, "--teacher-path", path, splits)
+    net = opened.network
     if net.classifier.out_features != student.classes:
         raise CheckpointError(
             f"{path}: expected a teacher with {student.classes} classes, "
             f"got {net.classifier.out_features}"
         )
-    return (extract(net, net.spec.space.largest) if isinstance(net, Supernet) else net).eval()
+    return (extract(net, net.spec.space.largest) if isinstance(net, Supernet) else net).eval().cpu()
 
 
-def _largest(found: Checkpoint, student: NetworkSpec) -> Checkpoint:
-    """Define the network of weights alone, its classes and kernels read off them."""
-    bias = to_ours(found.weights, SLOTS).get("classifier.bias")
-    spec = replace(
-        student,
-        classes=student.classes if bias is None else bias.numel(),
-        space=student.backbone.free_space().restrict(kernels=(max(student.backbone.kernels),)),
-        kernel_transform=False,
-    )
-    return replace(found, network=spec)
+def load_start(net: Supernet, opened: OpenedNetwork, path: str, splits: DataSplits) -> Checkpoint:
+    """Load the weights of the predecessor.
 
-
-def load_start(net: Supernet, path: str, splits: DataSplits) -> Checkpoint:
-    """Load the weights of the predecessor, ours or another program's.
+    Args:
+        net: The network to train.
+        opened: The predecessor.
+        path: What to call it in errors.
+        splits: The data set.
 
     Returns:
-        What the file says of them, without weights and training state.
+        What its file says of it, without weights and training state.
 
     Raises:
-        CheckpointError: They cannot be read, do not fit, or are for other classes or images
-            otherwise normalised.
+        CheckpointError: The weights do not fit, or are for other classes or another normalisation.
     """
-    found = open_predecessor(path, net.spec)[1]
+    found = opened.checkpoint
     check_fits(found, "--init-path", path, splits)
     load_state(net, found.weights, path)
     return replace(found, weights={}, training=None)

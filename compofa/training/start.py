@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compofa.data import DataSplits, Normalisation, load_dataset
+from compofa.data import DataSplits, load_dataset
 from compofa.data.identity import DataIdentity, identify
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.checkpoint import Checkpoint
+from compofa.io.open import OpenedNetwork
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
 from compofa.nn.build import build
@@ -22,13 +24,14 @@ from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
 from compofa.training.finetune import open_single
-from compofa.training.origin import Origin, origins_in, origins_of, resumed_teacher
+from compofa.training.origin import Origin, origins_in, resumed_teacher
 from compofa.training.predecessors import (
     TrainFirst,
     differing,
     find_predecessors,
     load_start,
-    load_teacher,
+    open_predecessor,
+    teacher_of,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.run_folder import load_resumable
@@ -85,12 +88,18 @@ def start_phase(
     begun: Checkpoint | None = saved["checkpoint"] if saved else None
     splits = _load_data(config, backend, by_position=begun is not None and begun.data is None)
     single = config.recipe_phase.single
+    spec = None if single else config.network(len(splits.classes))
+    teacher_path = ""
+
+    @functools.cache  # rank 0 opens each network once
+    def opened(source: str) -> OpenedNetwork:
+        return open_predecessor(source, spec, teaches=source == teacher_path)
+
     if single:
-        begun = begun or backend.from_main(lambda: open_single(config, splits))
-        spec = begun.network
-        splits = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
-    else:
-        spec = config.network(len(splits.classes))
+        begun = begun or backend.from_main(
+            lambda: open_single(opened(config.init_path), config, splits)
+        )
+        spec, splits = begun.network, replace(splits, normalisation=begun.normalisation)
     device = backend.local_main_first(lambda: backend.device(config.device))
     if saved:
         training, start = saved["checkpoint"].training, None
@@ -104,15 +113,22 @@ def start_phase(
     else:
         found = find_predecessors(config, output, train_first, backend)
         teacher_path, start = str(found.teacher or ""), str(found.start or "")
-        origins = backend.from_main(lambda: origins_of(found.teacher, found.start, output))
+        sources = {"teacher": teacher_path, "start": start}
+        origins = backend.from_main(
+            lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
+        )
     teacher = None
     if teacher_path:
-        teacher = backend.from_main(lambda: load_teacher(teacher_path, spec, splits)).to(device)
+        teacher = backend.from_main(
+            lambda: teacher_of(opened(teacher_path), teacher_path, spec, splits)
+        ).to(device)
     net, before = build(spec, config.seed), begun
     if begun is not None:
         load_state(net, begun.weights, str(saved["path"] if saved else config.init_path))
     elif start:
-        weights, before = backend.from_main(lambda: _load_start(net, start, config, splits))
+        weights, before = backend.from_main(
+            lambda: _load_start(net, opened(start), start, config, splits)
+        )
         net.load_state_dict(weights)
     if not saved:
         data = backend.from_main(lambda: _identify(splits, config.seed, before))
@@ -159,7 +175,7 @@ def _require_same_data(
     faults = []
     if saved.classes and saved.classes != splits.classes:
         faults.append(f"expected {differing(saved.classes, splits.classes)}")
-    norm = Normalisation(saved.mean, saved.std)
+    norm = saved.normalisation
     if norm != splits.normalisation:
         faults.append(f"images normalised with {norm} then, {splits.normalisation} now")
     if saved.data is not None:
@@ -195,10 +211,10 @@ def _identify(splits: DataSplits, seed: int, before: Checkpoint | None) -> DataI
 
 
 def _load_start(
-    net: Supernet, start: str, config: TrainConfig, splits: DataSplits
+    net: Supernet, opened: OpenedNetwork, start: str, config: TrainConfig, splits: DataSplits
 ) -> tuple[dict[str, Tensor], Checkpoint]:
     """Load the initial weights, with sorted channels if the phase says so, and their checkpoint."""
-    before = load_start(net, start, splits)
+    before = load_start(net, opened, start, splits)
     if config.recipe_phase.sort:
         recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
         sort_channels(net, groups=recipe.phase(*origin).expands or ())

@@ -22,8 +22,8 @@ from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.io.atomic import is_stream
-from compofa.io.checkpoint import Checkpoint
 from compofa.io.locks import exclusive_by_main
+from compofa.io.open import OpenedNetwork
 from compofa.io.records import EvalRecord, append_record, read_records, trim_records
 from compofa.seeds import rng
 from compofa.space.search_space import SearchSpace
@@ -55,7 +55,7 @@ def draw_subnets(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
 
 
 def collect(
-    checkpoint: Checkpoint,
+    opened: OpenedNetwork,
     net: str,
     subnets: Sequence[Subnet],
     evaluator: Evaluator,
@@ -67,7 +67,7 @@ def collect(
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
     Args:
-        checkpoint: The supernet. Records in ``output`` of another one (by its ``digest``), of
+        opened: The supernet. Records in ``output`` of another one (by its ``digest``), of
             other images or of another number of calibration images are refused.
         net: Name or path for the records.
         subnets: What to measure.
@@ -85,13 +85,13 @@ def collect(
         ConfigError: Workers have read different checkpoints.
     """
     backend = backend or SingleProcess()
-    backend.require_same("checkpoint", checkpoint.digest)
+    backend.require_same("checkpoint", opened.digest)
     with exclusive_by_main(backend, output):
-        return _collect(checkpoint, net, subnets, evaluator, Path(output), bar, backend)
+        return _collect(opened, net, subnets, evaluator, Path(output), bar, backend)
 
 
 def _collect(
-    checkpoint: Checkpoint,
+    opened: OpenedNetwork,
     net: str,
     subnets: Sequence[Subnet],
     evaluator: Evaluator,
@@ -99,7 +99,7 @@ def _collect(
     bar: bool,
     backend: Backend,
 ) -> list[EvalRecord]:
-    digest = checkpoint.digest
+    digest = opened.digest
 
     earlier = backend.from_main(lambda: _known(output, digest, evaluator))
     known = {record.subnet: record for record in earlier}
@@ -108,7 +108,7 @@ def _collect(
         log.info(
             "%d of %d records are in %s already", len(subnets) - len(todo), len(subnets), output
         )
-    supernet = checkpoint.build().to(evaluator.device) if todo else None
+    supernet = opened.network.to(evaluator.device)
     ordered = sorted(todo, key=lambda subnet: subnet.resolution)
     bar = bar and backend.is_main
     with tqdm(total=len(todo), desc="records", unit="net", disable=not bar, leave=False) as shown:

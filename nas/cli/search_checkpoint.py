@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from compofa.cli.evaluate import open_data
-from compofa.data import Normalisation
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
-from compofa.networks.zoo import open_checkpoint
+from compofa.io.open import open_network
 from compofa.training.start import check_device
 from nas.search import pipeline
 from nas.search.from_checkpoint import (
@@ -45,11 +44,11 @@ def search_checkpoint(
         raise ConfigError("--width-mult: a checkpoint has its own width, expected none")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    _, checkpoint = open_checkpoint(args.net)
-    resolutions = search_resolutions(checkpoint, args.resolutions)
-    trained = Trained(pipeline.network_name(args.net), checkpoint, resolutions)
+    opened = open_network(args.net)
+    resolutions = search_resolutions(opened.checkpoint, args.resolutions)
+    trained = Trained(pipeline.network_name(args.net), opened, resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
-    splits = open_data(checkpoint, data)
+    splits = open_data(opened.checkpoint, data)
 
     named: set[str] = set()
 
@@ -57,7 +56,7 @@ def search_checkpoint(
         return Evaluator(
             splits,
             part,
-            normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+            normalisation=opened.normalisation,
             workers=args.workers,
             seed=args.seed,
             device=device,

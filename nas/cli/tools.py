@@ -273,9 +273,8 @@ def _collect(args: argparse.Namespace) -> None:
     import torch
 
     from compofa.cli.evaluate import open_data
-    from compofa.data import Normalisation
     from compofa.evaluate import Evaluator
-    from compofa.networks.zoo import open_checkpoint
+    from compofa.io.open import open_network
     from compofa.training.start import check_device
     from nas.accuracy.collect import collect, draw_subnets
     from nas.search.from_checkpoint import Trained, search_resolutions
@@ -286,19 +285,19 @@ def _collect(args: argparse.Namespace) -> None:
         check_device(args.device)
         if args.samples < 1:
             raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
-        _, checkpoint = open_checkpoint(args.net)
+        opened_net = open_network(args.net)
         wanted = sorted({r for group in args.resolutions or [] for r in group})
         trained = Trained(
             pipeline.network_name(args.net),
-            checkpoint,
-            search_resolutions(checkpoint, wanted),
+            opened_net,
+            search_resolutions(opened_net.checkpoint, wanted),
         )
         space = trained.space if args.space == "own" else trained.free_space or trained.space
         data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
         evaluator = Evaluator(
-            open_data(checkpoint, data),
+            open_data(opened_net.checkpoint, data),
             args.part,
-            normalisation=Normalisation(checkpoint.mean, checkpoint.std),
+            normalisation=opened_net.normalisation,
             calibration_images=args.calibration_images,
             batch_size=args.batch_size,
             workers=args.workers,
@@ -311,7 +310,7 @@ def _collect(args: argparse.Namespace) -> None:
         log_on_main(workers)
         trained, subnets, evaluator = workers.local_main_first(opened)
         return collect(
-            trained.checkpoint, args.net, subnets, evaluator, args.output,
+            trained.opened, args.net, subnets, evaluator, args.output,
             bar=not args.quiet, backend=workers,
         )  # fmt: skip
 

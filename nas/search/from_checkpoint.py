@@ -12,6 +12,7 @@ import numpy as np
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint
+from compofa.io.open import OpenedNetwork
 from compofa.io.records import EvalRecord
 from compofa.networks.backbones import Backbone
 from compofa.space.search_space import SearchSpace
@@ -45,22 +46,22 @@ class Clipped:
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint to search.
+    """A trained supernet to search.
 
     Attributes:
-        name: For tables.
-        checkpoint: What the file holds.
-        resolutions: Where to search, pixels.
+        name: Name in tables.
+        opened: The supernet.
+        resolutions: Resolutions of its search space, in pixels.
     """
 
     name: str
-    checkpoint: Checkpoint
+    opened: OpenedNetwork
     resolutions: tuple[int, ...]
 
     @property
     def space(self) -> SearchSpace:
         """The space it was trained for."""
-        space = self.checkpoint.network.space
+        space = self.opened.spec.space
         return space.restrict(resolutions=self.resolutions, name=self.name)
 
     @property
@@ -101,7 +102,7 @@ def trained_targets(
     spaces = [trained.space]
     if compare and trained.free_space is not None:
         spaces.append(trained.free_space)
-    network = trained.checkpoint.network
+    network = trained.opened.spec
     if predictor is not None:
         accuracy = accuracy_model(predictor, network.backbone.width_mult)
     else:
@@ -109,7 +110,7 @@ def trained_targets(
     costs = [load_cost(network.backbone, space, network.classes) for space in spaces]
     if predictor is None:
         records = collect(
-            trained.checkpoint, trained.name, subnets,
+            trained.opened, trained.name, subnets,
             evaluator, folder / "records.jsonl", bar=bar,
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name, network.backbone.width_mult)
@@ -174,7 +175,7 @@ def measure_found(
         batch: Images at once when timing; 0 for the device's usual.
         bar: Whether to draw progress bars.
     """
-    supernet = trained.checkpoint.build().to(evaluator.device)
+    supernet = trained.opened.network.to(evaluator.device)
     subnets = [found.subnet for found in outcome.found]
     measured = {
         "measured_top1": [
@@ -184,7 +185,7 @@ def measure_found(
     if device in ("cpu", "gpu"):
         from nas.cost.measured import Settings, time_networks
 
-        network, settings = trained.checkpoint.network, Settings(device=device, batch=batch)
+        network, settings = trained.opened.spec, Settings(device=device, batch=batch)
         times = time_networks(subnets, network.backbone, network.classes, settings, progress=bar)
         measured["measured_latency_ms"] = [float(value) for value in times]
     return replace(outcome, measured=measured)

@@ -148,8 +148,8 @@ def make_files(folder: Path) -> None:
 
     from compofa.cli import evaluate, tools
     from compofa.errors import StoppedError
+    from compofa.io.open import open_network
     from compofa.io.tensors import checksum, read_safely, write_tensors
-    from compofa.networks.zoo import open_checkpoint
     from compofa.training.config import TrainConfig
     from compofa.training.run import train
     from compofa.training.shutdown import Stopping
@@ -169,7 +169,7 @@ def make_files(folder: Path) -> None:
         """Keep a checkpoint, its numbers coarse and whatever it says otherwise as it is."""
         write_tensors(path, coarse(read_safely(path)))
         (folder / f"{name}.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
-        expected["weights"][name] = checksum(dict(open_checkpoint(str(path))[1].weights))
+        expected["weights"][name] = checksum(dict(open_network(path).checkpoint.weights))
 
     def said(name: str, main: Callable[[list[str]], int], *argv: str) -> None:
         out = io.StringIO()

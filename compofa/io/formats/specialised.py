@@ -1,7 +1,7 @@
-"""Files of specialised networks of other programs: a configuration, and weights beside it.
+"""Specialised networks in the formats of other programs: a configuration beside the weights.
 
-Once-for-All publishes folders of ``net.config``, ``run.config`` (``image_size``) and ``init`` (the
-weights); the mobile networks of ProxylessNAS are a ``.json`` beside a ``.pth`` of the same stem.
+Once-for-All publishes folders with ``net.config``, ``run.config`` (``image_size``) and ``init``
+(the weights). The mobile networks of ProxylessNAS are a ``.json`` and a ``.pth`` of the same stem.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from dataclasses import field as attribute
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,7 @@ from torch import Tensor
 
 from compofa.errors import CheckpointError, CompofaError, SpaceError
 from compofa.io.atomic import draft_folder, write_text_atomic
-from compofa.io.checkpoint import (
-    Checkpoint,
-    as_data,
-    from_data,
-    weights_in,
-)
+from compofa.io.checkpoint import Checkpoint, as_data, from_data, weights_in
 from compofa.io.formats.names import from_ours, from_slots, in_slots, to_ours
 from compofa.io.formats.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.io.tensors import read_hashed, write_tensors
@@ -31,32 +27,40 @@ from compofa.networks.supernet_spec import MAX_RESOLUTION, field
 
 CONFIG, RUN, INIT = "net.config", "run.config", "init"
 EXTRA = "compofa"
-"""Key of what this library adds to another program's file."""
+"""Key of the metadata that this library adds to files in the formats of other programs."""
 HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation that images of the mobile networks are normalised with."""
+"""Mean and standard deviation that ProxylessNAS normalises images of its networks with."""
 
 
 @dataclass(frozen=True)
 class SpecialisedFiles:
-    """Where a specialised network is.
+    """The files of a specialised network.
 
     Attributes:
-        config: Its layers.
-        weights: Its weights.
-        run: Its resolution, where ``config`` does not hold it.
+        config: The configuration of its layers.
+        weights: The weights.
+        run: The file with the resolution, unless ``config`` has it.
+        content: What ``config`` holds, if it has been read.
     """
 
     config: Path
     weights: Path
     run: Path | None = None
+    content: Any = attribute(default=None, repr=False, compare=False)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of the files; the weights come first."""
+        return (self.weights, self.config, *((self.run,) if self.run else ()))
 
     def network(self) -> FixedNetwork:
         """Read the definition.
 
         Raises:
-            SpaceError: A file cannot be read or is not what it should be.
+            SpaceError: A file cannot be read or is not a valid configuration.
         """
-        config, run = read_json(self.config), self.run and read_json(self.run)
+        config = read_json(self.config) if self.content is None else self.content
+        run = self.run and read_json(self.run)
         try:
             resolution = None if run is None else field(run, "image_size", int)
             if resolution is not None and not 1 <= resolution <= MAX_RESOLUTION:
@@ -67,11 +71,11 @@ class SpecialisedFiles:
 
 
 def find_specialised(path: str | Path) -> SpecialisedFiles | None:
-    """Return the files of the network that ``path`` belongs to, if it is a specialised one.
+    """Return the files of the specialised network at ``path``, ``None`` if there is none.
 
     Args:
-        path: A folder with ``net.config``, a file in it, a configuration with ``.pth`` beside it,
-            or the latter.
+        path: A folder with ``net.config`` or one of the files in it, or one of a ``.json`` and a
+            ``.pth`` of the same stem.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -81,34 +85,28 @@ def find_specialised(path: str | Path) -> SpecialisedFiles | None:
         return None
     config = path.with_suffix(".json")
     try:
-        known = is_net_config(read_json(config))
+        content = read_json(config)
     except SpaceError:
-        return None  # a .json of something else
-    return SpecialisedFiles(config, path.with_suffix(".pth")) if known else None
+        return None  # another kind of .json
+    if not is_net_config(content):
+        return None
+    return SpecialisedFiles(config, path.with_suffix(".pth"), content=content)
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """Return every file that is read for the network at ``path``, of any format."""
-    found = find_specialised(path)
-    files = [found.config, found.weights, found.run] if found else [Path(path)]
-    return [file for file in files if file is not None]
+def read_specialised(files: SpecialisedFiles, network: FixedNetwork) -> Checkpoint:
+    """Read the weights of a specialised network, by this library's names.
 
-
-def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = None) -> Checkpoint:
-    """Read a specialised network, its weights exactly as the file has them.
-
-    Images are taken to be normalised as ImageNet's usually are, or to mean and deviation 0.5 for a
-    configuration that holds its own resolution: those are of the mobile networks.
+    Without metadata of this library, images are taken to be normalised with ImageNet's usual mean
+    and standard deviation, or with 0.5 for both if the configuration itself has the resolution, as
+    those of ProxylessNAS do.
 
     Args:
-        files: Where it is.
-        network: Its definition, where that need not be read.
+        files: Its files.
+        network: Its definition.
 
     Raises:
-        SpaceError: The configuration is not one.
-        CheckpointError: The weights cannot be read or are those of another network.
+        CheckpointError: The weights cannot be read, or the metadata is of another network.
     """
-    network = network or files.network()
     data, digest = read_hashed(files.weights)
     state = to_ours(*in_slots(weights_in(files.weights, data), network.depths))
     extra = data.get(EXTRA)
@@ -117,22 +115,19 @@ def read_specialised(files: SpecialisedFiles, network: FixedNetwork | None = Non
         own = checkpoint.network
         if own.elastic or own.at(network.resolution) != network:
             raise CheckpointError(f"{files.weights}: expected weights of the network beside them")
-        checkpoint = replace(checkpoint, weights=state)
-    else:
-        norm = {} if files.run is not None else {"mean": HALF, "std": HALF}
-        dataset = "imagenet" if network.classes == 1000 else "imagefolder"
-        checkpoint = Checkpoint(
-            network, state, dataset=dataset, image_size=network.resolution, **norm
-        )
-    checkpoint.build(str(files.weights))
-    return replace(checkpoint, digest=digest)
+        return replace(checkpoint, weights=state, digest=digest)
+    norm = {} if files.run is not None else {"mean": HALF, "std": HALF}
+    dataset = "imagenet" if network.classes == 1000 else "imagefolder"
+    return Checkpoint(
+        network, state, dataset=dataset, image_size=network.resolution, digest=digest, **norm
+    )
 
 
 def write_specialised(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a specialised network as Once-for-All publishes it; ``folder`` appears whole.
+    """Write a specialised network in OFA's format; ``folder`` appears only when complete.
 
     Raises:
-        CheckpointError: There is something else at ``folder``.
+        CheckpointError: ``folder`` holds other files.
         CompofaError: It cannot be written.
     """
     folder, network = Path(folder), checkpoint.network
