@@ -21,8 +21,8 @@ from compofa.nn.calibrate import calibrate
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.training.config import TrainConfig
-from compofa.training.finetune import open_single
 from compofa.training.run import RunResult, train
+from compofa.training.sources import take_subnet
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -54,7 +54,7 @@ def config_of(path: Path | str, **more: Any) -> TrainConfig:
 
 
 def begin(config: TrainConfig) -> Checkpoint:
-    return open_single(open_network(config.init_path), config, load_dataset("digits"))
+    return take_subnet(open_network(config.init_path), config, load_dataset("digits"))
 
 
 def go(config: TrainConfig, folder: Path, **more: Any) -> RunResult:
@@ -165,7 +165,7 @@ def test_settings_that_do_not_fit(settings, message):
     [
         (["--init-path", "nowhere.pt"], "expected a checkpoint file at nowhere.pt"),
         (["--init-path", "compofa-digit"], "unknown network 'compofa-digit'"),
-        (["--init-path", "compofa-digits"], "--subnet: expected which of the supernet's networks"),
+        (["--init-path", "compofa-digits"], "--subnet: expected the subnet"),
         (["--init-path", "compofa-digits", "--subnet", "{"], "--subnet: expected a subnet as JSON"),
         (["--init-path", "compofa-digits", "--subnet", json.dumps(SUBNET)], "not in space"),
         (["--init-path", "compofa-digits", "--subnet", '{"ks":3,"e":3,"d":[2,2]}'], "same number"),
@@ -183,5 +183,5 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
 def test_one_network_has_no_subnets(supernet, tmp_path):
     config = config_of(supernet).resolved()
     save_checkpoint(tmp_path / "one.pt", begin(config))
-    with pytest.raises(CompofaError, match="--subnet: expected none, since"):
+    with pytest.raises(CompofaError, match="--subnet: expected none"):
         go(config_of(tmp_path / "one.pt"), tmp_path / "run")

@@ -216,7 +216,7 @@ def test_changed_settings_are_named(whole):
     text = str(caught.value)
     assert "changed settings: " in text and "\n" not in text
     named = [part.split(":")[0] for part in text.partition("settings: ")[2].split("; ")]
-    assert named == ["epochs", "image_size", "eval_size", "seed"]
+    assert named == ["image_size", "eval_size", "epochs", "seed"]
     assert "epochs: 3 then, 4 now" in text and "[8, 12] then, [8] now" in text
 
 
@@ -280,7 +280,7 @@ def test_a_state_that_cannot_be_read_stops_the_run(folder, whole, damage):
 def test_an_existing_run_is_neither_lost_nor_mixed(whole):
     folder, result = whole
     before = result.last.read_bytes()
-    with pytest.raises(CompofaError, match="holds a run already: go on with --resume"):
+    with pytest.raises(CompofaError, match=r"holds a run already.*--resume.*--overwrite"):
         go(folder)
     assert result.last.read_bytes() == before
 

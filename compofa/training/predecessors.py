@@ -1,27 +1,20 @@
-"""What a phase builds on: its teacher and the weights that it starts from."""
+"""Files that a phase builds on: its teacher and initial weights, found again when it is resumed."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from compofa.data import DataSplits
-from compofa.data.imagenet import require_order
 from compofa.distributed.backend import Backend
-from compofa.errors import CheckpointError, ConfigError
+from compofa.errors import ConfigError
 from compofa.io.atomic import require_writable
-from compofa.io.checkpoint import Checkpoint
+from compofa.io.checkpoint import file_hash
 from compofa.io.open import OpenedNetwork, open_network
-from compofa.io.weights import load_state
-from compofa.networks.network_spec import Network
-from compofa.networks.supernet_spec import NetworkSpec
-from compofa.nn.extract import extract
-from compofa.nn.static import StaticNetwork
-from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import Phase, recipe_for
 from compofa.training.run_folder import BEST, is_unfinished
@@ -29,40 +22,46 @@ from compofa.training.run_folder import BEST, is_unfinished
 log = logging.getLogger(__name__)
 
 TrainFirst = Callable[[TrainConfig, bool], Path]
-"""Trains a predecessor, or goes on with an unfinished one; returns its best checkpoint."""
-
-
-@dataclass(frozen=True)
-class Predecessors:
-    """Checkpoints that a phase builds on."""
-
-    teacher: Path | None = None
-    start: Path | None = None
+"""Trains a teacher, or resumes an unfinished one; returns its best checkpoint."""
 
 
 def find_predecessors(
     config: TrainConfig, output: Path, train_first: TrainFirst, backend: Backend
-) -> Predecessors:
-    """Find the teacher and the weights to start from, training a quick teacher if need be."""
-    phase, taught = config.recipe_phase, config.kd_ratio > 0
-    start = Path(config.init_path) if config.init_path else None
-    teacher = Path(config.teacher_path) if config.teacher_path else None
-    if teacher is None and taught and phase.teacher == "checkpoint":
-        teacher = _predecessor(config, output, "teacher", 1, "--teacher-path", train_first, backend)
-    if start is None and phase.starts_from is not None:
-        task, number = phase.starts_from
-        start = teacher if task == "teacher" else None
-        if start is None:
-            start = _predecessor(config, output, task, number, "--init-path", train_first, backend)
-    return Predecessors(teacher if taught else None, start)
+) -> tuple[str, str]:
+    """Return teacher and initial weights of a new run, training a quick teacher if there is none.
+
+    Args:
+        config: Resolved settings.
+        output: Folder of the run.
+        train_first: Trains a missing teacher.
+        backend: Ranks that all call this.
+
+    Returns:
+        What :func:`compofa.io.open.open_network` takes; empty for none.
+
+    Raises:
+        ConfigError: The preceding phase is missing or unfinished.
+    """
+    phase, distilled = config.recipe_phase, config.kd_ratio > 0
+
+    def best(task: str, number: int, option: str) -> str:
+        return str(_best_of(config, output, task, number, option, train_first, backend))
+
+    teacher, start = config.teacher_path or "", config.init_path or ""
+    if not teacher and distilled and phase.teacher == "checkpoint":
+        teacher = best("teacher", 1, "--teacher-path")
+    if not start and phase.starts_from is not None:
+        start = teacher if phase.starts_from[0] == "teacher" else ""
+        start = start or best(*phase.starts_from, "--init-path")
+    return teacher if distilled else "", start
 
 
-def _predecessor(
+def _best_of(
     config: TrainConfig,
     output: Path,
     task: str,
     number: int,
-    flag: str,
+    option: str,
     train_first: TrainFirst,
     backend: Backend,
 ) -> Path:
@@ -78,7 +77,7 @@ def _predecessor(
         if not ready and not (recipe.quick and phase.largest_only):
             raise ConfigError(
                 f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-                f"expected at {path}: give one with {flag}, or make it with: "
+                f"expected at {path}: name one with {option}, or make it with: "
                 f"{_command(config, phase, output)}{' --resume' * unfinished}"
             )
         if not ready:
@@ -90,12 +89,11 @@ def _predecessor(
         return path
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
     own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
-    first = config.of_phase(phase, **dict.fromkeys(own))
-    return train_first(first, unfinished)
+    return train_first(config.of_phase(phase, **dict.fromkeys(own)), unfinished)
 
 
 def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
-    """Return the command that trains ``phase`` of the network that ``config`` describes."""
+    """Return the command that trains another phase with these settings."""
     words = ["python", "train_ofa_net.py", "--task", phase.task]
     words += ["--phase", str(phase.number)] * (not phase.largest_only)
     for name in ("dataset", "data_path", "net", "heuristic", "width_mult"):
@@ -106,98 +104,92 @@ def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
     return shlex.join([*words, "--output", str(output)])
 
 
-def open_predecessor(source: str, student: Network | None, teaches: bool) -> OpenedNetwork:
-    """Open a network that a phase builds on.
+@dataclass(frozen=True)
+class Origin:
+    """A file that a run was started with, as its checkpoints record it.
+
+    Attributes:
+        path: Its path at the start: relative to the run's folder for a file in it, else absolute.
+        digest: Its :func:`compofa.io.checkpoint.file_hash`; empty in runs of earlier versions.
+    """
+
+    path: str
+    digest: str = ""
+
+    @classmethod
+    def of(cls, source: str | Path, output: Path, opened: OpenedNetwork | None = None) -> Origin:
+        """Return the origin of a network.
+
+        Args:
+            source: What :func:`compofa.io.open.open_network` takes.
+            output: Folder of the run.
+            opened: The network, if it is open already.
+        """
+        file = Path(source)
+        if not file.is_file():
+            opened = opened or open_network(source)
+            file = opened.path
+        digest = opened.digest if opened and file == opened.path else file_hash(file)
+        absolute, folder = Path(os.path.abspath(file)), Path(os.path.abspath(output))
+        inside = absolute.is_relative_to(folder)
+        return cls(str(absolute.relative_to(folder) if inside else absolute), digest)
+
+    def locate(self, given: str | None, option: str, output: Path) -> str:
+        """Return the path of the file now.
+
+        Args:
+            given: Its new path, if the user gave one.
+            option: The option for that path.
+            output: Folder of the run.
+
+        Raises:
+            ConfigError: The file is missing or another one.
+        """
+        path = given or str(output / self.path if self.digest else Path(self.path))
+        if self.digest:
+            now = Origin.of(path, output) if given or Path(path).is_file() else None
+            if now is None or now.digest != self.digest:
+                found = f"one of hash {now.digest}" if now else "nothing there"
+                raise ConfigError(
+                    f"{option}: expected the file of hash {self.digest} that the run was started "
+                    f"with, then {self.path}, got {found} at {path}: name its path with {option}"
+                )
+        return path
+
+
+def saved_origins(training: Mapping[str, Any]) -> dict[str, Origin]:
+    """Return the origins, ``teacher`` and ``start``, in the training state of a checkpoint."""
+    if "origins" not in training:  # written by an earlier version
+        return {"teacher": Origin(str(training["teacher"]))} if training["teacher"] else {}
+    pairs = training["origins"].items()
+    return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
+
+
+def resumed_teacher(
+    config: TrainConfig, then: Mapping[str, Any], origins: Mapping[str, Origin], output: Path
+) -> str:
+    """Return the path of the teacher of a resumed run; empty for none.
 
     Args:
-        source: What :func:`compofa.io.open.open_network` takes.
-        student: Definition of the network to train, whose weights those without a definition are;
-            ``None`` to recognise them.
-        teaches: Whether it is the teacher, which has the largest kernels of the student's backbone
-            and whose stages are as large as they get.
+        config: Settings, whose paths may be new as long as they lead to the same files.
+        then: Settings that the run was started with.
+        origins: Files that it was started with.
+        output: Folder of the run.
 
     Raises:
-        CompofaError: It cannot be used.
+        ConfigError: A file is missing or another one.
     """
-    if not isinstance(student, NetworkSpec):
-        return open_network(source)
-    if teaches:
-        largest = student.backbone.free_space().restrict(kernels=(max(student.backbone.kernels),))
-        student = replace(student, space=largest, kernel_transform=False)
-    return open_network(source, arch=student)
-
-
-def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) -> None:
-    """Check that a network sees the images, and names the classes, as those of ``splits``.
-
-    Weights without names of their classes do not say how their images were normalised either.
-
-    Raises:
-        CheckpointError: It has other classes or another order of them, or another normalisation.
-        DataError: It does not name its classes, and numbered folders are in another order.
-    """
-    if not found.classes:
-        require_order(splits.classes)
-        return
-    if found.classes != splits.classes:
-        raise CheckpointError(
-            f"{option} {path}: expected {differing(splits.classes, found.classes)}"
-        )
-    wanted, norm = splits.normalisation, found.normalisation
-    if norm != wanted:
-        raise CheckpointError(
-            f"{option} {path}: expected images normalised with mean {wanted.mean} and deviation "
-            f"{wanted.std}, got {norm.mean} and {norm.std}"
-        )
-
-
-def differing(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
-    """Say how lists of classes differ: ``class 2 of 3 to be 'cat', got 'dog' of 3``."""
-    pairs = enumerate(zip_longest(wanted, found), 1)
-    number, (one, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-    return f"class {number} of {len(wanted)} to be {one!r}, got {other!r} of {len(found)}"
-
-
-def teacher_of(
-    opened: OpenedNetwork, path: str, student: Network, splits: DataSplits
-) -> StaticNetwork:
-    """Return a teacher: a specialised network, or the largest subnet of a supernet.
-
-    Args:
-        opened: The network.
-        path: What to call it in errors.
-        student: The network that will learn from it.
-        splits: The data set, normalised as the student's images are.
-
-    Raises:
-        CheckpointError: It has other classes or another normalisation.
-    """
-    check_fits(opened.checkpoint, "--teacher-path", path, splits)
-    net = opened.network
-    if net.classifier.out_features != student.classes:
-        raise CheckpointError(
-            f"{path}: expected a teacher with {student.classes} classes, "
-            f"got {net.classifier.out_features}"
-        )
-    return (extract(net, net.spec.space.largest) if isinstance(net, Supernet) else net).eval().cpu()
-
-
-def load_start(net: Supernet, opened: OpenedNetwork, path: str, splits: DataSplits) -> Checkpoint:
-    """Load the weights of the predecessor.
-
-    Args:
-        net: The network to train.
-        opened: The predecessor.
-        path: What to call it in errors.
-        splits: The data set.
-
-    Returns:
-        What its file says of it, without weights and training state.
-
-    Raises:
-        CheckpointError: The weights do not fit, or are for other classes or another normalisation.
-    """
-    found = opened.checkpoint
-    check_fits(found, "--init-path", path, splits)
-    load_state(net, found.weights, path)
-    return replace(found, weights={}, training=None)
+    for name, known in (("init_path", ("start",)), ("teacher_path", ("teacher", "start"))):
+        given, before = getattr(config, name), then.get(name)
+        if given in (None, before):
+            continue
+        origin = next((origins[each] for each in known if each in origins), None)
+        if origin is None:
+            raise ConfigError(f"cannot resume with another {name}: {before!r} then, {given!r} now")
+        origin.locate(given, flag(name), output)
+    if "teacher" not in origins:
+        return ""
+    given = config.teacher_path
+    if given and given == then.get("teacher_path") and not Path(given).is_file():
+        given = None  # a relative path, and another working directory
+    return origins["teacher"].locate(given, "--teacher-path", output)

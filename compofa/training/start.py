@@ -23,18 +23,22 @@ from compofa.nn.build import build
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
-from compofa.training.finetune import open_single
-from compofa.training.origin import Origin, origins_in, resumed_teacher
 from compofa.training.predecessors import (
+    Origin,
     TrainFirst,
-    differing,
     find_predecessors,
-    load_start,
-    open_predecessor,
-    teacher_of,
+    resumed_teacher,
+    saved_origins,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.run_folder import load_resumable
+from compofa.training.sources import (
+    first_difference,
+    load_initial,
+    open_source,
+    take_subnet,
+    teacher_of,
+)
 from compofa.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -93,11 +97,11 @@ def start_phase(
 
     @functools.cache  # rank 0 opens each network once
     def opened(source: str) -> OpenedNetwork:
-        return open_predecessor(source, spec, teaches=source == teacher_path)
+        return open_source(source, spec, teaches=source == teacher_path)
 
     if single:
         begun = begun or backend.from_main(
-            lambda: open_single(opened(config.init_path), config, splits)
+            lambda: take_subnet(opened(config.init_path), config, splits)
         )
         spec, splits = begun.network, replace(splits, normalisation=begun.normalisation)
     device = backend.local_main_first(lambda: backend.device(config.device))
@@ -106,13 +110,12 @@ def start_phase(
         data = backend.from_main(
             lambda: _require_same_data(folder, saved["checkpoint"], splits, config.seed)
         )
-        origins = origins_in(training)
+        origins = saved_origins(training)
         teacher_path = backend.from_main(
             lambda: resumed_teacher(config, training["config"], origins, output)
         )
     else:
-        found = find_predecessors(config, output, train_first, backend)
-        teacher_path, start = str(found.teacher or ""), str(found.start or "")
+        teacher_path, start = find_predecessors(config, output, train_first, backend)
         sources = {"teacher": teacher_path, "start": start}
         origins = backend.from_main(
             lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
@@ -174,7 +177,7 @@ def _require_same_data(
     """
     faults = []
     if saved.classes and saved.classes != splits.classes:
-        faults.append(f"expected {differing(saved.classes, splits.classes)}")
+        faults.append(f"expected {first_difference(saved.classes, splits.classes)}")
     norm = saved.normalisation
     if norm != splits.normalisation:
         faults.append(f"images normalised with {norm} then, {splits.normalisation} now")
@@ -214,7 +217,7 @@ def _load_start(
     net: Supernet, opened: OpenedNetwork, start: str, config: TrainConfig, splits: DataSplits
 ) -> tuple[dict[str, Tensor], Checkpoint]:
     """Load the initial weights, with sorted channels if the phase says so, and their checkpoint."""
-    before = load_start(net, opened, start, splits)
+    before = load_initial(net, opened, start, splits)
     if config.recipe_phase.sort:
         recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
         sort_channels(net, groups=recipe.phase(*origin).expands or ())
