@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from test_trained import tiny_checkpoint
 from worker import steps
 
 from compofa.distributed.backend import SingleProcess
@@ -25,10 +24,6 @@ TRAIN = (
     "train --name run --epochs 2 --width-mult 0.1 --image-size 8,12 --batch-size 15 --lr 0.05 "
     "--calibration-images 30 --validate-every 1 --dynamic-batch-size 2 --device cpu --quiet "
     "--teacher-path teacher.pt"
-)
-COLLECT = (
-    "collect --samples 8 --resolutions 8,12 --calibration-images 30 --device cpu --quiet "
-    "--output records.jsonl --net=tiny.pt"
 )
 LONGEST_S = 240
 """Seconds after which a job hangs, on a busy machine."""
@@ -154,20 +149,3 @@ class EngineTests:
         done = self.start(folder, f"{TRAIN} --resume")
         assert done.status == 0, done.err
         self.same_weights(folder, whole)
-
-    def test_collecting_loses_nothing(self, tmp_path: Path) -> None:
-        from nas.cli.tools import main
-
-        tiny_checkpoint(tmp_path / "tiny.pt")
-        done = self.start(tmp_path, f"--die 4 mark {COLLECT}")
-        assert done.status != 0 and (tmp_path / "mark").exists()
-        file = tmp_path / "records.jsonl"
-        kept = file.read_text()
-        assert len(kept.splitlines()) == 6, "three rounds of two"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(tmp_path)
-            assert main(COLLECT.split()) == 0
-            found = file.read_text()
-            file.unlink()
-            assert main(COLLECT.split()) == 0
-        assert found.startswith(kept) and file.read_text() == found, "the file of one worker"

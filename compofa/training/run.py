@@ -134,7 +134,7 @@ def train(
         output = Path("runs") / f"{config.dataset}-{phases[-1].net or config.task}"
     output = Path(output)
     with exclusive_by_main(backend, output, folder=True):
-        folders = [phase_folder(phase, output) for phase in phases]
+        folders = [output / phase.recipe_phase.folder for phase in phases]
         started = backend.from_main(lambda: _started(folders, resume, overwrite))
         resume = bool(started) if resume is None else resume
         stale = folders[1:] if overwrite and not resume else []
@@ -154,11 +154,6 @@ def train(
         ]
     cost = sum((Counter(result.cost) for result in results), Counter())
     return replace(results[-1], seconds=sum(result.seconds for result in results), cost=dict(cost))
-
-
-def phase_folder(config: TrainConfig, output: Path) -> Path:
-    """Return the folder of a phase within that of its run."""
-    return output / config.recipe_phase.folder
 
 
 def _started(folders: list[Path], resume: bool | None, overwrite: bool) -> list[Path]:
@@ -181,18 +176,10 @@ def train_phase(
     stop: Stopping | None = None,
     discard: Sequence[Path] = (),
 ) -> RunResult:
-    """Train one phase; for callers that hold the lock on ``output``, see :func:`train`.
+    """Train one phase as :func:`train` does, for callers that hold the lock on ``output``.
 
-    Args:
-        config: Resolved settings.
-        output: Folder of the run.
-        resume: Whether to continue from the phase's last checkpoint.
-        overwrite: Whether to replace an existing run.
-        bar: Whether to show progress bars.
-        after_epoch: Called with the number of completed epochs after each is saved.
-        backend: Ranks that all call this.
-        stop: Requests to stop.
-        discard: Folders of later phases, cleared when this one starts.
+    ``config`` must be resolved. The folders of later phases, ``discard``, are cleared when this one
+    starts.
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
 
@@ -204,7 +191,7 @@ def train_phase(
     with cpu_threads(config.threads):
         if any(backend.gather(stop.requested)):  # while the phase before this one was ending
             raise stop.error("; continue with --resume")
-        folder = phase_folder(config, output)
+        folder = output / config.recipe_phase.folder
         start = start_phase(config, output, folder, resume, overwrite, train_first, backend)
         return Run(config, folder, start, stop, bar).fit(after_epoch, discard)
 

@@ -140,8 +140,8 @@ def start_phase(
         trainer.state.load_state_dict(training, saved["ranks"])
         if saved["ranks"] != backend.size:
             log.info(
-                "resuming with %d ranks a run of %d ranks: batches and learning rates differ",
-                backend.size, saved["ranks"],
+                "saved by %d worker processes, resuming with %d: batches and learning rates differ",
+                saved["ranks"], backend.size,
             )  # fmt: skip
     if trainer.state.epoch < config.epochs:
         trainer.evaluator.check_images(config.eval_size, calibration=not single)
@@ -207,8 +207,8 @@ def _identify(splits: DataSplits, seed: int, before: Checkpoint | None) -> DataI
     for part in ("validation", "test"):
         if before.data is not None and (seen := before.data.seen_in(getattr(splits, part))):
             log.warning(
-                "the initial weights were trained on at least %d of the %s images: their accuracy "
-                "is overestimated", seen, part,
+                "at least %d of the %s images were trained on before, for the initial weights: "
+                "accuracy on them is overestimated", seen, part,
             )  # fmt: skip
     return identify(splits, seed, [before.data])
 

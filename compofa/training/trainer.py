@@ -313,7 +313,7 @@ class Trainer:
         state.skipped_in_a_row += 1
         if state.skipped_in_a_row >= self.config.max_skipped:
             raise TrainingError(
-                f"non-finite loss or gradient in {state.skipped_in_a_row} consecutive steps "
+                f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
                 f"(epoch {state.tally.epoch + 1}, step {state.tally.steps + 1} of {self.steps})"
             )
 
