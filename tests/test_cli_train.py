@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from calls import Outcome, called
 from PIL import Image
 
-from compofa.cli.train import main, parser
+from compofa.cli.train import main, options_page, parser
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.networks.zoo import network_spec
 from compofa.nn.elastic import centre
@@ -331,6 +332,14 @@ def test_every_setting_has_its_option_with_the_same_default():
         assert field.name in args, field.name
         if field.name != "device":
             assert args[field.name] == field.default, field.name
+
+
+def test_the_page_of_options_is_that_of_the_command():
+    """``COMPOFA_WRITE_DOCS=1 pytest tests/test_cli_train.py -k page_of_options`` writes it."""
+    page = ROOT / "docs" / "options.md"
+    if "COMPOFA_WRITE_DOCS" in os.environ:
+        page.write_text(options_page())
+    assert page.read_text() == options_page()
 
 
 def test_help_is_quick():

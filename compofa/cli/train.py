@@ -99,14 +99,22 @@ def _parsing(hint: Any, default: Any, metavar: str | None) -> dict[str, Any]:
     return {"metavar": metavar} if kind is str else {"type": int_list, "metavar": metavar}
 
 
-def options_table() -> str:
-    """Return all options as a Markdown table."""
-    rows = ["| option | default | |", "|---|---|---|"]
-    for action in parser()._actions[1:]:  # without --help
-        names = ", ".join(f"`{name}`" for name in action.option_strings)
-        default = "" if action.default in (None, False) else f"`{action.default}`"
-        rows.append(f"| {names} | {default} | {(action.help or '').replace('|', '/')} |")
-    return "\n".join(rows)
+def options_page() -> str:
+    """Return ``docs/options.md``: the options of the command as Markdown tables."""
+    lines = [
+        f"# Options of {PROG}",
+        "",
+        "Generated from the command; see `tests/test_cli_train.py`.",
+    ]
+    for group in parser()._action_groups[2:]:  # after the positional arguments and --help
+        title = (group.title or "").capitalize()
+        lines += ["", f"## {title}", "", "| option | default | |", "|---|---|---|"]
+        for action in group._group_actions:
+            names = ", ".join(f"`{name}`" for name in action.option_strings)
+            shown = action.default is not None and action.default is not False
+            default = f"`{action.default}`" if shown else ""
+            lines.append(f"| {names} | {default} | {action.help} |")
+    return "\n".join(lines) + "\n"
 
 
 def _main(argv: Sequence[str] | None) -> None:
@@ -159,7 +167,7 @@ def _report(result: RunResult) -> None:
 
 
 def _read_single(args: argparse.Namespace) -> None:
-    """Read ``--subnet``, and take the image size from it or from the checkpoint."""
+    """Read ``--subnet``, and the default of ``--image-size`` from it or from the checkpoint."""
     from compofa.cli.evaluate import read_subnet
     from compofa.io.open import open_network
 

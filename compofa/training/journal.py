@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its checkpoints: metrics, TensorBoard scalars, its cost."""
+"""Metrics of a run: ``metrics.jsonl``, TensorBoard event files, and the cost report."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from compofa.io.untrusted import parse_json, read_bytes
 
 log = logging.getLogger(__name__)
 
-# Strubell et al., ACL 2019: average power usage effectiveness of a data centre, and pounds of
-# CO2 for each kWh of the US grid.
+# Strubell et al., ACL 2019: average power usage effectiveness of a data centre, and pounds of CO2
+# per kWh of the US grid.
 PUE = 1.58
 CO2_LBS_PER_KWH = 0.954
 
 SUMMARY = "summary.json"
-"""Written at the end of a run: its presence says that the run is complete."""
+"""Written at the end of a phase: its presence marks the phase as completed."""
 METRICS, DAMAGED = "metrics.jsonl", "metrics.damaged-{}.jsonl"
-"""A line of JSON for each epoch, and copies of such files that were found damaged, from 1."""
+"""One line of JSON per epoch, and numbered copies of such files that were found damaged."""
 
 
 class Journal:
-    """Appends to ``metrics.jsonl`` and to TensorBoard's event files.
+    """Writes metrics to ``metrics.jsonl`` and to TensorBoard event files.
 
     Args:
-        folder: Where they go.
-        first_epoch: Lines of this epoch and later are dropped: they are about to come again.
-        first_step: Steps before this epoch, for where its line is lost that would say so.
+        folder: Folder of the phase.
+        first_epoch: Epoch to continue with; lines of this epoch and later are dropped.
+        first_step: Steps before it, used if the line of the epoch before is missing.
 
     Raises:
         CompofaError: A file cannot be read or written.
@@ -47,12 +47,12 @@ class Journal:
         kept = [line for line in _whole_lines(self.path) if line.epoch < first_epoch]
         text = b"".join(line.text + b"\n" for line in kept)
         write_atomic(self.path, lambda file: file.write(text) and None)
-        if kept and kept[-1].epoch == first_epoch - 1:  # of as many workers as there were then
+        if kept and kept[-1].epoch == first_epoch - 1:  # with the number of ranks at that time
             first_step = kept[-1].step
         self.events = _Events(folder / "tensorboard", first_step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Append one epoch's metrics; ``epoch`` and ``step`` say when, numbers are drawn."""
+        """Append the metrics of one epoch: ``epoch``, ``step``, and numbers, which may be nested."""
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -65,21 +65,21 @@ class Journal:
                 self.events.add(name, value, metrics["step"])
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close the event file."""
         self.events.close()
 
 
 class _Events:
-    """An event file of TensorBoard.
+    """A TensorBoard event file.
 
-    TensorBoard's own writer writes in a thread, which ends in a traceback when the disk is full.
+    TensorBoard's own writer uses a thread, which prints a traceback when the disk is full.
 
     Args:
-        folder: Where it goes.
-        purge_step: Steps from here on come again: what other files in the folder say is dropped.
+        folder: Folder of the event files.
+        purge_step: TensorBoard drops events of earlier files from this step on.
 
     Raises:
-        CompofaError: It cannot be written, as in all that follows.
+        CompofaError: The file cannot be written; so do all methods.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -102,7 +102,7 @@ class _Events:
             raise
 
     def add(self, name: str, value: float, step: int) -> None:
-        """Add a number."""
+        """Add a scalar."""
         numbers = [self._summary.Value(tag=name, simple_value=value)]
         self._write(step=step, summary=self._summary(value=numbers))
 
@@ -127,14 +127,14 @@ class _Events:
 def cost_report(
     seconds: float, device: str, price: float | None, power: float | None
 ) -> dict[str, Any]:
-    """Turn training time into what the papers report.
+    """Return device hours, cost and CO2 emissions of a run.
 
     Args:
-        seconds: Time on one device.
+        seconds: Time on all devices.
         device: ``cpu`` or ``cuda``.
-        price: Price of an hour of it.
-        power: Its power in watts. CO2 counts a data centre's overhead (Strubell et al., ACL
-            2019: PUE 1.58, 0.954 lbs a kWh).
+        price: Price per device hour; ``None`` to leave out the cost.
+        power: Power per device in watts; ``None`` to leave out CO2. The overhead of a data centre
+            is included (Strubell et al., ACL 2019: PUE 1.58, 0.954 lbs of CO2 per kWh).
     """
     hours = seconds / 3600
     report: dict[str, Any] = {("gpu" if device.startswith("cuda") else "cpu") + "_hours": hours}
@@ -146,7 +146,7 @@ def cost_report(
 
 
 class _Line(NamedTuple):
-    """A line of metrics: the epoch, the step at its end, and the line itself."""
+    """A line of metrics: its epoch, the steps up to its end, and its text."""
 
     epoch: int
     step: int
@@ -154,10 +154,9 @@ class _Line(NamedTuple):
 
 
 def _whole_lines(path: Path) -> list[_Line]:
-    """Return the lines of a metrics file that are whole.
+    """Return the intact lines of a metrics file.
 
-    A last line that was not finished is dropped. When any other is damaged, a copy of the file is
-    kept beside it.
+    An unfinished last line is dropped. If another line is damaged, a copy of the file is kept.
     """
     try:
         *texts, torn = read_bytes(path).split(b"\n") if path.exists() else [b""]
@@ -166,16 +165,16 @@ def _whole_lines(path: Path) -> list[_Line]:
     found = [_read(text) for text in texts]
     damaged = [str(number) for number, line in enumerate(found, 1) if line is None]
     if damaged:
-        copy = _keep_aside(path, b"\n".join([*texts, torn]))
+        copy = _back_up(path, b"\n".join([*texts, torn]))
         log.warning(
-            "%s: expected an epoch's metrics in line %s, got something else; that is left out, "
-            "and the file as it was kept as %s", path, ", ".join(damaged), copy.name,
+            "%s: expected the metrics of an epoch in line %s, got damaged ones; they are dropped, and "
+            "a copy of the file is kept as %s", path, ", ".join(damaged), copy.name,
         )  # fmt: skip
     return [line for line in (*found, _read(torn)) if line is not None]
 
 
 def _read(text: bytes) -> _Line | None:
-    """Return a line of metrics; ``None`` where it is none."""
+    """Parse a line of metrics; ``None`` if it is damaged."""
     try:
         data = parse_json(text.decode())
     except ValueError:
@@ -187,8 +186,8 @@ def _read(text: bytes) -> _Line | None:
     return line if counted else None
 
 
-def _keep_aside(path: Path, content: bytes) -> Path:
-    """Write ``content`` to the first free name for damaged metrics."""
+def _back_up(path: Path, content: bytes) -> Path:
+    """Write ``content`` to the first free name for damaged files."""
     copies = (path.with_name(DAMAGED.format(number)) for number in itertools.count(1))
     copy = next(name for name in copies if not name.exists())
     write_atomic(copy, lambda file: file.write(content) and None)
