@@ -52,7 +52,7 @@ class Journal:
         self.events = _Events(folder / "tensorboard", first_step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Append the metrics of one epoch: ``epoch``, ``step``, and numbers, which may be nested."""
+        """Append the metrics of one epoch: ``epoch``, ``step`` and (nested) numbers."""
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -167,8 +167,8 @@ def _whole_lines(path: Path) -> list[_Line]:
     if damaged:
         copy = _back_up(path, b"\n".join([*texts, torn]))
         log.warning(
-            "%s: expected the metrics of an epoch in line %s, got damaged ones; they are dropped, and "
-            "a copy of the file is kept as %s", path, ", ".join(damaged), copy.name,
+            "%s: expected the metrics of an epoch in line %s, got damaged ones; these are dropped, "
+            "and a copy of the file is kept as %s", path, ", ".join(damaged), copy.name,
         )  # fmt: skip
     return [line for line in (*found, _read(torn)) if line is not None]
 
