@@ -103,15 +103,15 @@ def test_a_name_that_could_be_either_is_refused(tmp_path: Path) -> None:
 def test_parts_without_class_folders_are_said_to_be_that(tmp_path: Path, said) -> None:
     fill(tmp_path / "a" / "train", 5)
     loose(tmp_path / "a" / "val")
-    refused(tmp_path / "a", "a/val", "images in no class folder")
+    refused(tmp_path / "a", "a/val", "images outside class folders")
     loose(tmp_path / "b" / "train")
     loose(tmp_path / "b" / "test")  # not two classes
-    refused(tmp_path / "b", "b/test", "images in no class folder")
+    refused(tmp_path / "b", "b/test", "images outside class folders")
     fill(tmp_path / "c" / "val", 5)
     loose(tmp_path / "c" / "train")
-    refused(tmp_path / "c", "c/train", "images in no class folder")
+    refused(tmp_path / "c", "c/train", "images outside class folders")
     fill(tmp_path / "d" / "train", 5)
-    refused(tmp_path / "d", "d/val or", "give that as the data path")
+    refused(tmp_path / "d", "d/val or", "data path")
     assert not said()
     # Images to be labelled by hand, as competitions have them, beside a part for evaluation.
     fill(tmp_path / "c" / "test", 2)
@@ -130,7 +130,7 @@ def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> 
     loose(inner / "seg_pred" / "seg_pred")
     (tmp_path / "above" / "__MACOSX").mkdir()
     assert counts(tmp_path / "above") == [18, 2, 6]
-    assert said()[0].endswith(f"the data set is in {inner}")
+    assert said()[0].endswith(f"using the data set in {inner}")
     assert "ignored: seg_pred" in said()[1]
     (inner / "seg_test" / "__MACOSX").mkdir()
     assert counts(inner) == [18, 2, 6]
@@ -149,7 +149,7 @@ def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> 
 
 def test_a_circle_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path)
-    refused(tmp_path, "cannot read", "a link")
+    refused(tmp_path, "cannot read", "a symbolic link")
 
 
 def test_one_class_is_not_trained(

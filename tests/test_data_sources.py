@@ -156,9 +156,9 @@ def test_bad_folders_are_one_line_errors(tmp_path):
     refused("imagenet needs a data path", None, "imagenet")
     refused("does not exist", tmp_path / "nowhere")
     (tmp_path / "archive.tar").write_bytes(b"tar")
-    refused("expected a folder, or a tar", tmp_path / "archive.tar")
+    refused("expected a folder or an uncompressed tar", tmp_path / "archive.tar")
     (tmp_path / "empty").mkdir()
-    refused("found no folder", tmp_path / "empty")
+    refused("got no folder", tmp_path / "empty")
 
     make_classes(tmp_path / "a" / "train", 5, ("ant", "bee", "cow"))
     refused("expected .*/a/val", tmp_path / "a")
@@ -383,7 +383,7 @@ def test_broken_images_are_named_once_with_the_reason_and_limited(caplog):
         tracker.add([("b", "cut"), ("c", "gone")])
         BrokenImages(100, tracker.named).add([("a", "empty")])
     assert len(tracker) == 3
-    messages = [record.getMessage().partition("cannot be read: ")[2] for record in caplog.records]
+    messages = [record.getMessage().partition("unreadable image: ")[2] for record in caplog.records]
     assert messages == ["a: empty", "b: cut", "c: gone"]
     with caplog.at_level(logging.WARNING, "compofa"):
         with pytest.raises(DataError, match=r"4 of 300 images .* above$"):

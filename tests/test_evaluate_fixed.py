@@ -164,7 +164,7 @@ def test_unreadable_images_are_named_once_and_with_the_reason(
         assert done.status == 1 and done.err.count("\n") == 1 and not Path("results.csv").exists()
         assert "2 of 15 images cannot be read" in done.err and ".png" not in done.err
         first, second = caplog.messages
-        assert "c/1.png: empty" in first and "d/0.png: grey of 32 bits" in second
+        assert "c/1.png: empty" in first and "d/0.png: expected 8 or unsigned 16 bits" in second
         caplog.clear()
 
 

@@ -1,4 +1,4 @@
-"""Which folders of a data set are its parts, by name: ``train``, ``Testing``, ``val_set``."""
+"""Recognises the parts of a data set by folder name: ``train``, ``Testing``, ``val_set``."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ PARTS = {
     "validation": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
 }
-"""What each part is called, alone or together with words that say nothing."""
+"""Names of each part, alone or combined with filler words."""
 
 _FILLERS = (
     "set", "sets", "data", "dataset", "image", "images", "img", "imgs", "seg", "split", "folder",
@@ -19,11 +19,14 @@ _PART_OF |= {word + more: part for (word, part), more in product(_PART_OF.items(
 
 
 def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return which part a folder is by its name, and the words of the name that are left.
+    """Return the part that a folder name stands for, and the remaining words of the name.
 
-    Letter case, punctuation and filler words do not count: ``seg_train``, ``TrainSet`` and
+    Letter case, punctuation and filler words are ignored: ``seg_train``, ``TrainSet`` and
     ``training-data`` are all ``("train", ())``, and ``asl_alphabet_train`` is
-    ``("train", ("asl", "alphabet"))``. None for any other name.
+    ``("train", ("asl", "alphabet"))``.
+
+    Returns:
+        A key of :data:`PARTS` and the remaining words, or None for any other name.
     """
     words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
     parts = [word for word in words if word in _PART_OF]
@@ -34,10 +37,13 @@ def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def group_parts(names: Iterable[str]) -> list[dict[str, list[str]]]:
-    """Return the sets of folders that divide a data set: the folders of each part.
+    """Group folder names into possible divisions of a data set into parts.
 
-    The names of one set have the same words left. Where some are left, as in ``flowers_train``,
-    it takes two parts: one alone is rather a class.
+    Names of one group have the same remaining words. A group with remaining words, such as
+    ``flowers_train``, needs two parts: one alone is more likely a class.
+
+    Returns:
+        Per group, the names of each part.
     """
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name in names:
