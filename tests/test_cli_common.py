@@ -232,7 +232,7 @@ def test_data_loading_processes_that_cannot_be_started_are_one_line(monkeypatch)
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(loaders.multiprocessing, "Lock", refuse)
-    with pytest.raises(DataError, match="share memory .* Read-only file system"):
+    with pytest.raises(DataError, match=r"share memory .* Read-only file system"):
         loaders._require_processes(1)
 
 

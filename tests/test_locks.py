@@ -157,7 +157,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capl
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with exclusive(tmp_path / "file"):
         assert names(tmp_path) == []
-    assert "has no locks (No locks available)" in caplog.text
+    assert "no locks on this file system (No locks available)" in caplog.text
 
 
 # --- every command that writes ---
