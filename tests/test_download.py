@@ -330,7 +330,7 @@ def test_a_part_of_unknown_origin_is_not_gone_on_with(server: Server, tmp_path: 
         ({"url": "http://127.0.0.1:1"}, "Connection refused"),
         ({"url": "http://no-such-host.invalid"}, "."),
         ({"url": "no url"}, "a URL of https or http"),
-        ({"url": "http://[1"}, "a URL of https or http"),
+        ({"url": "http://[1"}, "not a URL"),
         ({"url": "file:///etc"}, "expected a URL of https or http, got file"),
         ({"url": "ftp://127.0.0.1"}, "expected a URL of https or http, got ftp"),
         ({"to": "ftp://127.0.0.1/a"}, "redirect from http to ftp"),
