@@ -96,32 +96,25 @@ class BatchLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start the loader workers.
+        """Start the loader workers and return an iterator over their batches.
 
         Raises:
-            LoaderError: They cannot be started.
+            LoaderError: Workers cannot be started or, while iterating, died or cannot send a batch.
         """
         try:
-            return _Batches(iter(self.loader))
+            batches = iter(self.loader)
         except OSError as error:
             reason = error.strerror or str(error)
             raise LoaderError(f"cannot start loader workers ({reason}): {_ADVICE}") from error
+        return _checked(batches)
 
 
-class _Batches(Iterator[Batch]):
-    """Iterator of :class:`BatchLoader`."""
-
-    def __init__(self, batches: Iterator[Batch | LoaderError]) -> None:
-        self._batches = batches
-
-    def __next__(self) -> Batch:
-        """Return the next batch.
-
-        Raises:
-            LoaderError: A loader worker died, or cannot send its batch.
-        """
+def _checked(batches: Iterator[Batch | LoaderError]) -> Iterator[Batch]:
+    while True:
         try:
-            batch = next(self._batches)
+            batch = next(batches)
+        except StopIteration:
+            return
         except (RuntimeError, OSError, EOFError) as error:
             if str(error).startswith("Caught "):  # raised in a loader worker, with its traceback
                 raise
@@ -129,7 +122,7 @@ class _Batches(Iterator[Batch]):
             raise LoaderError(f"a loader worker died ({reason}): {_ADVICE}") from error
         if isinstance(batch, LoaderError):
             raise batch
-        return batch
+        yield batch
 
 
 def train_loader(

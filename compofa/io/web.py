@@ -17,7 +17,7 @@ WINDOW_S, WINDOW_BYTES = 60.0, 60_000
 """A connection that transfers fewer bytes in this time counts as lost."""
 
 
-class CutError(Exception):
+class ConnectionLostError(Exception):
     """The connection was lost or timed out. Another attempt may continue the transfer."""
 
 
@@ -39,7 +39,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def ask(url: str, start: int, validator: str | None) -> Any:
+def open_url(url: str, start: int, validator: str | None) -> Any:
     """Request a file from byte ``start`` on, or all of it if it no longer matches ``validator``.
 
     Args:
@@ -51,7 +51,7 @@ def ask(url: str, start: int, validator: str | None) -> Any:
         The open response; status 416 if the file has no byte ``start``.
 
     Raises:
-        CutError: The server is unreachable or overloaded (HTTP status 408, 429, 5xx).
+        ConnectionLostError: The server is unreachable or overloaded (HTTP status 408, 429, 5xx).
         OSError: The URL is invalid, or the server returned another error.
     """
     try:
@@ -68,10 +68,10 @@ def ask(url: str, start: int, validator: str | None) -> Any:
             return error
         error.close()
         if error.code in (408, 429) or error.code >= 500:
-            raise CutError(f"HTTP status {error.code}") from error
+            raise ConnectionLostError(f"HTTP status {error.code}") from error
         raise OSError(f"HTTP status {error.code}") from error
     except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-        raise CutError(reason_of(error)) from error
+        raise ConnectionLostError(error_message(error)) from error
 
 
 def _request(url: str) -> urllib.request.Request:
@@ -92,11 +92,11 @@ def _request(url: str) -> urllib.request.Request:
     return request
 
 
-def describe(response: Any, start: int) -> dict[str, Any]:
+def file_facts(response: Any, start: int) -> dict[str, Any]:
     """Return the ETag, modification date and length in bytes of the file of a response.
 
     Args:
-        response: Response of :func:`ask`.
+        response: Response of :func:`open_url`.
         start: First byte that was requested.
 
     Returns:
@@ -138,25 +138,25 @@ def chunks(response: Any) -> Iterator[bytes]:
     """Yield the content of a response as it is received.
 
     Raises:
-        CutError: The connection was lost or is too slow.
+        ConnectionLostError: The connection was lost or is too slow.
     """
     since, got = time.monotonic(), 0
     while True:
         try:
             chunk = response.read1(CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise CutError(reason_of(error)) from error
+            raise ConnectionLostError(error_message(error)) from error
         if not chunk:
             return
         got += len(chunk)
         if time.monotonic() - since >= WINDOW_S:
             if got < WINDOW_BYTES:
-                raise CutError(f"{got:,} bytes in {WINDOW_S:g} s")
+                raise ConnectionLostError(f"{got:,} bytes in {WINDOW_S:g} s")
             since, got = time.monotonic(), 0
         yield chunk
 
 
-def shown(url: str) -> str:
+def redacted(url: str) -> str:
     """Return a URL without credentials, query and fragment, for messages."""
     try:
         parts = _split(url)
@@ -172,7 +172,7 @@ def _split(url: str) -> urllib.parse.SplitResult:
         raise OSError("not a URL") from None
 
 
-def below(base: str, name: str) -> str:
+def join_url(base: str, name: str) -> str:
     """Return the URL of a file below ``base``, with the same query.
 
     Raises:
@@ -183,7 +183,7 @@ def below(base: str, name: str) -> str:
     return parts._replace(path=path).geturl()
 
 
-def unverified(url: str) -> bool:
+def is_unencrypted(url: str) -> bool:
     """Return whether a file is transferred over a network without encryption.
 
     Raises:
@@ -193,7 +193,7 @@ def unverified(url: str) -> bool:
     return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
-def reason_of(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """Return the message of an error, in one line."""
     inner = getattr(error, "reason", None) or error
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
