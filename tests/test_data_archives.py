@@ -22,7 +22,7 @@ def png(value: int) -> bytes:
 
 
 def fill(folder: Path) -> Path:
-    """Two classes in two parts, with what else lies about in folders."""
+    """Two classes in two parts, beside files and folders to ignore."""
     value = 0
     for part, each in (("train", 5), ("val", 2)):
         for name in ("b", "a"):
@@ -40,7 +40,7 @@ def fill(folder: Path) -> Path:
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[Path, Path]:
-    """The same as a folder and as a tar."""
+    """The same data set as a folder and as a tar file."""
     folder = fill(tmp_path / "data")
     with tarfile.open(tmp_path / "data.tar", "w") as tar:
         tar.add(folder, ".")
@@ -54,7 +54,7 @@ def contents(source: FilesSource) -> list[tuple[bytes, int, bytes]]:
     ]
 
 
-def test_a_tar_is_read_as_the_folder_it_holds(both: tuple[Path, Path]) -> None:
+def test_a_tar_is_read_like_the_folder_in_it(both: tuple[Path, Path]) -> None:
     on_disk, in_tar = (load_dataset("imagefolder", path, validation_images=3) for path in both)
     assert on_disk.classes == in_tar.classes == ("a", "b")
     for part in ("train", "validation", "test"):
@@ -63,7 +63,7 @@ def test_a_tar_is_read_as_the_folder_it_holds(both: tuple[Path, Path]) -> None:
     assert [len(in_tar.train), len(in_tar.validation), len(in_tar.test)] == [7, 3, 4]
 
 
-def test_sources_travel_to_workers_and_resize(both: tuple[Path, Path]) -> None:
+def test_sources_are_picklable_and_resize(both: tuple[Path, Path]) -> None:
     _, source = read_classes(TarFolder.open(both[1]) / "val", 3)
     copy = pickle.loads(pickle.dumps(source))
     images, kept, broken = copy.load_all(np.arange(4))
@@ -87,7 +87,7 @@ def test_broken_images_are_named(both: tuple[Path, Path], tmp_path: Path) -> Non
         source.load(0)
 
 
-def test_what_is_no_tar_of_images_is_one_line(both: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_files_are_refused_in_one_line(both: tuple[Path, Path], tmp_path: Path) -> None:
     content = both[1].read_bytes()
     (tmp_path / "text.tar").write_text("not a tar")
     (tmp_path / "empty.tar").write_bytes(b"")
@@ -107,7 +107,7 @@ def test_what_is_no_tar_of_images_is_one_line(both: tuple[Path, Path], tmp_path:
 
 
 def write_tar(path: Path, *members: tuple[str, bytes | str, bytes]) -> Path:
-    """Write members: name, content (or where a link leads), type."""
+    """Write members, given as name, content (or link target) and type."""
     with tarfile.open(path, "w") as tar:
         for name, content, kind in members:
             info = tarfile.TarInfo(name)
@@ -133,7 +133,9 @@ def refused(path: Path, *words: str) -> None:
     assert all(word in message for word in words), message
 
 
-def test_no_wrong_byte_of_a_header_goes_unnoticed(both: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_changed_byte_of_a_header_is_detected(
+    both: tuple[Path, Path], tmp_path: Path
+) -> None:
     path = write_tar(
         tmp_path / "a.tar", *((f"{name}/{i}.png", png(i), FILE) for name in "ab" for i in range(3))
     )
@@ -155,10 +157,10 @@ def test_no_wrong_byte_of_a_header_goes_unnoticed(both: tuple[Path, Path], tmp_p
             assert "\n" not in str(error)
         else:
             assert found == expected
-    assert noticed > 280  # the rest are blanks within the checksum
+    assert noticed > 280  # the others change padding of the checksum field
 
 
-def test_a_tar_ends_where_it_should(tmp_path: Path) -> None:
+def test_truncated_and_concatenated_tars_are_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", ("cat/0.png", png(1), FILE), DOG)
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
@@ -177,7 +179,7 @@ def test_a_tar_ends_where_it_should(tmp_path: Path) -> None:
         refused(path, words)
 
 
-def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
+def test_links_are_resolved(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "a.tar",
         ("store/1.png", png(1), FILE),
@@ -224,7 +226,7 @@ def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
         (("dog/0.png/1.png", png(1), FILE), "both a folder and a file"),
     ],
 )
-def test_what_cannot_be_read_in_place_is_refused(tmp_path: Path, member, words: str) -> None:
+def test_unsupported_members_are_refused(tmp_path: Path, member, words: str) -> None:
     refused(write_tar(tmp_path / "a.tar", DOG, ("cat/0.png", png(1), FILE), member), words)
 
 

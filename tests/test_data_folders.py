@@ -1,4 +1,4 @@
-"""Which folders are taken for the parts and the classes of a data set."""
+"""Recognition of the parts and classes of a data set by its folders."""
 
 import logging
 import tarfile
@@ -59,7 +59,7 @@ def said(caplog: pytest.LogCaptureFixture):
         ("train2017", "val2017"), ("train", "dev"),
     ],
 )  # fmt: skip
-def test_parts_go_by_many_names(tmp_path: Path, said, train_name: str, test_name: str) -> None:
+def test_parts_have_many_names(tmp_path: Path, said, train_name: str, test_name: str) -> None:
     fill(tmp_path / train_name, 10)
     fill(tmp_path / test_name, 3)
     assert counts(tmp_path) == [18, 2, 6]
@@ -69,7 +69,7 @@ def test_parts_go_by_many_names(tmp_path: Path, said, train_name: str, test_name
         assert f"train images in {train_name}, test images in {test_name}" in said()[0]
 
 
-def test_the_table_of_names_is_plain() -> None:
+def test_the_table_of_names_is_consistent() -> None:
     for part, words in PARTS.items():
         for word in words:
             assert part_of(word) == part_of(f"{word.upper()}_Data") == (part, ())
@@ -77,7 +77,7 @@ def test_the_table_of_names_is_plain() -> None:
         assert part_of(name) is None
 
 
-def test_validation_is_for_choices_and_test_for_the_final_figures(tmp_path: Path, said) -> None:
+def test_validation_and_test_folders_are_both_used(tmp_path: Path, said) -> None:
     fill(tmp_path / "train", 10)
     fill(tmp_path / "valid", 2)
     fill(tmp_path / "test", 3)
@@ -89,7 +89,7 @@ def test_validation_is_for_choices_and_test_for_the_final_figures(tmp_path: Path
     refused(tmp_path, "1 only in valid (cow)")
 
 
-def test_a_name_that_could_be_either_is_refused(tmp_path: Path) -> None:
+def test_ambiguous_folders_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "train", 5)
     fill(tmp_path / "test", 2)
     fill(tmp_path / "Testing", 2)
@@ -100,7 +100,7 @@ def test_a_name_that_could_be_either_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "b", "x_test, x_train, y_test, y_train")
 
 
-def test_parts_without_class_folders_are_said_to_be_that(tmp_path: Path, said) -> None:
+def test_parts_without_class_folders_are_refused(tmp_path: Path, said) -> None:
     fill(tmp_path / "a" / "train", 5)
     loose(tmp_path / "a" / "val")
     refused(tmp_path / "a", "a/val", "images outside class folders")
@@ -113,7 +113,7 @@ def test_parts_without_class_folders_are_said_to_be_that(tmp_path: Path, said) -
     fill(tmp_path / "d" / "train", 5)
     refused(tmp_path / "d", "d/val or", "data path")
     assert not said()
-    # Images to be labelled by hand, as competitions have them, beside a part for evaluation.
+    # Unlabelled images, as in competitions, beside an evaluation part.
     fill(tmp_path / "c" / "test", 2)
     assert counts(tmp_path / "c", evaluation_only=True) == [0, 10, 4]
 
@@ -123,7 +123,7 @@ def test_classes_may_be_named_as_a_part(tmp_path: Path) -> None:
     assert load_dataset("imagefolder", tmp_path).classes == ("bus", "car", "train")
 
 
-def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> None:
+def test_wrapping_folders_are_descended_through(tmp_path: Path, said) -> None:
     inner = tmp_path / "above" / "kaggle" / "images"
     fill(inner / "seg_train" / "seg_train", 10)
     fill(inner / "seg_test" / "seg_test", 3)
@@ -147,12 +147,12 @@ def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> 
     assert counts(tmp_path / "flat.tar") == parts
 
 
-def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path)
     refused(tmp_path, "cannot read", "a symbolic link")
 
 
-def test_one_class_is_not_trained(
+def test_a_single_class_is_refused_for_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path / "flat", 10, ("cat",))

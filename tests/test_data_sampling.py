@@ -51,7 +51,7 @@ def test_catalog_is_consistent():
         (float("nan"), 1.0), (float("inf"), 1.0), (1e30, 1.0),
     ],
 )  # fmt: skip
-def test_normalisation_that_no_image_survives_is_refused(mean, std):
+def test_normalisation_out_of_range_is_refused(mean, std):
     for place in range(3):
         means, stds = [0.5] * 3, [0.5] * 3
         means[place], stds[place] = mean, std
@@ -104,7 +104,7 @@ def test_batches_cover_the_epoch_once_and_drop_the_rest():
     assert batches == list(pickle.loads(pickle.dumps(sampler)))
 
 
-def test_epochs_and_seeds_differ_and_the_step_goes_on_counting():
+def test_epochs_and_seeds_differ_and_steps_count_across_epochs():
     first = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=0))
     second = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=1))
     assert indices(first) != indices(second)
@@ -115,7 +115,7 @@ def test_epochs_and_seeds_differ_and_the_step_goes_on_counting():
     assert all(seeds[0][i] != seeds[1][i] for i in range(50))
 
 
-def test_resuming_within_an_epoch_gives_the_rest_of_it():
+def test_a_resumed_epoch_yields_the_remaining_batches():
     whole = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=2))
     rest = TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=2, first_step=7)
     assert list(rest) == whole[7:] and len(rest) == 3

@@ -197,7 +197,7 @@ def test_without_network_the_message_helps(tmp_path, no_network, name):
         message = str(caught.value)
         assert "\n" not in message and ".gz" in message and str(tmp_path) in message
         assert ("cannot be downloaded" in message) == download
-    # What an attempt leaves behind is not taken for class folders.
+    # Files of an interrupted download are not mistaken for class folders.
     with pytest.raises(DataError, match="train/<class>/ and test/<class>/"):
         load_dataset(name, tmp_path)
 
@@ -318,7 +318,7 @@ def test_a_registered_data_set_is_trained_and_evaluated(shapes, monkeypatch, cap
         ({"native_size": None}, "native_size"),
     ],
 )
-def test_a_row_that_cannot_work_is_refused(change, message):
+def test_an_invalid_row_is_refused(change, message):
     with pytest.raises(DataError, match=message):
         replace(dataset_info("cifar10"), **change)
 
@@ -353,7 +353,7 @@ def test_unreadable_files(tmp_path, monkeypatch):
         decode_rgb(tmp_path / "bomb.png")
 
 
-def test_broken_files_are_left_out_of_what_is_loaded(tmp_path):
+def test_unreadable_files_are_skipped(tmp_path):
     make_classes(tmp_path, 2, ("cat",))
     paths = np.array([b"cat/000.png", b"cat/gone.png", b"cat/001.png"])
     for size in (None, 8):
@@ -376,7 +376,7 @@ def test_small_files_are_decoded_once_and_not_sent_to_workers(tmp_path):
         pickle.loads(pickle.dumps(source)).load(0)
 
 
-def test_broken_images_are_named_once_with_the_reason_and_limited(caplog):
+def test_unreadable_images_are_logged_once_and_limited(caplog):
     tracker = BrokenImages(300)
     with caplog.at_level(logging.WARNING, "compofa"):
         tracker.add([("a", "empty"), ("b", "cut"), ("a", "empty")])

@@ -1,4 +1,4 @@
-"""Which images a network was trained on, and how they are known again wherever they are."""
+"""Identity of the images a network was trained on, regardless of their location."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ PARTS = ("train", "validation", "test")
 def photos(
     folder: Path, each: int = 20, classes: tuple[str, ...] = CLASSES, first: int = 0
 ) -> Path:
-    """Write images that no other folder, class or number has."""
+    """Write images that are unique to their folder, class and number."""
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(first, first + each):
@@ -43,7 +43,7 @@ def names(splits: DataSplits) -> dict[str, set[bytes]]:
 
 
 def trained_on(path: Path, folder: Path, **more: object) -> Path:
-    """Write the checkpoint of a network that was trained on ``folder``."""
+    """Write the checkpoint of a network trained on ``folder``."""
     splits = load_dataset("imagefolder", folder, seed=3)
     spec = network_spec("compofa-small", len(splits.classes), width_mult=0.1)
     checkpoint = Checkpoint(
@@ -76,7 +76,7 @@ def test_the_spelling_of_a_path_does_not_matter(flat: Path, monkeypatch: pytest.
     assert names(load_dataset("imagefolder", ".")) == wanted
 
 
-def test_added_images_move_no_others(flat: Path):
+def test_added_images_do_not_move_others(flat: Path):
     photos(flat, 60)
     before = names(load_dataset("imagefolder", flat))
     photos(flat, 15, first=60)
@@ -145,7 +145,7 @@ def test_a_damaged_identity_is_refused(flat: Path, damage: object, monkeypatch):
         load_checkpoint(path)
 
 
-def test_what_differs_is_named(flat: Path):
+def test_differences_are_named(flat: Path):
     then = identify(load_dataset("imagefolder", flat), 0)
     assert then.differences(identify(load_dataset("imagefolder", flat.rename("moved")), 0)) == []
     for image in Path("moved/ant").iterdir():
@@ -171,7 +171,7 @@ def test_arrays_have_an_identity():
     assert identify(load_dataset("digits"), 0).seen_in(one) == 0
 
 
-def test_a_thousand_images_are_known_by_some_of_them(tmp_path: Path):
+def test_many_images_are_recognised_by_a_sample(tmp_path: Path):
     folder = tmp_path / "many"
     for name in ("ant", "bee"):
         (folder / name).mkdir(parents=True)
@@ -207,7 +207,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return go
 
 
-def test_own_images_are_known_wherever_they_are(flat: Path, call, caplog):
+def test_images_are_recognised_at_another_path(flat: Path, call, caplog):
     net = trained_on(Path("net.pt"), flat)
     caplog.set_level("INFO", "compofa")
     held = {*load_dataset("imagefolder", flat).test.paths.tolist()}
@@ -249,13 +249,15 @@ def test_images_trained_on_are_never_test_images(flat: Path, call):
         assert images == 0 and done.status == 1 and done.err.count("\n") == 1
         assert "expected test images that the network was not trained on" in done.err
         assert not Path("results.csv").exists()
-    net = trained_on(Path("parts.pt"), Path("parts"))  # where the test part is what it was
+    net = trained_on(Path("parts.pt"), Path("parts"))  # with the same test part
     assert call("--net", net)[0] == 60
-    images, done = call("--net", net, "--data-path", "parts/train")  # all but a tenth trained on
+    images, done = call(
+        "--net", net, "--data-path", "parts/train"
+    )  # nine tenths of them trained on
     assert done.status == 1 and "that it was among" in done.err
 
 
-def test_test_images_are_enough_where_the_validation_folder_is_gone(flat: Path, call):
+def test_evaluation_works_without_the_validation_folder(flat: Path, call):
     for part in ("train", "val", "test"):
         photos(Path("own") / part, 9)
     net = trained_on(Path("net.pt"), Path("own"))
@@ -270,7 +272,7 @@ def test_test_images_are_enough_where_the_validation_folder_is_gone(flat: Path, 
     ) and "expected images to evaluate on" in done.err
 
 
-def test_of_other_images_all_are_test_images(flat: Path, call, caplog):
+def test_other_images_are_all_test_images(flat: Path, call, caplog):
     caplog.set_level("INFO", "compofa")
     net = trained_on(Path("net.pt"), flat)
     other = load_checkpoint(net)
@@ -282,7 +284,7 @@ def test_of_other_images_all_are_test_images(flat: Path, call, caplog):
     assert len(splits.test) == 12 and len(splits.train) == 0
 
 
-def test_earlier_checkpoints_say_what_they_do_not_know(flat: Path, call, caplog):
+def test_checkpoints_without_identity_are_warned_about(flat: Path, call, caplog):
     caplog.set_level("INFO", "compofa")
     net = trained_on(Path("net.pt"), flat, data=None)
     then = load_dataset("imagefolder", flat, by_position=True)
@@ -296,7 +298,7 @@ def test_earlier_checkpoints_say_what_they_do_not_know(flat: Path, call, caplog)
     assert "does not say which images it was trained on" in caplog.text
 
 
-def test_files_are_not_taken_for_arrays_trained_on(flat: Path, call, caplog):
+def test_files_are_not_mistaken_for_arrays(flat: Path, call, caplog):
     said = "is in another form than the data trained on"
     arrays = identify(load_dataset("digits"), 0)
     net = trained_on(Path("net.pt"), flat, data=arrays)
