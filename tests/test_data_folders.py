@@ -10,7 +10,7 @@ from PIL import Image
 
 from compofa.cli import train
 from compofa.data import load_dataset
-from compofa.data.parts import PARTS, part_of
+from compofa.data.folders import PARTS, part_of
 from compofa.errors import DataError
 
 CLASSES = ("cat", "dog")

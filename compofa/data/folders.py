@@ -2,14 +2,16 @@
 
 import logging
 import os
+import re
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compofa.data.archives import TarFolder
-from compofa.data.parts import group_parts
+from compofa.data.readers import RawDataset
 from compofa.data.sources import FilesSource
 from compofa.errors import DataError
 
@@ -23,25 +25,20 @@ _IGNORED_FOLDERS = frozenset(
 )
 """Folders that other programs create, in lower case."""
 _MAX_DEPTH = 16
+PARTS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
+}
+"""Names of each part, alone or combined with filler words."""
+
+_FILLERS = (
+    "set", "sets", "data", "dataset", "image", "images", "img", "imgs", "seg", "split", "folder",
+)  # fmt: skip
+_PART_OF = {word: part for part, words in PARTS.items() for word in words}
+_PART_OF |= {word + more: part for (word, part), more in product(_PART_OF.items(), _FILLERS)}
 _USUAL_NAMES = frozenset(("train", "val", "validation", "test"))
 Folder = Path | TarFolder
-
-
-class Split(NamedTuple):
-    """A data set that is divided into folders.
-
-    Attributes:
-        classes: Class names in alphabetical order; a target is an index into them.
-        train: Training images; empty if that folder is missing.
-        test: Images for final results.
-        validation: Images for model selection; None if there is no such folder beside the test
-            folder.
-    """
-
-    classes: tuple[str, ...]
-    train: FilesSource
-    test: FilesSource
-    validation: FilesSource | None
 
 
 def data_root(root: Folder) -> Folder:
@@ -72,7 +69,7 @@ def has_classes(root: Path) -> bool:
     return any(_has_images(root / name) for name in _class_folders(root))
 
 
-def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
+def read_split(root: Folder, size: int | None, evaluation_only: bool) -> RawDataset:
     """Read ``root/train``, ``root/val`` and ``root/test``, or other usual names of them.
 
     Without a test folder, the validation folder is the test part. The folders used are logged if
@@ -121,7 +118,8 @@ def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
             raise _different_classes(root, {first: set(classes), name: set(part_classes)})
     test = parts["test"][2]
     train = parts["train"][2] if "train" in parts else test.subset(np.arange(0))
-    return Split(classes, train, test, parts["validation"][2] if "validation" in parts else None)
+    validation = parts["validation"][2] if "validation" in parts else None
+    return RawDataset(classes, train, test, validation)
 
 
 def _log_parts(root: Folder, inside: dict[str, str]) -> None:
@@ -142,7 +140,7 @@ def _part_folders(root: Folder) -> dict[str, str]:
     names = _class_folders(root)
     inside = {name for name in names if _class_folders(root / name)}
     splits = []
-    for group in group_parts(names):
+    for group in _group_parts(names):
         first = next(iter(group.values()))
         if len(group) > 1 or any(n in inside and not _has_images(root / n) for n in first):
             splits.append(group)
@@ -159,6 +157,42 @@ def _part_folders(root: Folder) -> dict[str, str]:
             )
         chosen[part] = usable[0]
     return chosen
+
+
+def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the part that a folder name stands for, and the remaining words of the name.
+
+    Letter case, punctuation and filler words are ignored: ``seg_train``, ``TrainSet`` and
+    ``training-data`` are all ``("train", ())``, and ``asl_alphabet_train`` is
+    ``("train", ("asl", "alphabet"))``.
+
+    Returns:
+        A key of :data:`PARTS` and the remaining words, or None for any other name.
+    """
+    words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
+    parts = [word for word in words if word in _PART_OF]
+    if len(parts) != 1:
+        return None
+    rest = tuple(word for word in words if word not in _FILLERS and word not in _PART_OF)
+    return _PART_OF[parts[0]], rest
+
+
+def _group_parts(names: Iterable[str]) -> list[dict[str, list[str]]]:
+    """Group folder names into possible divisions of a data set into parts.
+
+    Names of one group have the same remaining words. A group with remaining words, such as
+    ``flowers_train``, needs two parts: one alone is more likely a class.
+
+    Returns:
+        Per group, the names of each part.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        found = part_of(name)
+        if found is not None:
+            part, rest = found
+            groups.setdefault(rest, {}).setdefault(part, []).append(name)
+    return [group for rest, group in groups.items() if not rest or len(group) > 1]
 
 
 def _unwrapped(folder: Folder, part: bool) -> Folder:
