@@ -162,13 +162,13 @@ def test_calibration_images_are_a_fixed_subset(digits):
 
 def test_impossible_settings_are_refused(digits):
     empty = digits.train.subset(np.arange(0))
-    with pytest.raises(DataError, match="empty part"):
+    with pytest.raises(DataError, match="empty"):
         eval_loader(empty, DIGITS, resolution=16, batch_size=4)
-    with pytest.raises(DataError, match="calibration needs training images"):
+    with pytest.raises(DataError, match="calibration"):
         calibration_loader(empty, DIGITS, resolution=16, batch_size=4, seed=0)
-    with pytest.raises(DataError, match="0 or more data workers, got -1"):
+    with pytest.raises(DataError, match="workers.*-1"):
         train_loader(digits.train, DIGITS, workers=-1, **options())
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match=r"\b0\b"):
         train_loader(empty, DIGITS, **options())
 
 
@@ -265,7 +265,7 @@ def test_broken_images_make_the_batch_smaller(photos, workers):
     broken = [path for batch in batches for path in batch.broken]
     assert sorted(path for path, _ in broken) == sorted(victims)
     assert dict(broken)[victims[0]] == "empty" and "truncated" in dict(broken)[victims[1]]
-    with pytest.raises(DataError, match="2 of 12 images cannot be read"):
+    with pytest.raises(DataError, match="2 of 12"):
         BrokenImages(len(photos.train)).add(broken)
 
 
@@ -286,7 +286,7 @@ def test_a_batch_of_broken_images_is_empty(photos):
     assert len(batch.targets) == 0 and len(batch.broken) == 4
 
 
-# --- speed: processor time of this thread, with a margin of several times ---
+# --- speed ---
 
 
 # --- real images ---
