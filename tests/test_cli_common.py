@@ -223,7 +223,7 @@ def test_data_loading_processes_that_cannot_be_started_are_one_line(monkeypatch)
     resource.setrlimit(resource.RLIMIT_NOFILE, (59, before[1]))
     try:
         loaders._require_processes(3)
-        with pytest.raises(DataError, match="60 open files.* 59"):
+        with pytest.raises(DataError, match=r"60 open files.* 59"):
             loaders._require_processes(4)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -379,5 +379,5 @@ def test_files_that_are_no_subnets(text: str, tmp_path: Path) -> None:
 def test_a_subnet_of_another_width_is_refused() -> None:
     subnet = Subnet(224, MOBILENET_V3.free_space().smallest.stages)
     data = mmrazor.to_choices(subnet, backbone("mobilenet_v3", 1.2))
-    with pytest.raises(ConfigError, match="first_channels: .*16.*24"):
+    with pytest.raises(ConfigError, match=r"first_channels: .*16.*24"):
         mmrazor.from_choices(data)

@@ -166,7 +166,7 @@ def test_impossible_settings_are_refused(digits):
         eval_loader(empty, DIGITS, resolution=16, batch_size=4)
     with pytest.raises(DataError, match="calibration"):
         calibration_loader(empty, DIGITS, resolution=16, batch_size=4, seed=0)
-    with pytest.raises(DataError, match="workers.*-1"):
+    with pytest.raises(DataError, match=r"workers.*-1"):
         train_loader(digits.train, DIGITS, workers=-1, **options())
     with pytest.raises(DataError, match=r"\b0\b"):
         train_loader(empty, DIGITS, **options())

@@ -180,13 +180,13 @@ def no_network(monkeypatch):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist"])
 def test_without_network_the_message_helps(tmp_path, no_network, name):
     for download in (True, False):
-        with pytest.raises(DataError, match="train/<class>.*test/<class>") as caught:
+        with pytest.raises(DataError, match=r"train/<class>.*test/<class>") as caught:
             load_dataset(name, tmp_path, download=download)
         message = str(caught.value)
         assert "\n" not in message and ".gz" in message and str(tmp_path) in message
         assert ("unreachable" in message) == download
     # What an attempt leaves behind is not taken for class folders.
-    with pytest.raises(DataError, match="train/<class>.*test/<class>"):
+    with pytest.raises(DataError, match=r"train/<class>.*test/<class>"):
         load_dataset(name, tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_fashion_mnist_from_torchvision_files(tmp_path):
     assert [len(part) for part in parts(splits)] == [36, 4, 40]
     assert np.array_equal(splits.test.images[7], np.repeat(pixels[7][None], 3, axis=0))
     (raw / "t10k-images-idx3-ubyte").write_bytes(head + pixels.tobytes()[:50])
-    with pytest.raises(DataError, match="fashion-mnist.*damaged"):
+    with pytest.raises(DataError, match=r"fashion-mnist.*damaged"):
         load_dataset("fashion-mnist", tmp_path, download=False)
 
 

@@ -54,7 +54,7 @@ def test_shared_memory_is_compared_with_what_workers_need(monkeypatch, batches_f
     monkeypatch.setattr(loaders, "_free_shared_memory", lambda: free)
     options = {"batch_size": 3, "resolutions": (8, 16), "seed": 0, "epoch": 0}
     if ahead is None:
-        with pytest.raises(DataError, match="/dev/shm.*--shm-size") as got:
+        with pytest.raises(DataError, match=r"/dev/shm.*--shm-size") as got:
             train_loader(source(), DIGITS, workers=2, **options)
         assert "\n" not in str(got.value)
         with pytest.raises(DataError, match="/dev/shm"):
@@ -175,7 +175,7 @@ def test_processes_that_cannot_be_started_are_one_line(monkeypatch) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter", refuse)
-    with pytest.raises(LoaderError, match="workers.*Too many open files"):
+    with pytest.raises(LoaderError, match=r"workers.*Too many open files"):
         iter(evaluation(source()))
 
 

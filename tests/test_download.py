@@ -269,7 +269,7 @@ def test_a_part_from_elsewhere_is_not_gone_on_with(server: Server, tmp_path: Pat
 
 def test_the_next_call_goes_on_too(server: Server, tmp_path: Path) -> None:
     server.cuts = [300_000, 0, 0]
-    with pytest.raises(CheckpointError, match="1,024,000 bytes.* 300,000") as caught:
+    with pytest.raises(CheckpointError, match=r"1,024,000 bytes.* 300,000") as caught:
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)
     assert f"{server.url}/a" in str(caught.value)
     assert f" {tmp_path / 'a'}" in str(caught.value)
@@ -371,13 +371,13 @@ def test_a_trickle_counts_as_cut(
     clock = itertools.count(0, 20)  # seconds, by 20 with every look
     monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     step = 10
-    with pytest.raises(web.CutError, match="30 bytes.* 60 s"):
+    with pytest.raises(web.CutError, match=r"30 bytes.* 60 s"):
         list(web.chunks(Body(CONTENT)))
     step = web.WINDOW_BYTES // 3
     assert b"".join(web.chunks(Body(CONTENT))) == CONTENT
     monkeypatch.setattr(web, "WINDOW_S", 0)
     server.files["/a"] = CONTENT[:1000]
-    with pytest.raises(CheckpointError, match="1,000 bytes.* 0 s"):
+    with pytest.raises(CheckpointError, match=r"1,000 bytes.* 0 s"):
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)
     assert len(server.asked) == 2, "what little has come does not make an attempt a good one"
 

@@ -87,7 +87,7 @@ def test_no_images_is_an_error():
 def test_logits_that_are_not_finite_are_no_answers(value):
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, value], [value, value, value]])
     network = Fixed().train()
-    with pytest.raises(DataError, match="logits.* 2 of 3"):
+    with pytest.raises(DataError, match=r"logits.* 2 of 3"):
         measure_accuracy(network, [(as_images(logits), torch.tensor([0, 2, 0]))])
     assert network.training, "as it was before"
 

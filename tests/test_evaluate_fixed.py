@@ -189,7 +189,7 @@ def test_a_part_of_the_classes_keeps_their_numbers(tmp_path: Path) -> None:
     assert set(splits.train.targets) == {3, 207, 999} >= set(splits.validation.targets)
     photos(tmp_path / "val", ("cat",), 1)
     photos(tmp_path / "train", ("cat",), 4)
-    with pytest.raises(DataError, match="n01440764.* 4: cat"):
+    with pytest.raises(DataError, match=r"n01440764.* 4: cat"):
         by_wnid(load_dataset("imagenet", tmp_path))
 
 

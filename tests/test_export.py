@@ -195,7 +195,7 @@ def test_places_that_cannot_be_written(output: str, tmp_path: Path) -> None:
 
 
 def test_unknown_formats_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="'tflite'.*onnx, torch"):
+    with pytest.raises(ConfigError, match=r"'tflite'.*onnx, torch"):
         require_packages("tflite")
     monkeypatch.setitem(module.NEEDS, "onnx", ("torch", "no_such_package"))
     with pytest.raises(ConfigError, match=r"no_such_package.*pip install 'compofa\[export\]"):

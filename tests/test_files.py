@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     def writer(file: BinaryIO) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CompofaError, match="file: No space left on device$"):
+    with pytest.raises(CompofaError, match=r"file: No space left on device$"):
         write_atomic(tmp_path / "file", writer)
     assert list(tmp_path.iterdir()) == []
 

@@ -52,11 +52,11 @@ def test_another_resolution_is_that_of_the_layout() -> None:
         network = FixedNetwork.of(spec, subnet).at(side)
         assert network.layers == layout(spec.backbone, subnet.at(side))
         assert network.layers_of(subnet.at(96)) == layout(spec.backbone, subnet.at(96))
-    with pytest.raises(SpaceError, match="32 to 2048.* 31"):
+    with pytest.raises(SpaceError, match=r"32 to 2048.* 31"):
         network.at(31)
     with pytest.raises(SpaceError, match=r"\bd "):
         network.layers_of(spec.space.largest)
-    with pytest.raises(SpaceError, match="supernet.*specialised"):
+    with pytest.raises(SpaceError, match=r"supernet.*specialised"):
         network.space.sample(rng(0))
 
 

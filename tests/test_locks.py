@@ -143,7 +143,7 @@ def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / ".link.lock").symlink_to(tmp_path / "file")
     for path in (tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / "link", "/"):
         with (
-            pytest.raises(CompofaError, match="a directory|name|links"),
+            pytest.raises(CompofaError, match=r"a directory|name|links"),
             exclusive(path),
         ):
             pytest.fail("it cannot be written")

@@ -75,7 +75,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(saved, monkeypatc
         return digest
 
     monkeypatch.setattr(tensorfile, "short_hash", beside_another_program)
-    with pytest.raises(CheckpointError, match="last.pt"):
+    with pytest.raises(CheckpointError, match=r"last.pt"):
         load_checkpoint(saved)
 
 
