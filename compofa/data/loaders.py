@@ -207,7 +207,7 @@ def eval_loader(
         DataError: There are no images, a number is out of range, or shared memory is too small.
     """
     if not len(source):
-        raise DataError("expected images to evaluate on, got none in this part of the data set")
+        raise DataError("expected images to evaluate on, got an empty part of the data set")
     batches = eval_batches(range(rank, len(source), world_size), batch_size, resolution)
     dataset = TransformedImages(source, info, normalisation or info.normalisation, False)
     batch_bytes = _image_bytes(max(map(len, batches), default=0), resolution)
