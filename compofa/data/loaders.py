@@ -31,7 +31,7 @@ from compofa.seeds import rng
 _LOG = logging.getLogger(__name__)
 _SHARED_MEMORY = "/dev/shm"
 _PREFETCH = (2, 1)  # batches prefetched per loader worker: the first that fits into memory
-_ADVICE = "use fewer loader workers (--workers), smaller batches, or more memory"
+_ADVICE = "use fewer loader workers, smaller batches, or more memory"
 
 
 class Batch(NamedTuple):
@@ -298,14 +298,14 @@ def _require_processes(workers: int) -> None:
     if most != resource.RLIM_INFINITY and most < needed:
         raise DataError(
             f"expected a limit of at least {needed} open files for {workers} loader workers, got "
-            f"{most}: raise it (ulimit -n {needed}), or use fewer loader workers (--workers)"
+            f"{most}: raise it (ulimit -n {needed}), or use fewer loader workers"
         )
     try:
         multiprocessing.Lock()
     except OSError as error:
         raise DataError(
             f"cannot share memory with {workers} loader workers: {error.strerror or error}: make "
-            "/dev/shm writable, or use --workers 0"
+            "/dev/shm writable, or use no loader workers"
         ) from error
 
 
@@ -326,7 +326,7 @@ def _prefetch(batch_bytes: int, batches: int, workers: int) -> int:
             return ahead
     raise DataError(
         f"expected {need / 1e6:.3g} MB free in {_SHARED_MEMORY} for {workers} loader workers, got "
-        f"{free / 1e6:.3g} MB: use fewer loader workers (--workers), smaller batches, or give a "
+        f"{free / 1e6:.3g} MB: use fewer loader workers, smaller batches, or give a "
         "container more shared memory (docker run --shm-size)"
     )
 
