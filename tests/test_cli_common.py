@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from calls import called
 from compofa.cli import evaluate, tools, train
 from compofa.cli.common import Parser, join_ranks, run
 from compofa.data import loaders
+from compofa.distributed.backend import SingleProcess
+from compofa.distributed.launch import BACKENDS
 from compofa.errors import CompofaError, ConfigError, DataError
 from compofa.io.download import published_path
 from compofa.training.config import TrainConfig
@@ -260,6 +262,38 @@ def test_separate_tasks_of_slurm_are_warned_about(environment, warned, monkeypat
     args.backend = "none"
     with caplog.at_level(logging.WARNING), join_ranks(args):
         assert caplog.text == "", "that is what was asked for"
+
+
+class Pair(SingleProcess):
+    name = "pair"
+    closed = False
+
+    def __init__(self, timeout: float, cuda: bool) -> None:
+        self.timeout = timeout
+
+    @classmethod
+    def launched(cls, environment: Mapping[str, str]) -> bool:
+        return "PAIR_RANK" in environment
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_backend_of_the_table_is_detected_joined_and_left(monkeypatch):
+    monkeypatch.setitem(BACKENDS, Pair.name, Pair)
+    args = train.parser().parse_args(["--device", "cpu", "--collective-timeout", "7"])
+    with join_ranks(args) as backend:
+        assert type(backend) is SingleProcess
+    monkeypatch.setenv("PAIR_RANK", "0")
+    with join_ranks(args) as backend:
+        assert type(backend) is Pair and backend.timeout == 7 and not backend.closed
+    assert backend.closed
+    with pytest.raises(DataError), join_ranks(args) as backend:
+        raise DataError("lost")
+    assert not backend.closed, "other ranks must see this one as dead"
+    args.backend = "none"
+    with pytest.raises(ConfigError, match="pair"), join_ranks(args):
+        pass
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

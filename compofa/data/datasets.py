@@ -125,7 +125,7 @@ def load_dataset(
         validation_images = None
         own = raw.validation is not None and "validation" not in known.held
         if not own and known.seen_in(pool):  # of which none may have been held out
-            return split(known.held_in(pool, raw.classes, "validation", seed))
+            return split(known.held_out_mask(pool, raw.classes, "validation", seed))
     if raw.validation is not None and not by_position:
         if validation_images is None:
             return splits(pool, raw.validation, ())
@@ -208,7 +208,7 @@ def _class_folders(
     else:
         held = ("test",)
         if known is not None:
-            mask = known.held_in(source, classes, "test")
+            mask = known.held_out_mask(source, classes, "test")
         else:
             mask = hold_out_by_share(part_order(source, "test"), source.targets, _TEST_SHARE)
     pool, test = (source.subset(np.flatnonzero(part)) for part in (~mask, mask))

@@ -83,7 +83,7 @@ class DataIdentity:
         places = np.flatnonzero(np.isin(image_names(source), names))
         return len(self.trained & {*_image_hashes(source, places)})
 
-    def held_in(
+    def held_out_mask(
         self, source: FilesSource, classes: tuple[str, ...], part: str, seed: int = 0
     ) -> NDArray[np.bool_]:
         """Return which images of ``source`` were held out in training, or would have been.
