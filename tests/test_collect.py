@@ -184,7 +184,7 @@ def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
     never.left = 3
     assert run(path, never) == whole and never.left == 0
     assert path.read_text() == "".join(lines)
-    assert "3 record(s)" in caplog.text
+    assert "3 duplicate record(s)" in caplog.text
 
 
 def test_wide_subnets_go_on_after_a_torn_line(tmp_path):

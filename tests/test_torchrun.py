@@ -63,7 +63,7 @@ class TestTorchrun(EngineTests):
         assert first.returncode == 1 and 4 < waited < 40
         last = told.splitlines()[-1]
         assert last.startswith("train_ofa_net.py: error: rank 0 of 2: ")
-        assert "--collective-timeout" in last and "--resume" in last
+        assert "another rank died or timed out" in last
 
     def test_collecting_loses_nothing(self, tmp_path: Path) -> None:
         from nas.cli.tools import main

@@ -468,13 +468,13 @@ def test_the_environment_says_which_engine(environment, engine):
 @pytest.mark.parametrize(
     ("environment", "words", "expected"),
     [
-        ({}, "--backend mpi", "--backend: expected none, horovod, torch, got 'mpi'"),
-        ({}, "--backend torch", "--backend torch: expected to be started with torchrun"),
-        ({}, "--backend horovod", "--backend horovod: expected to be started with horovodrun"),
+        ({}, "--backend mpi", "backend: expected none, horovod, torch, got 'mpi'"),
+        ({}, "--backend torch", "backend torch: expected to be started with torchrun"),
+        ({}, "--backend horovod", "backend horovod: expected to be started with horovodrun"),
         (TORCHRUN, "--backend horovod", "got torch's"),
-        (TORCHRUN, "--backend none", "--backend none: expected"),
+        (TORCHRUN, "--backend none", "backend none: expected"),
         (HOROVODRUN, "", "make horovod"),
-        ({}, "--collective-timeout 0", "--collective-timeout: expected seconds above 0, got 0"),
+        ({}, "--collective-timeout 0", "timeout of collectives: expected seconds above 0, got 0"),
         (TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "2"}, "--overwrite", "--overwrite: expected"),
     ],
 )

@@ -76,7 +76,7 @@ def load_dataset(
 
     ``cifar10``, ``cifar100`` and ``fashion-mnist`` are read from torchvision's files, which are
     downloaded if missing, or from class folders: ``DIR/train/<class>`` and ``DIR/test/<class>``, or
-    other names of :data:`compofa.data.parts.PARTS` in any letter case. A validation folder beside
+    other names of :data:`compofa.data.folders.PARTS` in any letter case. A validation folder beside
     them is the validation part; without a test folder it is the test part. If ``DIR`` holds class
     folders directly, about a tenth of the images is the test part, independent of ``seed``. An
     image of class folders is assigned to a part by a hash of its name, ``class/file``, regardless
@@ -125,7 +125,7 @@ def load_dataset(
         validation_images = None
         own = raw.validation is not None and "validation" not in known.held
         if not own and known.seen_in(pool):  # of which none may have been held out
-            return split(known.held_in(pool, raw.classes, "validation", seed))
+            return split(known.held_out_mask(pool, raw.classes, "validation", seed))
     if raw.validation is not None and not by_position:
         if validation_images is None:
             return splits(pool, raw.validation, ())
@@ -188,10 +188,7 @@ def _class_folders(
     root: folders.Folder = TarFolder.open(path) if path.is_file() else path
     root = folders.data_root(root)
     if folders.has_split(root):
-        classes, pool, test, validation = folders.read_split(
-            root, info.native_size, evaluation_only
-        )
-        return RawDataset(classes, pool, test, validation), 0.1, ()
+        return folders.read_split(root, info.native_size, evaluation_only), 0.1, ()
     classes, source = folders.read_classes(root, info.native_size)
     if known is not None and not ("test" in known.held and known.seen_in(source)):
         known = None
@@ -211,7 +208,7 @@ def _class_folders(
     else:
         held = ("test",)
         if known is not None:
-            mask = known.held_in(source, classes, "test")
+            mask = known.held_out_mask(source, classes, "test")
         else:
             mask = hold_out_by_share(part_order(source, "test"), source.targets, _TEST_SHARE)
     pool, test = (source.subset(np.flatnonzero(part)) for part in (~mask, mask))

@@ -243,14 +243,14 @@ class Backend(ABC):
         import torch
 
         if kind != "cuda":
-            raise ConfigError(f"--device: expected cpu or cuda for several ranks, got {kind!r}")
+            raise ConfigError(f"device: expected cpu or cuda for several ranks, got {kind!r}")
         count = torch.cuda.device_count()
         if count == 1:  # some launchers make one GPU visible per rank
             return "cuda:0"
         if self.local_rank >= count:
             raise ConfigError(
                 f"expected one GPU per local rank, got {count} GPUs for local rank "
-                f"{self.local_rank}: start fewer worker processes, or use --device cpu"
+                f"{self.local_rank}: start fewer worker processes, or compute on the CPU"
             )
         return f"cuda:{self.local_rank}"
 
@@ -262,8 +262,8 @@ class Backend(ABC):
         except RuntimeError as error:
             first = str(error).strip().split("\n")[0][:200]
             raise WorkerError(
-                f"rank {self.rank} of {self.size}: another rank died or exceeded "
-                f"--collective-timeout ({first}); continue with --resume"
+                f"rank {self.rank} of {self.size}: another rank died or timed out ({first}): "
+                "resume the run"
             ) from error
 
 

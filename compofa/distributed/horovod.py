@@ -41,7 +41,7 @@ class Horovod(Backend):
             import horovod.torch as hvd
         except ImportError as error:
             raise ConfigError(
-                f"--backend horovod: expected Horovod built for PyTorch, got {error}: "
+                f"backend horovod: expected Horovod built for PyTorch, got {error}: "
                 "install it with make horovod, or use torchrun"
             ) from error
         self.restarts = "HOROVOD_ELASTIC" in os.environ

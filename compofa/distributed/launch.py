@@ -41,18 +41,18 @@ def process_group(
     found = detect_backend(os.environ)
     name = name or found
     if name not in BACKENDS:
-        raise ConfigError(f"--backend: expected {', '.join(BACKENDS)}, got {name!r}")
+        raise ConfigError(f"backend: expected {', '.join(BACKENDS)}, got {name!r}")
     if not timeout > 0:
-        raise ConfigError(f"--collective-timeout: expected seconds above 0, got {timeout:g}")
+        raise ConfigError(f"timeout of collectives: expected seconds above 0, got {timeout:g}")
     single = SingleProcess.name
     if name != found:
         if name == single:
             raise ConfigError(
-                f"--backend {single}: expected a process started directly, got one started by "
+                f"backend {single}: expected a process started directly, got one started by "
                 f"{found}'s launcher, whose ranks would all write the same files"
             )
         raise ConfigError(
-            f"--backend {name}: expected to be started with {BACKENDS[name].command}; "
+            f"backend {name}: expected to be started with {BACKENDS[name].command}; "
             + (f"got {found}'s launcher" if found != single else "got no launcher")
         )
     if name == single:
