@@ -362,6 +362,25 @@ def test_a_registered_task_runs_and_resumes_from_the_command(late, tmp_path, mon
     assert "lr: " in capsys.readouterr().err
 
 
+def test_a_registered_task_names_its_loss(late):
+    """It gets the soft targets of the teacher, here of the first subnet of the step."""
+    taught = []
+
+    def loss(logits: Any, targets: Any, teacher_logits: Any, *settings: Any) -> Any:
+        taught.append((teacher_logits is not None, settings))
+        return logits.sum() * 0 + 2
+
+    register_task(
+        Phase("own", 1, subnets=3, epochs=1, base_lr=0.1, sampler=sandwich, loss=loss,
+              teacher="self")
+    )  # fmt: skip
+    trainer = make_trainer(task="own", dynamic_batch_size=None, kd_ratio=0.5)
+    trainer.net.train()
+    found, *_ = trainer.train_step(torch.zeros(4, 3, 8, 8), torch.arange(4), step=0)
+    assert found == 2
+    assert taught == [(has_teacher, (0.5, "ce", 0.1)) for has_teacher in (False, True, True)]
+
+
 @pytest.mark.parametrize("rows", [("late", 1), ("compound", 1), ("progressive", 1), ("own", 2)])
 def test_a_task_is_registered_once_and_from_its_first_phase(late, rows):
     with pytest.raises(ConfigError, match=rows[0]):
