@@ -142,9 +142,6 @@ def fetch(
                 f"cannot download {shown(url)} ({reason_of(error)}): {by_hand}"
             ) from error
     check_file(path)
-    if check is not None:
-        with replaceable(path):
-            check(path)
     return path
 
 

@@ -17,7 +17,7 @@ from compofa.io.download import replaceable
 from compofa.io.formats.names import recognise, to_ours
 from compofa.io.formats.specialised import EXTRA, find_specialised, read_specialised
 from compofa.io.tensors import read_hashed
-from compofa.io.zoo import specialised_files, supernet_path
+from compofa.io.zoo import specialised_definition, specialised_files, supernet_path
 from compofa.networks.backbones import backbone
 from compofa.networks.network_spec import Network
 from compofa.networks.published import Specialised, specialised
@@ -112,8 +112,7 @@ def open_network(source: str | Path, *, arch: str | NetworkSpec | None = None) -
 
 def _open_published(row: Specialised) -> OpenedNetwork:
     files = specialised_files(row)
-    with replaceable(files.config):
-        network = row.network or files.network()
+    network = specialised_definition(row, files)
     with replaceable(files.weights):
         checkpoint = read_specialised(files, network)
         checkpoint = replace(checkpoint, figures={"published": {"top1": row.top1}})

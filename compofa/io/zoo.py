@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from compofa.errors import CheckpointError
-from compofa.io.download import published_file, published_path
+from compofa.io.download import published_file, published_path, replaceable
 from compofa.io.formats.specialised import CONFIG, INIT, RUN, SpecialisedFiles
+from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.published import Specialised
 from compofa.networks.zoo import PUBLISHED, entry
 
@@ -60,3 +61,13 @@ def specialised_files(row: Specialised, weights: bool = True) -> SpecialisedFile
         for name, need in needed.items()
     )
     return SpecialisedFiles(config, init, run)
+
+
+def specialised_definition(row: Specialised, files: SpecialisedFiles) -> FixedNetwork:
+    """Return the definition of a specialised network: that of the table, or the downloaded one.
+
+    Raises:
+        CheckpointError: The downloaded configuration is not valid.
+    """
+    with replaceable(files.config):
+        return row.network or files.network()
