@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -89,10 +90,7 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        what = "nothing there"
-        if os.path.exists(path):
-            what = "a folder" if os.path.isdir(path) else "something else"
-        raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
+        raise CheckpointError(f"expected a checkpoint file at {path}, got {_kind(path)}")
     try:
         # One open file throughout: another that takes its name meanwhile is another file.
         with path.open("rb") as file:
@@ -120,6 +118,16 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
         more = ", …" * (len(names) > _LISTED)
         log.info("%s: skipped what is no tensor or plain data: %s%s", path, listed, more)
     return data, digest
+
+
+def _kind(path: Path) -> str:
+    """Say what is at ``path``, which is no file."""
+    try:
+        return "a folder" if stat.S_ISDIR(os.stat(path).st_mode) else "a device, pipe or socket"
+    except OSError as error:
+        if os.path.islink(path):
+            return f"a symbolic link that cannot be followed ({error.strerror})"
+        return "nothing there" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
 
 
 def short_hash(file: BinaryIO) -> str:
