@@ -113,7 +113,7 @@ def test_unknown_nets_and_formats(call: Callable[..., Outcome]) -> None:
     assert result.status == 1
     assert "unknown network 'compofa-digit'" in result.err
     result = call("export", "compofa", "largest", "--to", "pt2")
-    assert "compofa has no pretrained weights" in result.err
+    assert "no weights ship for compofa" in result.err
     result = call("export", "compofa-digits", "largest", "--to", "tflite")
     assert result.status == 2
     assert "invalid choice: 'tflite'" in result.err

@@ -217,7 +217,7 @@ def test_own_images_are_known_wherever_they_are(flat: Path, call, caplog):
     grown = load_dataset("imagefolder", "elsewhere", evaluation_only=True,
                          known=load_checkpoint(net).data)  # fmt: skip
     assert held < {*grown.test.paths.tolist()} and len(grown.test) == images
-    assert "elsewhere is the data trained on" in caplog.text
+    assert "elsewhere" in caplog.text
     assert call("--net", net, "--part", "validation", "--data-path", "elsewhere")[1].status == 0
 
 
@@ -268,7 +268,7 @@ def test_of_other_images_all_are_test_images(flat: Path, call, caplog):
     photos(Path("other/val"), 4)
     photos(Path("other/train"), 9)  # the same names, other images
     assert call("--net", net, "--data-path", "other")[0] == 12
-    assert "other has no images that are known from training" in caplog.text
+    assert "other has no images" in caplog.text
     splits = load_dataset("imagefolder", "other/val", evaluation_only=True, known=other.data)
     assert len(splits.test) == 12 and len(splits.train) == 0
 
@@ -288,7 +288,7 @@ def test_earlier_checkpoints_say_what_they_do_not_know(flat: Path, call, caplog)
 
 
 def test_files_are_not_taken_for_arrays_trained_on(flat: Path, call, caplog):
-    said = "is in another form than the data trained on"
+    said = "files or arrays"
     arrays = identify(load_dataset("digits"), 0)
     net = trained_on(Path("net.pt"), flat, data=arrays)
     photos(Path("parts/train"), 8)

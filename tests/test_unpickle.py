@@ -414,7 +414,7 @@ def test_of_several_the_first_is_used_and_said(caplog: pytest.LogCaptureFixture)
         assert "uses state_dict, not state_dict_ema" in caplog.text
         found = weights_in("net.pth", {"model.a": first["a"], "ema.a": second["a"]})
         assert found["a"] is first["a"]
-    assert "leaves out 1 tensors such as 'ema.a'" in caplog.text
+    assert "'ema.a'" in caplog.text
 
 
 def test_what_is_beside_wrapped_names_is_not_dropped_from_a_state_dict() -> None:

@@ -220,7 +220,7 @@ def test_every_misfit_is_listed_and_the_net_stays_as_it_was() -> None:
     assert "2 extra: " in message
     assert "surplus" in message
     assert "1 misshapen: stem.bn.bias (expected [8], got [9])" in message
-    assert "2 not finite numbers: stem.conv.weight, classifier.bias" in message
+    assert "2 not finite: stem.conv.weight, classifier.bias" in message
     assert "1 negative variances: stem.bn.running_var" in message
     assert "\n" not in message
     assert_same(state_of(net), before)
