@@ -37,6 +37,10 @@ ships with the project are evaluated. A specialised network keeps its BN statist
   eval_sampled_config.py --net note10_lat@8ms_top1@71.4_finetune@25 --imagenet_path DIR
   eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
 """
+NET_HELP = (
+    "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor; a specialised network: a "
+    "folder with net.config, or a .json beside a .pth; or an id that python -m compofa zoo lists"
+)
 
 
 def parser() -> Parser:
@@ -46,9 +50,7 @@ def parser() -> Parser:
         "--net",
         default="compofa-digits",
         metavar="FILE|ID",
-        help="a checkpoint of this library, of Once-for-All, CompOFA or MMRazor; a specialised "
-        "network: a folder with net.config, or a .json beside a .pth; or an id that "
-        "python -m compofa zoo lists",
+        help=NET_HELP,
     )
     p.add_argument(
         "--arch",

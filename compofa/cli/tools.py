@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compofa.cli.common import Parser, run
-from compofa.cli.evaluate import open_data, read_subnet
+from compofa.cli.evaluate import NET_HELP, open_data, read_subnet
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.io.atomic import is_stream
@@ -37,10 +37,6 @@ eval_sampled_config.py and run_NAS.py.
   python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
   python -m compofa zoo --like note10
 """
-NET_HELP = (
-    "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor; a specialised network: a "
-    "folder with net.config, or a .json beside a .pth; or an id that python -m compofa zoo lists"
-)
 EXPORTS = ("onnx", "torchscript", "pt2", "safetensors")
 
 

@@ -140,7 +140,7 @@ def _open_file(path: Path, arch: str | NetworkSpec | None) -> OpenedNetwork:
         checkpoint = replace(checkpoint, weights=weights, digest=digest)
     else:
         weights = to_ours(state, SLOTS)
-        spec = recognise_network(weights, str(path)) if arch is None else _as(arch, weights)
+        spec = _definition(weights, arch, str(path))
         checkpoint = Checkpoint(spec, weights, dataset="imagenet", digest=digest)
     return _opened(checkpoint, kind, path)
 
@@ -149,8 +149,12 @@ def _opened(checkpoint: Checkpoint, format: str, *files: Path) -> OpenedNetwork:
     return OpenedNetwork(checkpoint.build(str(files[0])), checkpoint, format, files)
 
 
-def _as(arch: str | NetworkSpec, state: Mapping[str, Tensor]) -> NetworkSpec:
-    """Return the definition ``arch`` with the classes of the weights."""
+def _definition(
+    state: Mapping[str, Tensor], arch: str | NetworkSpec | None, source: str
+) -> NetworkSpec:
+    """Return the definition of weights that come without one, with as many classes as they have."""
+    if arch is None:
+        return recognise_network(state, source)
     if isinstance(arch, str):
         return network_spec(arch, _classes(state))
     return replace(arch, classes=_classes(state, arch.classes))
@@ -164,7 +168,7 @@ def recognise_network(state: Mapping[str, Tensor], source: str = "state dict") -
 
     Args:
         state: The weights by this library's names.
-        source: What to call them in errors.
+        source: Name of the weights in error messages.
 
     Raises:
         CheckpointError: No network has these widths.
