@@ -1,4 +1,4 @@
-"""Evaluation: calibrate a subnet, measure top-1 and top-5, write a record."""
+"""Evaluation: calibrate a subnet, measure top-1 and top-5, return a record."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from compofa.space.subnet import Subnet
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right answers.
+    """Accuracy on a set of images.
 
     Attributes:
-        top1: First guess right, in percent.
-        top5: Among the first five (or all, with fewer classes), in percent.
-        images: Images seen.
+        top1: Top-1 accuracy in percent.
+        top5: Top-5 accuracy in percent; 100 with five classes or fewer.
+        images: Number of images.
         loss: Mean cross entropy.
     """
 
@@ -51,16 +51,16 @@ def measure_accuracy(
     batches: Iterable[tuple[Tensor, Tensor]],
     backend: Backend | None = None,
 ) -> Accuracy:
-    """Run ``network`` in evaluation mode over (images, targets) and count right answers.
+    """Measure the accuracy of ``network`` in evaluation mode.
 
     Args:
-        network: On its device.
-        batches: What to run it on.
-        backend: Workers that call this together, each with images of its own (or none); all get
-            the figures of all images.
+        network: The network, on its device.
+        batches: Pairs of images [n, 3, r, r] and targets [n].
+        backend: Ranks that call this together, each with its own share of the images, which may be
+            empty; every rank gets the accuracy on all of them.
 
     Raises:
-        DataError: There are no images, or logits that are not finite numbers: such are no answers.
+        DataError: There are no images, or non-finite logits.
     """
     hits1 = hits5 = images = broken = 0
     loss = 0.0
@@ -87,29 +87,28 @@ def measure_accuracy(
     if broken:
         raise DataError(
             f"expected finite logits, got NaN or infinite ones for {broken} of {images} images: "
-            "check the weights, and the mean and standard deviation that images are normalised with"
+            "check the weights, and the mean and standard deviation of the normalisation"
         )
     return Accuracy(100 * hits1 / images, 100 * hits5 / images, images, loss / images)
 
 
 class Evaluator:
-    """Measures subnets of one supernet on one part of a data set.
+    """Measures the accuracy of networks on one part of a data set.
 
-    Calibration images are kept between subnets of the same resolution, and evaluation images
-    too where they are in memory anyway.
+    Calibration images are cached between subnets of the same resolution, and so are evaluation
+    images if they are few.
 
     Args:
         splits: The data set.
         part: ``validation`` or ``test``.
-        normalisation: What the network's inputs are normalised with; the data set's own when
-            left out.
-        calibration_images: Training images to measure BN statistics on; 0 for networks that
-            keep their own.
-        batch_size: Images a batch.
-        workers: Data-loading processes.
-        seed: Picks the calibration images.
-        device: Where to run.
-        backend: Workers that measure together, each on a part of the images.
+        normalisation: Normalisation of the network's inputs; by default the data set's.
+        calibration_images: Number of training images for BN calibration; 0 for networks that
+            keep their BN statistics.
+        batch_size: Images per batch.
+        workers: Loader workers.
+        seed: Seed for choosing the calibration images.
+        device: Device to run on.
+        backend: Ranks that measure together, each on a share of the images.
         named: See :class:`compofa.data.BrokenImages`.
     """
 
@@ -148,10 +147,10 @@ class Evaluator:
         self._evaluation: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
 
     def check_images(self, resolution: int, calibration: bool = True) -> None:
-        """Read every image file that a measurement needs; all workers call this together.
+        """Read every image file that a measurement needs; all ranks call this together.
 
         Args:
-            resolution: Of the measurement.
+            resolution: Resolution of the measurement, in pixels.
             calibration: Whether it needs calibration images.
 
         Raises:
@@ -179,7 +178,7 @@ class Evaluator:
         return self._calibration[1]
 
     def evaluation_batches(self, resolution: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return (images, targets) of the part at ``resolution``."""
+        """Return batches of (images, targets) of the part at ``resolution``."""
         if self._evaluation[0] == resolution:
             return self._evaluation[1]
         batches = (self._checked(batch) for batch in self._evaluation_loader(resolution))
@@ -215,7 +214,7 @@ class Evaluator:
     def accuracy(self, network: Supernet | StaticNetwork, subnet: Subnet) -> Accuracy:
         """Measure the accuracy of a subnet at its resolution.
 
-        A supernet's is calibrated on a copy; a plain network keeps the statistics it has.
+        A subnet of a supernet is extracted and calibrated; a plain network keeps its BN statistics.
         """
         resolution = subnet.resolution
         with cpu_threads(default_threads(resolution)):
@@ -231,13 +230,13 @@ class Evaluator:
         net: str = "",
         checkpoint: str = "",
     ) -> EvalRecord:
-        """Measure ``subnet`` and return the record.
+        """Measure ``subnet`` and return its record.
 
         Args:
-            network: Its weights: a supernet's, or its own.
-            subnet: The network, at the resolution to evaluate.
-            net: Name or path for the record.
-            checkpoint: Hash for the record.
+            network: A supernet that has the subnet, or a plain network.
+            subnet: The subnet, at the resolution to evaluate.
+            net: Name or path of the network, for the record.
+            checkpoint: Hash of the checkpoint, for the record.
         """
         if isinstance(network, Supernet):
             network.spec.check_resolution(subnet.resolution)
@@ -263,6 +262,6 @@ class Evaluator:
 
 
 def _unshared(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return a batch to keep: what workers made would fill the shared memory."""
+    """Return a batch to cache, copied out of the shared memory of loader workers."""
     images, targets = (tensor.clone() if tensor.is_shared() else tensor for tensor in batch)
     return images, targets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compofa.io.open import open_network
-from compofa.io.zoo import specialised_files
+from compofa.io.zoo import specialised_definition, specialised_files
 from compofa.networks.published import specialised
 from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.nn.build import build
@@ -56,7 +56,7 @@ def ofa_specialized(net_id: str, pretrained: bool = False) -> tuple[StaticNetwor
         opened = open_network(row.net_id)
         net, size = opened.network, opened.image_size
     else:
-        spec = row.network or specialised_files(row, weights=False).network()
+        spec = specialised_definition(row, specialised_files(row, weights=False))
         net, size = build(spec), spec.resolution
     assert isinstance(net, StaticNetwork)
     return net, size

@@ -188,6 +188,12 @@ def test_the_configuration_of_a_resnet_comes_with_its_weights(
     _, out, _ = run(capsys, "zoo", "--like", RESNETS[-1])
     counts = [f"{macs(wanted.layers) / 1e6:.1f}M", f"{params(wanted.layers) / 1e6:.2f}M"]
     assert out.split()[-4:] == [*counts, "64", "here"]
+    config = hub / "ofa_specialized" / RESNETS[-1].replace("@", "-") / "net.config"
+    config.write_text("oops")
+    config.with_name("net.config.sha256").unlink()
+    for pretrained in (False, True):
+        with pytest.raises(CheckpointError, match=r"delete \S+net\.config .*to download it again"):
+            ofa_specialized(RESNETS[-1], pretrained)
 
 
 def test_a_published_supernet_is_read_as_what_its_id_says(hub: Path) -> None:

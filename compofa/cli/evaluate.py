@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 PROG = "eval_sampled_config.py"
 DESCRIPTION = """\
-Measure the accuracy of subnets: each is extracted, its BN statistics are measured on training
-images, and it is evaluated. Without options: random compound subnets of the digits network that
-ships with the project. A specialised network is evaluated as it is.
+Evaluate subnets of a supernet: each is extracted, its BN is calibrated on training images, and its
+top-1 and top-5 accuracy are measured. Without options, random subnets of the digits network that
+ships with the project are evaluated. A specialised network keeps its BN statistics.
 
   eval_sampled_config.py
   eval_sampled_config.py --net runs/digits-compofa-small/compound-1/best.pt --all
@@ -37,6 +37,10 @@ ships with the project. A specialised network is evaluated as it is.
   eval_sampled_config.py --net note10_lat@8ms_top1@71.4_finetune@25 --imagenet_path DIR
   eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
 """
+NET_HELP = (
+    "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor; a specialised network: a "
+    "folder with net.config, or a .json beside a .pth; or an id that python -m compofa zoo lists"
+)
 
 
 def parser() -> Parser:
@@ -46,29 +50,31 @@ def parser() -> Parser:
         "--net",
         default="compofa-digits",
         metavar="FILE|ID",
-        help="a checkpoint, the folder (net.config) or .pth (with .json) of a specialised network, "
-        "or an id that python -m compofa zoo lists",
+        help=NET_HELP,
     )
     p.add_argument(
         "--arch",
         metavar="ID",
-        help=f"network that another program's weights belong to: {', '.join(NETWORKS)}",
+        help="network of weights without a definition (default: recognised): "
+        f"{', '.join(NETWORKS)}",
     )
     which = p.add_argument_group(
-        "which subnets of a supernet (at most one of these)"
+        "subnets of a supernet (at most one of these)"
     ).add_mutually_exclusive_group()
     which.add_argument(
-        "--samples", type=int, metavar="N", help="N distinct random ones (default: 10)"
+        "--samples", type=int, metavar="N", help="N distinct random subnets (default: 10)"
     )
-    which.add_argument("--all", action="store_true", help="every one, in a small space")
+    which.add_argument("--all", action="store_true", help="all subnets of a small space")
     which.add_argument(
         "--subnet",
         metavar="JSON",
-        help='one: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, '
-        "or a file with it",
+        help='one subnet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON or a '
+        "file with it",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
-    data = p.add_argument_group("data (by default what the checkpoint names)")
+    p.add_argument(
+        "--seed", type=int, default=0, help="seed for drawing subnets and calibration images"
+    )
+    data = p.add_argument_group("data (default: the data set of the checkpoint)")
     data.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
     data.add_argument("--data-path", metavar="DIR", help="folder or tar file of the data set")
     data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
@@ -80,8 +86,7 @@ def parser() -> Parser:
         "--calibration-images",
         type=int,
         metavar="N",
-        help="training images for BN (default: 2000; of a specialised network none, it keeps its "
-        "own statistics)",
+        help="training images for BN (default: 2000; none for a specialised network)",
     )
     for name, text in (("mean", "mean"), ("std", "standard deviation")):
         data.add_argument(
@@ -89,14 +94,14 @@ def parser() -> Parser:
             type=float,
             nargs="+",
             metavar="X",
-            help=f"{text} that images are normalised with, one number or one a channel (default: "
-            "what the checkpoint says)",
+            help=f"{text} that images are normalised with, one value or one per channel (default: "
+            "the checkpoint's)",
         )
-    how = p.add_argument_group("how")
-    how.add_argument("--batch-size", type=int, default=256, help="images at once")
-    how.add_argument("--workers", type=int, default=0, help="data-loading processes")
-    how.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
-    how.add_argument("--output", default="results.csv", metavar="FILE", help="table to write")
+    how = p.add_argument_group("run")
+    how.add_argument("--batch-size", type=int, default=256, help="images per batch")
+    how.add_argument("--workers", type=int, default=0, help="loader workers")
+    how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    how.add_argument("--output", default="results.csv", metavar="FILE", help="CSV file to write")
     how.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -104,7 +109,7 @@ def parser() -> Parser:
 def choose_subnets(
     space: SearchSpace, samples: int, seed: int, everything: bool = False
 ) -> list[Subnet]:
-    """Return every subnet of a space, or distinct random ones drawn from ``seed``.
+    """Return all subnets of a space, or distinct random ones.
 
     Raises:
         ConfigError: ``samples`` is not positive.
@@ -121,11 +126,11 @@ def choose_subnets(
 
 
 def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list[Subnet]:
-    """Return the subnets that the options choose, at the resolution to evaluate.
+    """Return the subnets that the options select, at the resolution to evaluate.
 
     Raises:
-        ConfigError: There is nothing to choose from, or the options are not what they should be.
-        SpaceError: A subnet is not in the space, or the network cannot take such images.
+        ConfigError: An option is invalid, or the network is a specialised one without subnets.
+        SpaceError: A subnet or a resolution is not in the space.
     """
     network = checkpoint.network
     resolution = checkpoint.image_size if args.image_size is None else args.image_size
@@ -134,7 +139,7 @@ def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list
         options = {"--samples": args.samples, "--all": args.all or None, "--subnet": args.subnet}
         given = [option for option, value in options.items() if value is not None]
         if given:
-            raise ConfigError(f"{given[0]}: {args.net} is one network, with no subnets to choose")
+            raise ConfigError(f"{given[0]}: {args.net} is a specialised network without subnets")
         return [network.at(resolution).subnet]
     space = network.space.restrict(resolutions=(resolution,))
     if args.subnet is None:
@@ -147,11 +152,17 @@ def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list
 
 
 def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "--subnet") -> Subnet:
-    """Read ``--subnet``, or what ``option`` names: JSON, or the name of a file that holds it.
+    """Read a subnet given as JSON or as a file with JSON.
+
+    Args:
+        text: Value of the option.
+        space: Space that the subnet must be in.
+        resolution: Resolution of a subnet that has none, in pixels.
+        option: Name of the option, for error messages.
 
     Raises:
-        ConfigError: It is neither.
-        SpaceError: It is not in the space.
+        ConfigError: ``text`` is neither JSON nor a readable file of it.
+        SpaceError: The subnet is not in the space.
     """
     source = option
     if not text.lstrip().startswith("{"):
@@ -170,14 +181,14 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
 
 
 def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
-    """Load the data set that the options or the checkpoint name, and check its classes.
+    """Load the data set of the options or of the checkpoint, and check its classes.
 
-    Images that the network was trained on are known again wherever they are: a data set that holds
-    some is split as it was in training. Of another one without parts all images are test images.
+    Images that the network was trained on are recognised at any path: a data set that holds some is
+    split as it was in training. In any other data set without parts, all images are test images.
 
     Raises:
-        ConfigError: Two folders are named.
-        DataError: It cannot be found, has classes that the network has not, or its test or
+        ConfigError: Two folders are given.
+        DataError: The data set cannot be found, has classes that the network lacks, or its test or
             validation part holds images that the network was trained on.
     """
     from compofa.data import load_dataset
@@ -220,7 +231,7 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
 def _check_images(
     checkpoint: Checkpoint, splits: DataSplits, where: str, by_position: bool
 ) -> None:
-    """Refuse to evaluate on images trained on, and say which images are evaluated on and why.
+    """Check that no test or validation image was trained on, and log which images are used.
 
     Raises:
         DataError: The test or the validation part holds images that the network was trained on.
@@ -245,36 +256,36 @@ def _check_images(
     files = isinstance(splits.test, FilesSource)
     if known and files != bool(known.trained) and identify_part(splits.train) != known.train:
         log.warning(
-            "%s is in another form than the data trained on, files or arrays: whether its test or "
-            "validation images were among them is not known", where,
+            "%s and the training data are of different kinds, files or arrays: its test or "
+            "validation images may have been trained on", where,
         )  # fmt: skip
     elif not files:
         return
     elif by_position:
         log.info(
-            "the checkpoint is of an earlier version, which kept no names of images: %s is split "
-            "as then, which is right if no file came or went since",
+            "the checkpoint is of an earlier version, without the names of its images: %s is split "
+            "as in training, provided that no file was added or removed since",
             where,
         )
     elif known is None:
         log.info(
-            "the checkpoint does not say which images it was trained on: %d images of %s are taken "
+            "the checkpoint does not say which images it was trained on: %d images of %s are used "
             "as test images",
             test, where,
         )  # fmt: skip
     elif known.seen_in(splits.train):
-        log.info("%s is the data trained on: %d images of it were held out to test on", where, test)
+        log.info("%s is the training data: %d images of it were held out for testing", where, test)
     else:
         log.info(
-            "%s has no images that are known from training: %d of them are test images", where, test
+            "%s has no images of the training data: %d of its images are test images", where, test
         )
 
 
 def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:
-    """Return what images are normalised with: what the options say, or the checkpoint.
+    """Return the normalisation of the options, by default that of the checkpoint.
 
     Raises:
-        DataError: Not one or three numbers, or one out of its range.
+        DataError: There are not one or three values, or one is out of range.
     """
     from compofa.data import Normalisation
 
@@ -286,10 +297,10 @@ def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisa
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Check the options that count something.
+    """Check the options that are numbers.
 
     Raises:
-        ConfigError: Some are too small; all of them are listed.
+        ConfigError: Some are out of range; all of them are listed.
     """
     least = {"samples": 1, "calibration_images": 1, "batch_size": 1, "workers": 0}
     faults = [
@@ -302,7 +313,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = None) -> None:
-    """Print records as a table; ``names`` is a first column."""
+    """Print records as a table; ``names`` is its first column."""
     records = list(records)
     labels = [*names] if names is not None else [str(i + 1) for i in range(len(records))]
     wide, label = (max(map(len, column), default=0) for column in (
@@ -326,7 +337,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    """Evaluate what the options say, write the table and print it."""
+    """Evaluate the selected subnets, write the table and print it."""
     import torch
     from tqdm import tqdm
 

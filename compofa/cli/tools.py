@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compofa.cli.common import Parser, run
-from compofa.cli.evaluate import open_data, read_subnet
+from compofa.cli.evaluate import NET_HELP, open_data, read_subnet
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.io.atomic import is_stream
@@ -52,29 +52,27 @@ def parser() -> Parser:
 
     sub = add(
         "export",
-        "write a subnet for other programs: BN statistics are measured on training images first, "
-        "and what is written has been run beside torch; its card goes to OUTPUT.json",
+        "export a subnet: BN is calibrated on training images, the exported network is verified "
+        "against torch, and its metadata is written to OUTPUT.json",
         _export,
     )
-    sub.add_argument(
-        "net", metavar="NET", help="a checkpoint, a specialised network, or an id of zoo"
-    )
+    sub.add_argument("net", metavar="NET", help=NET_HELP)
     sub.add_argument(
         "subnet",
         nargs="?",
         metavar="SUBNET",
-        help='of a supernet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON, a '
-        "file with it, largest or smallest",
+        help='subnet of a supernet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as '
+        "JSON or a file with it, largest or smallest",
     )
     sub.add_argument(
         "--to", required=True, choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS)
     )
     sub.add_argument(
-        "--output", metavar="FILE", help="file to write (default: the network's name, as FORMAT)"
+        "--output", metavar="FILE", help="file to write (default: NET with the format's suffix)"
     )
     sub.add_argument("--fold-bn", action="store_true", help="fold BN into the convolutions")
     _add_arch(sub)
-    data = sub.add_argument_group("calibration (by default on what the checkpoint names)")
+    data = sub.add_argument_group("calibration (default: on the data set of the checkpoint)")
     data.add_argument(
         "--no-calibrate", action="store_true", help="keep the supernet's BN statistics"
     )
@@ -85,25 +83,23 @@ def parser() -> Parser:
     data.add_argument(
         "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
     )
-    data.add_argument("--seed", type=int, default=0, help="of the choice of these images")
+    data.add_argument("--seed", type=int, default=0, help="seed for choosing these images")
 
     sub = add(
         "convert",
-        "rename weights, or rewrite a subnet, for another program; the format of IN is recognised: "
-        "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor, a specialised network "
-        "(a folder with net.config, or a .json beside a .pth), or a subnet as YAML (MMRazor's) or "
-        "JSON",
+        "convert a network or a subnet to the format of another program; the format of IN is "
+        "recognised",
         _convert,
     )
     sub.add_argument(
         "input",
         metavar="IN",
-        help="a checkpoint, a specialised network, a subnet (.yaml, .yml, .json) or an id of zoo",
+        help=f"{NET_HELP}, or a subnet as YAML (MMRazor's) or JSON",
     )
     sub.add_argument(
         "output",
         metavar="OUT",
-        help="file to write; of a specialised network for ofa, a folder",
+        help="file to write; a folder for a specialised network in OFA's format",
     )
     sub.add_argument(
         "--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS)
@@ -112,11 +108,11 @@ def parser() -> Parser:
 
     sub = add(
         "zoo",
-        "list the networks that are known by name, with the published top-1 and latency of "
-        "specialised networks, and whether their weights are on this machine",
+        "list the named networks, with the published top-1 and latency of specialised networks, "
+        "and whether their weights are on this machine",
         _zoo,
     )
-    sub.add_argument("--like", default="", metavar="TEXT", help="those with TEXT in their line")
+    sub.add_argument("--like", default="", metavar="TEXT", help="list only those that match TEXT")
     return p
 
 
@@ -124,7 +120,7 @@ def _add_arch(sub: Parser) -> None:
     sub.add_argument(
         "--arch",
         metavar="ID",
-        help="network that another program's weights or subnet belong to (by default recognised): "
+        help="network of weights without a definition, or of a subnet (default: recognised): "
         f"{', '.join(NETWORKS)}",
     )
 
@@ -144,7 +140,7 @@ def _export(args: argparse.Namespace) -> None:
     opened = open_network(args.net, arch=args.arch)
     subnet = _subnet(args, opened.checkpoint)
     source = Path(args.net)
-    stem = source.stem if source.is_file() else source.name  # an id of zoo may have a point
+    stem = source.stem if source.is_file() else source.name  # ids may contain dots
     output = Path(args.output or stem + SUFFIXES[args.to])
     data = (args.data_path, args.imagenet_path, opened.checkpoint.data_path)
     for file in (output,) if is_stream(output) else (output, card_path(output)):
@@ -185,11 +181,13 @@ def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
     checkpoint.network.check_resolution(size)
     if not checkpoint.network.elastic:
         if args.subnet is not None:
-            raise ConfigError(f"SUBNET: {args.net} is one network, with no subnets to choose")
+            raise ConfigError(f"SUBNET: {args.net} is a specialised network, without subnets")
         return checkpoint.network.at(size).subnet
     space = checkpoint.network.space.restrict(resolutions=(size,))
     if args.subnet is None:
-        raise ConfigError(f"SUBNET: expected a subnet of {args.net}, largest or smallest")
+        raise ConfigError(
+            f"SUBNET: expected a subnet of the supernet {args.net}, largest or smallest, got none"
+        )
     if args.subnet in ("largest", "smallest"):
         return getattr(space, args.subnet)
     subnet = read_subnet(args.subnet, space, size, "SUBNET")
@@ -226,7 +224,7 @@ def _network(
 
 
 def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:
-    """Return what the checkpoint says was measured of ``subnet``, by the part of the data set."""
+    """Return the measured accuracies of ``subnet`` in the checkpoint, per part of the data set."""
     if not checkpoint.network.elastic:
         return dict(checkpoint.figures)
     space = checkpoint.network.space
@@ -282,16 +280,16 @@ def _convert_subnet(args: argparse.Namespace) -> None:
 
 
 def _family(path: str) -> Backbone:
-    """Return the backbone of a subnet's file: those of ResNet50D have widths."""
+    """Return the backbone that a subnet's file belongs to: only ResNet50D's have widths."""
     try:
         config = parse_json(read_text(path))
-    except (OSError, ValueError):  # who reads it in earnest says what is wrong
+    except (OSError, ValueError):  # MMRazor's YAML, or a fault that reading the subnet reports
         return MOBILENET_V3
     return RESNET50D if isinstance(config, dict) and "w" in config else MOBILENET_V3
 
 
 def _say(output: str | Path, text: str) -> None:
-    """Print ``text``, on stderr where stdout may be what the output went to."""
+    """Print ``text``, on stderr if the output may be stdout."""
     print(text, file=sys.stderr if is_stream(output) else sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""``python -m compofa zoo``: the networks that are known by name."""
+"""``python -m compofa zoo``: the list of named networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compofa.networks.zoo import NETWORKS, PUBLISHED, network_spec
 
 
 class Row(NamedTuple):
-    """What the list says of a network."""
+    """A row of the list."""
 
     net_id: str
     top1: str
@@ -32,7 +32,7 @@ def print_zoo(like: str = "") -> None:
     """Print the networks whose ids, targets or descriptions contain ``like``.
 
     Raises:
-        ConfigError: None does.
+        ConfigError: There is none.
     """
     known = {name: row.description for name, row in NETWORKS.items()}
     supernets = [supernet(name) for name, text in known.items() if _has(like, name, text)]
@@ -43,7 +43,7 @@ def print_zoo(like: str = "") -> None:
     ]
     if not supernets and not networks:
         raise ConfigError(
-            f"--like: expected a part of the id of one of {len(NETWORKS)} supernets and "
+            f"--like: expected text in the row of one of {len(NETWORKS)} supernets and "
             f"{len(SPECIALISED)} specialised networks, got {like!r}"
         )
     for title, rows in (
@@ -64,7 +64,7 @@ def supernet(net_id: str) -> Row:
 
 
 def _weights(net_id: str) -> str:
-    """Say where the weights of a supernet are."""
+    """Return where the weights of a supernet are."""
     from compofa.io.zoo import shipped_path
 
     if shipped := NETWORKS[net_id].shipped:
@@ -82,7 +82,7 @@ def special(row: Specialised) -> Row:
 
 
 def _downloaded(row: Specialised) -> FixedNetwork | None:
-    """Return the definition of a network whose configuration has been downloaded."""
+    """Return the definition of a network if its configuration has been downloaded."""
     from compofa.io.formats.specialised import find_specialised
 
     folder = _place(f"ofa_specialized/{row.folder}")
@@ -103,7 +103,7 @@ def _published(name: str) -> str:
 
 
 def _place(name: str) -> Path | None:
-    """Return where a published file is kept; ``None`` for a user without a home folder."""
+    """Return the path of a published file; ``None`` for a user without a home folder."""
     from compofa.io.download import published_path
 
     try:

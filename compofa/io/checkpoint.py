@@ -1,10 +1,9 @@
-"""Checkpoints: written atomically, read without running code, with all that evaluation needs.
+"""Checkpoints: a trained network with everything that evaluation needs, in one file.
 
-A file of this library is what ``torch.save`` makes of a mapping with ``format``, ``version``,
-``network`` (its definition), ``weights``, what :class:`Checkpoint` lists, and the
-checksum of it all, see :mod:`compofa.io.tensors` (earlier files have none, and are read as well).
-Files of other programs hold the weights themselves or, under one of several keys, a mapping that
-does; :func:`load_weights` reads both kinds.
+A checkpoint is written with ``torch.save`` as a mapping with ``format``, ``version``, ``network``
+(the definition), ``weights``, the other fields of :class:`Checkpoint` and a checksum (see
+:mod:`compofa.io.tensors`; the files of earlier versions have none). Files of other programs are a
+state dict, or a mapping that holds one under one of several keys; :func:`load_weights` reads both.
 """
 
 from __future__ import annotations
@@ -43,30 +42,30 @@ KEYS = (
     "weights", "state_dict", "state_dict_ema", "model_state_dict", "model", "net", "network",
     "module", "student", "params", "model_ema", "ema_state_dict", "ema", "ema_model", "params_ema",
 )  # fmt: skip
-"""Where programs keep weights, one in another; of several, the first in this order is used."""
-_SMALL = 50_000_000  # parameters of a network that may be built before its weights are looked at
+"""Keys under which programs nest a state dict; of several, the first in this order is used."""
+_SMALL = 50_000_000  # parameters of a network that is built whatever the size of its weights
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and what is needed to use it.
+    """The content of a checkpoint.
 
     Attributes:
-        network: The definition of a supernet, or of one specialised network.
+        network: The definition of a supernet or of a specialised network.
         weights: Its state dict.
-        classes: Names of the classes, in the order of the outputs.
-        mean: Mean that images are normalised with, one a channel.
-        std: Standard deviation that images are normalised with, one a channel.
-        dataset: Name of the data set it was trained on.
-        data_path: Absolute path that the data set was read from; empty for embedded data.
-        data: Which images these were, to know them again wherever they are; ``None`` in files of
-            earlier versions and of other programs.
-        data_seed: Seed that the validation images were held out with.
-        validation_images: How many were; ``None`` for the data set's usual number.
+        classes: Names of the classes, in the order of the logits.
+        mean: Mean that images are normalised with, per channel.
+        std: Standard deviation that images are normalised with, per channel.
+        dataset: Name of the data set that it was trained on.
+        data_path: Absolute path of the data set; empty for data sets that come with a package.
+        data: Identity of the images, to recognise them at any path; ``None`` in files of earlier
+            versions and of other programs.
+        data_seed: Seed of the split into training and validation images.
+        validation_images: Number of validation images; ``None`` for the data set's default.
         image_size: Resolution to evaluate at, in pixels.
-        figures: Measured figures, such as ``{"largest": {"top1": 98.2}}``; JSON data.
-        training: State to resume from; ``None`` in a file meant for use only.
-        digest: Hash (:func:`file_hash`) of the file that it was read from; empty without one.
+        figures: Measured accuracies as JSON data, such as ``{"largest": {"top1": 98.2}}``.
+        training: Training state to resume from; ``None`` in a file meant for inference.
+        digest: Hash (:func:`file_hash`) of the file that it was read from; empty without a file.
     """
 
     network: Network
@@ -90,9 +89,9 @@ class Checkpoint:
         return Normalisation(self.mean, self.std)
 
     def slim(self) -> Checkpoint:
-        """Return the checkpoint to pass on: no training state, matrices in half precision.
+        """Return the checkpoint without training state and with weights in half precision.
 
-        Vectors (BN, biases) keep their precision.
+        One-dimensional tensors (BN, biases) keep their precision.
         """
         weights = {k: v.half() if v.ndim > 1 else v for k, v in self.weights.items()}
         return replace(self, weights=weights, training=None, digest="")
@@ -101,7 +100,7 @@ class Checkpoint:
         """Build the network with these weights, in evaluation mode.
 
         Args:
-            source: What to call the weights in errors.
+            source: Name of the weights in error messages.
 
         Raises:
             CheckpointError: The weights do not fit the definition.
@@ -114,12 +113,12 @@ class Checkpoint:
 def save_checkpoint(
     path: str | Path, checkpoint: Checkpoint, previous: str | Path | None = None
 ) -> None:
-    """Write ``checkpoint``, replacing ``path`` in one step.
+    """Write ``checkpoint``, replacing ``path`` atomically.
 
     Args:
-        path: The file.
-        checkpoint: What it is to hold.
-        previous: Where to keep what ``path`` held, if anything.
+        path: File to write.
+        checkpoint: Its content.
+        previous: Path to keep the previous file at.
 
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
@@ -128,7 +127,7 @@ def save_checkpoint(
 
 
 def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what a file of this library holds: tensors and plain data."""
+    """Return the mapping of tensors and plain data that a checkpoint file holds."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -160,20 +159,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Checkpoint:
-    """Turn what :func:`as_data` made, read from ``path``, into a checkpoint again.
+    """Return the checkpoint of a mapping that :func:`as_data` made; every value is checked.
 
     Args:
-        path: For errors.
-        data: What :func:`as_data` made.
+        path: The file, for error messages.
+        data: The mapping.
         digest: Hash of the file.
 
     Raises:
-        CheckpointError: Something is missing, of another type or of a newer version.
+        CheckpointError: A field is missing, of another type or out of range, or the file is of a
+            newer version.
     """
     if data.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of this library, got a file without its mark; "
-            "weights of other programs are loaded with compofa.io.checkpoint.load_weights"
+            f"{path}: expected a checkpoint of this library, got another file; "
+            "for those of other programs use compofa.open_network or compofa.load_weights"
         )
     try:
         if skipped := skipped_names(data):
@@ -212,25 +212,25 @@ def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Ch
 
 
 def _check_size(network: Network, weights: Mapping[str, Any]) -> None:
-    """Check that a network of many parameters comes with so many, before memory is taken for it.
+    """Check that the weights are about as large as the network, before it is allocated.
 
     Raises:
-        SpaceError: It does not.
+        SpaceError: They are far smaller.
     """
     largest = network.space.largest if isinstance(network, NetworkSpec) else None
     claimed = params(network.layers_of(largest) if largest else network.layers)
     held = sum(value.numel() for value in weights.values() if isinstance(value, Tensor))
     if claimed > max(_SMALL, 2 * held):
-        raise SpaceError(f"expected weights for {claimed:,} parameters, got {held:,} numbers")
+        raise SpaceError(f"expected weights for {claimed:,} parameters, got {held:,}")
 
 
 def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str, Tensor]) -> None:
-    """Load weights into ``net``: this library's, Once-for-All's or CompOFA's.
+    """Load weights of this library, of Once-for-All, CompOFA or MMRazor into ``net``.
 
     Args:
-        net: The network; it changes only when everything fits.
-        source: A file or what one holds; see :func:`weights_in`. Kernel matrices may be there or
-            not: lacking ones are the identity, and those of a fixed-kernel network are applied to
+        net: The network; left unchanged unless all weights fit.
+        source: A file or its content; see :func:`weights_in`. Kernel matrices that are missing
+            become the identity; those that a fixed-kernel network has no use for are applied to
             its kernels.
 
     Raises:
@@ -244,11 +244,11 @@ def load_weights(net: Supernet | StaticNetwork, source: str | Path | Mapping[str
 
 
 def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the state dict within what was read from ``path``: ours or another program's.
+    """Return the state dict nested in what was read from ``path``.
 
-    Mappings around it (:data:`KEYS`) and wrappers of its names
-    (:func:`compofa.io.formats.names.unwrap`) are taken off. What is left out by that, such as
-    averages of the same weights, is logged.
+    The mappings around it (:data:`KEYS`) and prefixes of its names
+    (:func:`compofa.io.formats.names.unwrap`) are removed. What is left out, such as moving averages
+    of the same weights, is logged.
 
     Raises:
         CheckpointError: There is none.
@@ -266,23 +266,23 @@ def weights_in(path: str | Path, data: Mapping[Any, Any]) -> dict[str, Tensor]:
             )
     state, beside = unwrap(data)
     if beside:
-        log.info("%s: leaves out %d tensors such as %s", path, len(beside), ascii(beside[0])[:60])
+        log.info("%s: ignores %d tensors such as %s", path, len(beside), ascii(beside[0])[:60])
     return state
 
 
 def file_hash(path: str | Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256.
 
-    Of a file that was loaded, :attr:`Checkpoint.digest` is the hash of what was loaded.
+    The hash of a file that was loaded is :attr:`Checkpoint.digest`.
     """
     with open(path, "rb") as file:
         return short_hash(file)
 
 
 def _json(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``figures`` as plain JSON data, NumPy's floats as Python's.
+    """Return ``figures`` as plain JSON data, with Python's numbers in place of NumPy's.
 
     Raises:
-        TypeError: It holds something else.
+        TypeError: A value is not JSON data.
     """
     return json.loads(json.dumps(dict(figures)))

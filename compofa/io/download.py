@@ -1,9 +1,9 @@
-"""Published files: downloaded once, resumed when interrupted, checked, kept in torch's folder.
+"""Published files: downloaded once into torch hub's folder, resumable, verified.
 
-Beside a file ``NAME.sha256`` records its checksum when it is first seen, and every later use is
-held to it. Until a download is whole it is ``NAME.part``, which the next attempt goes on with if
-the server still has the file that ``NAME.part.json`` describes: by its ETag or the time of its last
-change, one of which the server must give. What came is kept if it can be read as what it should be.
+When a file is first used, its checksum is recorded in ``NAME.sha256`` beside it; every later use is
+verified against it. A partial download is kept as ``NAME.part`` and resumed if the server still has
+the file that ``NAME.part.json`` describes by its ETag or its time of last modification, one of
+which the server must send. A download is kept only if it can be read as a file of its kind.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from compofa.io.web import (
 )
 
 BASE_URL = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
-"""Where Once-for-All's files are."""
+"""URL of Once-for-All's files."""
 ENVIRONMENT = "COMPOFA_DOWNLOADS"
-"""Environment variable that names another place, such as a mirror."""
+"""Environment variable with another base URL, such as that of a mirror."""
 ATTEMPTS = 4
 MAX_BYTES = 4 << 30
-"""The largest file that is downloaded; the published ones are below 200 MB."""
+"""Size limit of a download; the published files are below 200 MB."""
 CONFIG_BYTES = 4_000_000
 
 log = logging.getLogger(__name__)
 
 Check = Callable[[Path], Any]
-"""Reads a file, and raises a CompofaError unless it is what it should be."""
+"""Reads a file and raises a CompofaError if it is not of the expected kind."""
 
 
 def published_file(name: str, base_url: str | None = None, bar: bool = True) -> Path:
-    """Return a published file, downloading it when it is not there.
+    """Return the path of a published file, downloading the file if it is not there.
 
     Args:
-        name: Its path below the base, such as ``ofa_nets/ofa_mbv3_d234_e346_k357_w1.0``.
-        base_url: Where to get it; by default :data:`ENVIRONMENT`'s value, or :data:`BASE_URL`.
-        bar: Whether to show progress, on a terminal.
+        name: Its path below the base URL, such as ``ofa_nets/ofa_mbv3_d234_e346_k357_w1.0``.
+        base_url: Base URL; by default the value of :data:`ENVIRONMENT`, else :data:`BASE_URL`.
+        bar: Whether to show a progress bar on a terminal.
 
     Raises:
-        CheckpointError: It cannot be had; the message says which URL and where to put the file.
+        CheckpointError: The download fails; the message names the URL and where to put the file.
     """
     base, path = base_url or os.environ.get(ENVIRONMENT) or BASE_URL, published_path(name)
     try:
@@ -89,10 +89,10 @@ def _check_weights(path: Path) -> None:
 
 
 def published_path(name: str) -> Path:
-    """Return where a published file is kept: in ``checkpoints`` of torch hub's folder.
+    """Return the path of a published file, in ``checkpoints`` of torch hub's folder.
 
     Raises:
-        CheckpointError: There is no such folder, for want of a home folder.
+        CheckpointError: There is no home folder.
     """
     import torch
 
@@ -107,26 +107,27 @@ def published_path(name: str) -> Path:
 def fetch(
     url: str, path: Path, bar: bool = True, check: Check | None = None, most: int = MAX_BYTES
 ) -> Path:
-    """Download ``url`` to ``path`` unless that is there already.
+    """Download ``url`` to ``path`` unless the file exists.
 
     Args:
-        url: Its address, https or http. A name and password in it are sent as such, and to no
-            other host; errors show neither them nor a query.
-        path: Where it is kept.
-        bar: Whether to show progress, on a terminal.
-        check: Reads the file; one that it refuses is not kept. Without it the server must say how
-            long the file is.
-        most: Bytes it may have.
+        url: An https or http URL. Credentials in it are sent to its own host only; error messages
+            contain neither credentials nor the query.
+        path: Path to keep the file at.
+        bar: Whether to show a progress bar on a terminal.
+        check: Reads a new download, which is discarded if this raises. Without it, the server must
+            send the length of the file.
+        most: Size limit in bytes.
 
     Raises:
-        CheckpointError: It cannot be downloaded, or what is there has changed or is refused.
+        CheckpointError: The download fails or is refused, or an existing file does not match its
+            checksum.
     """
     if not path.is_file():
         by_hand = f"put that file at {path}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.with_name(f"{path.name}.part").open("ab") as part, _alone(part):
-                if not path.is_file():  # another process may have been quicker
+                if not path.is_file():  # another process may have downloaded it meanwhile
                     _download(url, part, bar, check, most)
                     _write_record(path, _checksum(Path(part.name)))
                     os.replace(part.name, path)
@@ -142,18 +143,15 @@ def fetch(
                 f"cannot download {redacted(url)} ({error_message(error)}): {by_hand}"
             ) from error
     check_file(path)
-    if check is not None:
-        with replaceable(path):
-            check(path)
     return path
 
 
 @contextlib.contextmanager
 def replaceable(path: Path) -> Iterator[None]:
-    """Say of a file that was downloaded, and cannot be used, how to download it again.
+    """Add to errors about a downloaded file how to download it again.
 
     Raises:
-        CheckpointError: Using it raised a CompofaError.
+        CheckpointError: The block raised a CompofaError.
     """
     try:
         yield
@@ -164,16 +162,16 @@ def replaceable(path: Path) -> Iterator[None]:
 
 
 def check_file(path: Path) -> None:
-    """Hold a file to the checksum recorded beside it, or record it.
+    """Verify a file against the checksum recorded beside it, or record its checksum.
 
     Raises:
-        CheckpointError: It has another one.
+        CheckpointError: The checksum does not match.
     """
     found, record = _checksum(path), _record(path)
     try:
         expected = record.read_text(encoding="utf-8", errors="replace").strip()[:64]
-    except FileNotFoundError:  # a file that was put there by hand
-        with contextlib.suppress(CompofaError):  # the folder may be for reading only
+    except FileNotFoundError:  # the file was put there by hand
+        with contextlib.suppress(CompofaError):  # the folder may be read-only
             _write_record(path, found)
         return
     except OSError as error:
@@ -186,7 +184,7 @@ def check_file(path: Path) -> None:
 
 
 def _download(url: str, part: BinaryIO, bar: bool, check: Check | None, most: int) -> None:
-    """Complete ``part``; attempts that add a good deal do not count as failed."""
+    """Complete ``part``; attempts that make progress do not count as failed."""
     if is_unencrypted(url):
         log.warning("%s: over http, nothing verifies what comes", redacted(url))
     failed = 0
@@ -206,7 +204,7 @@ def _download(url: str, part: BinaryIO, bar: bool, check: Check | None, most: in
 
 
 def _accept(part: BinaryIO, check: Check | None, ended: bool) -> None:
-    """Hold what came against ``check``; what is refused is dropped.
+    """Check a download, and discard it if it is refused.
 
     Raises:
         ConnectionLostError: The file may be truncated: the server does not state its length.
@@ -227,10 +225,10 @@ def _accept(part: BinaryIO, check: Check | None, ended: bool) -> None:
 
 
 def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
-    """Go on with ``part``, or start over where that is not possible.
+    """Resume ``part``, or restart it if the server cannot resume.
 
     Returns:
-        Whether it is sure that what came is all.
+        Whether the download is known to be complete.
 
     Raises:
         ConnectionLostError: Another attempt may succeed.
@@ -249,7 +247,7 @@ def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
         if (response.status == 206 and other) or response.status == 416:
             part.truncate(0)
             _facts(part).unlink(missing_ok=True)
-            raise ConnectionLostError("the file there is another one than before")
+            raise ConnectionLostError("the file on the server has changed")
         total = facts["length"]
         if (total or 0) > most:
             raise OSError(f"expected at most {most:,} bytes, got {total:,}")
@@ -271,12 +269,12 @@ def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
         if part.tell() > total:
             part.truncate(0)
         raise ConnectionLostError(f"expected {total:,} bytes, got {part.tell():,}")
-    return total is not None or response.chunked  # whose end is marked
+    return total is not None or response.chunked  # chunked transfers mark their end
 
 
 @contextlib.contextmanager
 def _alone(part: BinaryIO) -> Iterator[None]:
-    """Let one process at a time work on a download; the others wait. Clear what is of no use."""
+    """Lock a download for this process, and remove an empty ``part`` at the end."""
     fcntl.flock(part, fcntl.LOCK_EX)
     try:
         yield
@@ -304,7 +302,7 @@ def _record(path: Path) -> Path:
 
 
 def _write_record(path: Path, checksum: str) -> None:
-    """Write what ``sha256sum --check`` reads."""
+    """Write the checksum in the format of ``sha256sum --check``."""
     write_text_atomic(_record(path), f"{checksum}  {path.name}\n")
 
 

@@ -1,8 +1,8 @@
-"""Export: a subnet as a file that other programs run, checked after writing, with its card.
+"""Export of subnets for other programs, verified against torch, with a card of metadata.
 
-``onnx`` runs in ONNX Runtime, ``torchscript`` and ``pt2`` (``torch.export``) in torch without this
-library, and ``safetensors`` holds the weights with what :func:`load_exported` needs to build the
-network around them. The batch size is free in all of them.
+``onnx`` runs in ONNX Runtime, ``torchscript`` and ``pt2`` (``torch.export``) run in torch without
+this library, and ``safetensors`` holds the weights with the metadata from which
+:func:`load_exported` builds the network. The batch size is dynamic in all formats.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from compofa.nn.static import ConvBN, StaticNetwork
 from compofa.space.subnet import Subnet
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "safetensors": ".safetensors"}
-"""Formats, and the endings of their files."""
+"""Export formats and their file suffixes."""
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
-"""Packages, beyond those that this library installs, that a format needs."""
+"""Packages that a format needs beyond the dependencies of this library."""
 TOLERANCE = 1e-4
-"""Largest difference to torch's logits that an exported network may show."""
+"""Largest absolute difference from torch's logits that an exported network may have."""
 
 Run = Callable[[Tensor], Tensor]
 
 
 def fold_bn(network: StaticNetwork) -> StaticNetwork:
-    """Return a copy in evaluation mode whose BN is part of its convolutions' weights and biases."""
-    folded = copy.deepcopy(network).eval()
-    for module in folded.modules():
+    """Return a copy in evaluation mode with BN folded into the convolutions."""
+    copied = copy.deepcopy(network).eval()
+    for module in copied.modules():
         if isinstance(module, ConvBN):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()
-    return folded
+    return copied
 
 
 def subnet_card(spec: Network, subnet: Subnet) -> dict[str, Any]:
-    """Return what is known of a subnet without its weights, as JSON data."""
+    """Return the metadata of a subnet as JSON data: choices, resolution, counts, definition."""
     layers = spec.layers_of(subnet)
     return {
         "subnet": subnet.to_config(),
@@ -64,10 +64,10 @@ def subnet_card(spec: Network, subnet: Subnet) -> dict[str, Any]:
 
 
 def require_packages(format: str) -> None:
-    """Check that ``format`` is known and that what it needs is installed.
+    """Check that ``format`` is known and that the packages it needs are installed.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: One of them is not.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"unknown format {format!r}: expected one of {', '.join(SUFFIXES)}")
@@ -87,27 +87,26 @@ def export(
     fold: bool = False,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Write ``network`` and its card, which goes to :func:`card_path` and names its SHA-256.
+    """Export ``network`` to ``path``, and its card with the SHA-256 to :func:`card_path`.
 
-    What is to be written is loaded again and run on batches of one and three random images; what
-    it says must agree with ``network`` in torch. Otherwise, and when anything cannot be written,
-    both files stay as they were before. A stream (:func:`compofa.io.atomic.is_stream`) gets no
-    card.
+    Before anything is written, the exported network is loaded and run on batches of one and three
+    random images, and its logits are compared with those of ``network`` in torch. On any error both
+    files stay as they were. A stream (:func:`compofa.io.atomic.is_stream`) gets no card.
 
     Args:
-        network: An extracted network on the CPU; it stays as it is.
+        network: A plain network on the CPU; left unchanged.
         path: File to write.
         format: A key of :data:`SUFFIXES`.
         card: JSON data, at least that of :func:`subnet_card`.
-        fold: Fold BN into the convolutions.
-        tolerance: Largest difference of a logit allowed.
+        fold: Whether to fold BN into the convolutions.
+        tolerance: Largest absolute difference of logits allowed.
 
     Returns:
-        The largest difference of a logit.
+        The largest absolute difference of logits.
 
     Raises:
         ConfigError: The format is unknown or needs a package that is not installed.
-        CompofaError: A file cannot be written, or the file disagrees with torch.
+        CompofaError: A file cannot be written, or the logits differ by more than ``tolerance``.
     """
     require_packages(format)
     path = Path(path)
@@ -125,7 +124,7 @@ def export(
 
     def writer(file: BinaryIO) -> None:
         file.write(content)
-        file.flush()  # the card comes last that can fail: either both files are new or neither
+        file.flush()  # the card is the last step that can fail: both files are replaced or neither
         if not is_stream(path):
             write_text_atomic(card_path(path), json.dumps(card, indent=2) + "\n")
 
@@ -134,17 +133,18 @@ def export(
 
 
 def card_path(path: str | Path) -> Path:
-    """Return where the card of an exported file is: beside it, at ``path`` + ``.json``."""
+    """Return the path of the card of an exported file: ``path`` + ``.json``."""
     return Path(f"{path}.json")
 
 
 def load_exported(path: str | Path) -> StaticNetwork:
-    """Build the network of a ``safetensors`` file that :func:`export` wrote.
+    """Load the network of a ``safetensors`` file that :func:`export` wrote.
 
-    Where its card is beside it, the file must be the one that the card was written for.
+    If there is a card beside the file, its SHA-256 is verified.
 
     Raises:
-        CheckpointError: The file is missing, damaged, from elsewhere or not its card's.
+        CheckpointError: The file is missing, damaged, not from :func:`export`, or does not match
+            its card.
     """
     from safetensors import SafetensorError
 
@@ -161,7 +161,7 @@ def load_exported(path: str | Path) -> StaticNetwork:
 
 
 def _check_card(path: Path, found: str) -> None:
-    """Hold a file's SHA-256 to that of its card; earlier versions wrote cards without one."""
+    """Compare a file's SHA-256 with that of its card; earlier versions wrote cards without it."""
     try:
         card = parse_json(read_text(card_path(path)))
     except FileNotFoundError:
@@ -196,7 +196,7 @@ def _difference(reference: StaticNetwork, run: Run, side: int) -> float:
     batches = [_images(count, side) for count in (1, 3)]
     with torch.no_grad():
         found = [(run(images) - reference(images)).abs().max() for images in batches]
-    return float(torch.stack(found).max())  # NaN where either is
+    return float(torch.stack(found).max())  # NaN if either is
 
 
 def _serialise(network: StaticNetwork, format: str, card: Mapping[str, Any]) -> bytes:
@@ -209,7 +209,7 @@ def _serialise(network: StaticNetwork, format: str, card: Mapping[str, Any]) -> 
     images = _images(2, card["resolution"])
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        # torch calls its TorchScript deprecated, and its exporters call parts of it that are.
+        # TorchScript is deprecated, and torch's exporters call deprecated functions.
         warnings.simplefilter("ignore")
         if format == "torchscript":
             torch.jit.save(torch.jit.trace(network, images, check_trace=False), buffer)
@@ -234,7 +234,7 @@ def _load(content: bytes, format: str) -> Run:
         if format == "pt2":
             return torch.export.load(io.BytesIO(content)).module()
     if format == "safetensors":
-        return _network_of(content, "what was exported")
+        return _network_of(content, "exported network")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -17,7 +17,7 @@ from compofa.io.download import replaceable
 from compofa.io.formats.names import recognise, to_ours
 from compofa.io.formats.specialised import EXTRA, find_specialised, read_specialised
 from compofa.io.tensors import read_hashed
-from compofa.io.zoo import specialised_files, supernet_path
+from compofa.io.zoo import specialised_definition, specialised_files, supernet_path
 from compofa.networks.backbones import backbone
 from compofa.networks.network_spec import Network
 from compofa.networks.published import Specialised, specialised
@@ -112,8 +112,7 @@ def open_network(source: str | Path, *, arch: str | NetworkSpec | None = None) -
 
 def _open_published(row: Specialised) -> OpenedNetwork:
     files = specialised_files(row)
-    with replaceable(files.config):
-        network = row.network or files.network()
+    network = specialised_definition(row, files)
     with replaceable(files.weights):
         checkpoint = read_specialised(files, network)
         checkpoint = replace(checkpoint, figures={"published": {"top1": row.top1}})
@@ -141,7 +140,7 @@ def _open_file(path: Path, arch: str | NetworkSpec | None) -> OpenedNetwork:
         checkpoint = replace(checkpoint, weights=weights, digest=digest)
     else:
         weights = to_ours(state, SLOTS)
-        spec = recognise_network(weights, str(path)) if arch is None else _as(arch, weights)
+        spec = _definition(weights, arch, str(path))
         checkpoint = Checkpoint(spec, weights, dataset="imagenet", digest=digest)
     return _opened(checkpoint, kind, path)
 
@@ -150,8 +149,12 @@ def _opened(checkpoint: Checkpoint, format: str, *files: Path) -> OpenedNetwork:
     return OpenedNetwork(checkpoint.build(str(files[0])), checkpoint, format, files)
 
 
-def _as(arch: str | NetworkSpec, state: Mapping[str, Tensor]) -> NetworkSpec:
-    """Return the definition ``arch`` with the classes of the weights."""
+def _definition(
+    state: Mapping[str, Tensor], arch: str | NetworkSpec | None, source: str
+) -> NetworkSpec:
+    """Return the definition of weights that come without one, with as many classes as they have."""
+    if arch is None:
+        return recognise_network(state, source)
     if isinstance(arch, str):
         return network_spec(arch, _classes(state))
     return replace(arch, classes=_classes(state, arch.classes))
@@ -165,7 +168,7 @@ def recognise_network(state: Mapping[str, Tensor], source: str = "state dict") -
 
     Args:
         state: The weights by this library's names.
-        source: What to call them in errors.
+        source: Name of the weights in error messages.
 
     Raises:
         CheckpointError: No network has these widths.

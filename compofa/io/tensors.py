@@ -1,7 +1,7 @@
-"""Files of tensors and plain data: written with a checksum, read in bounds and running no code.
+"""Files of tensors and plain data, written with a checksum, read safely in bounded memory.
 
-What is written here carries the SHA-256 of its content; files without one, such as those of other
-programs, have the CRC-32 of their archive, which :mod:`compofa.io.unpickle` compares.
+Files written here hold the SHA-256 of their content. Those without one, such as files of other
+programs, have the CRC-32 of their archive, which :mod:`compofa.io.unpickle` verifies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from compofa.io.unpickle import skipped_names, unpickle
 log = logging.getLogger(__name__)
 
 CHECKSUM = "compofa-sha256"
-"""Key of the checksum of all that stands beside it, as 64 hexadecimal digits."""
+"""Key of the checksum over all other entries, as 64 hexadecimal digits."""
 
 _UNREADABLE = (
     struct.error,
@@ -39,10 +39,10 @@ _UNREADABLE = (
     ArithmeticError,
     MemoryError,
 )
-"""What reading damaged and foreign files raises, as found by damaging some."""
+"""Errors raised by reading damaged and foreign files, as found by fuzzing."""
 
-_DEPTH = 64  # of nested data; optimisers' states have 4
-_GROWTH = 8  # bytes of content a byte of a file: tensors may share what they are made from
+_DEPTH = 64  # of nested data; states of optimisers have 4
+_GROWTH = 8  # bytes of content per byte of the file: tensors may share storage
 _SLACK = 1 << 16
 _LISTED = 8
 
@@ -50,51 +50,48 @@ _LISTED = 8
 def write_tensors(
     path: str | Path, data: Mapping[str, Any], previous: str | Path | None = None
 ) -> None:
-    """Write what ``torch.save`` makes of ``data`` and its checksum, replacing ``path`` in one step.
+    """Write ``data`` and its checksum with ``torch.save``, replacing ``path`` atomically.
 
     Args:
-        path: The file.
+        path: File to write.
         data: Tensors and plain data, by name.
-        previous: Where to keep what ``path`` held; see :func:`compofa.io.atomic.write_atomic`.
+        previous: Path to keep the previous file at; see :func:`compofa.io.atomic.write_atomic`.
 
     Raises:
         CompofaError: The folder cannot be written or the disk is full.
-        TypeError: ``data`` holds something else.
+        TypeError: ``data`` holds objects of other types.
     """
-    buffer = io.BytesIO()  # on a full disk torch.save itself ends with an internal error
+    buffer = io.BytesIO()  # on a full disk, torch.save itself fails with an internal error
     torch.save({**data, CHECKSUM: checksum(data)}, buffer)
     write_atomic(path, lambda file: file.write(buffer.getbuffer()) and None, previous)
 
 
 def read_safely(path: str | Path) -> dict[str, Any]:
-    """Read a mapping that ``torch.save`` wrote; :func:`read_hashed` without the hash."""
+    """Read a mapping written by ``torch.save``: :func:`read_hashed` without the hash."""
     return read_hashed(path)[0]
 
 
 def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
-    """Read a mapping that ``torch.save`` wrote, running nothing that is in it.
+    """Read a mapping written by ``torch.save`` without executing code from the file.
 
-    Objects other than dense tensors and plain data are :class:`compofa.io.unpickle.Skipped`; a line
-    of the log names their types. Content that does not agree with its checksum is refused, and so
-    is what would need far more memory than the file is long: compressed archives, tensors that
-    repeat a few numbers.
+    Objects other than dense tensors and plain data become :class:`compofa.io.unpickle.Skipped`, and
+    their types are logged. Content that does not match its checksum is refused, and so is content
+    that would need far more memory than the size of the file, such as compressed archives and
+    expanded tensors.
 
     Returns:
-        The mapping, and the hash (:func:`short_hash`) of the very bytes that it was read from,
-        whatever is at ``path`` by now.
+        The mapping, and the hash (:func:`short_hash`) of the bytes that it was read from, even if
+        the file at ``path`` has been replaced since.
 
     Raises:
-        CheckpointError: The file is missing, damaged, not a mapping, or was written to while it
-            was read.
+        CheckpointError: The file is missing, damaged, not a mapping, or was modified while it was
+            read.
     """
     path = Path(path)
     if not os.path.isfile(path):
-        what = "nothing there"
-        if os.path.exists(path):
-            what = "a folder" if os.path.isdir(path) else "something else"
-        raise CheckpointError(f"expected a checkpoint file at {path}, got {what}")
+        raise CheckpointError(f"expected a checkpoint file at {path}, got {_kind(path)}")
     try:
-        # One open file throughout: another that takes its name meanwhile is another file.
+        # Hash and content come from one open file, even if the path is replaced meanwhile.
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             digest = short_hash(file)
@@ -118,12 +115,25 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     if names := sorted(skipped_names(data)):
         listed = ", ".join(ascii(name)[1:-1][:60] for name in names[:_LISTED])
         more = ", …" * (len(names) > _LISTED)
-        log.info("%s: skipped what is no tensor or plain data: %s%s", path, listed, more)
+        log.info("%s: skipped objects other than tensors and plain data: %s%s", path, listed, more)
     return data, digest
 
 
+def _kind(path: Path) -> str:
+    """Describe what is at ``path`` in place of a regular file."""
+    if os.path.exists(path):
+        return "a folder" if os.path.isdir(path) else "a device, pipe or socket"
+    if not os.path.islink(path):
+        return "nothing there"
+    try:
+        os.stat(path)
+        return "a link that changed meanwhile"
+    except OSError as error:
+        return f"a symbolic link that cannot be followed ({error.strerror})"
+
+
 def short_hash(file: BinaryIO) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a file, and go to its start."""
+    """Return the first 16 hexadecimal digits of a file's SHA-256 and rewind the file."""
     digest = hashlib.sha256()
     file.seek(0)
     while part := file.read(1 << 20):
@@ -142,17 +152,17 @@ def checksum(data: Mapping[str, Any]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what ``error`` says, short enough to be quoted."""
+    """Return the first line of an error's message, at most 120 characters."""
     text = str(error).strip().split("\n")[0]
     return (text or type(error).__name__)[:120]
 
 
 def _check_content(data: dict[str, Any], most: int) -> None:
-    """Hold ``data`` against its checksum, which is taken out.
+    """Verify the checksum of ``data`` and remove it.
 
     Raises:
-        ValueError: They do not agree, or the data would need more than ``most`` bytes.
-        TypeError: There is a checksum, and something that it cannot be of.
+        ValueError: It does not match, or the data would need more than ``most`` bytes.
+        TypeError: There is a checksum, and an object of a type that none can be taken of.
     """
     wanted = data.pop(CHECKSUM, None)
     if wanted is None:
@@ -171,34 +181,34 @@ def _hash(pieces: Iterator[Any], most: int | None = None) -> str:
 
 
 def _bounded(pieces: Iterator[Any], most: int) -> Iterator[Any]:
-    """Pass ``pieces`` on: bytes, and the sizes of tensors before their bytes are made."""
+    """Yield ``pieces``: bytes, and the sizes of tensors before their bytes are copied."""
     total = 0
     for piece in pieces:
         total += piece if isinstance(piece, int) else 0
         if total > most:
-            raise ValueError("content of far more bytes than the file has")
+            raise ValueError("content of far more bytes than the file")
         yield piece
 
 
 def _pieces(value: Any, strict: bool = False, values: bool = True, depth: int = 0) -> Iterator[Any]:
-    """Take data apart into bytes that no other data gives, each after the size it stands for.
+    """Serialise data unambiguously as pieces of bytes, each preceded by the size of its content.
 
     Args:
         value: Tensors, plain data, and mappings, lists and tuples of them.
-        strict: Whether anything else is an error; otherwise its type stands for it.
-        values: Whether the bytes of tensors are wanted.
-        depth: How deep in the data ``value`` is.
+        strict: Whether other types are errors; otherwise only the name of the type is serialised.
+        values: Whether to include the values of tensors.
+        depth: Nesting depth of ``value``.
 
     Raises:
         ValueError: The data is nested too deeply, or a tensor has no data.
-        TypeError: There is something else.
+        TypeError: ``strict``, and there is an object of another type.
     """
     if depth > _DEPTH:
         raise ValueError("data nested too deeply")
     kind, parts = type(value).__name__, ()
     if isinstance(value, Tensor):
         if value.is_meta:
-            raise ValueError("a tensor without numbers")
+            raise ValueError("a tensor without data")
         plain = value.layout is torch.strided and not value.is_quantized
         if strict and not plain:
             raise TypeError(f"expected dense tensors, got {value.layout}, {value.dtype}")

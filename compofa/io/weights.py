@@ -1,4 +1,4 @@
-"""Loading weights into a network: names matched, kernels derived, everything checked first."""
+"""Loading weights into a network: match names, derive kernels, check everything, then copy."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ _LISTED = 4
 def load_state(
     net: Supernet | StaticNetwork, state: Mapping[str, Tensor], source: str = "state dict"
 ) -> None:
-    """Copy ``state`` into ``net``, all of it or nothing.
+    """Copy ``state`` into ``net``; on an error, ``net`` is unchanged.
 
-    OFA's, CompOFA's and MMRazor's names are recognised. A depthwise kernel larger than what the
-    network stores gives its centre; kernel matrices that come with it are applied on the way.
-    Kernel matrices that the network has and ``state`` lacks become the identity.
+    The names of OFA, CompOFA and MMRazor are recognised. A depthwise kernel larger than the
+    network's is cropped to its centre, through its kernel matrices if there are any. Kernel
+    matrices that ``state`` lacks become the identity.
+
+    Args:
+        net: The network.
+        state: Names and tensors.
+        source: Name of ``state`` in error messages.
 
     Raises:
-        CheckpointError: Weights are missing, extra, misshapen or not numbers, or variances of BN
-            are negative; all are listed.
+        CheckpointError: Weights are missing, extra, misshapen or not finite, or BN
+            variances are negative; all are listed.
     """
     tensors = {name: value for name, value in state.items() if _is_weight(name, value)}
     if len(tensors) < len(state) or not tensors:
@@ -55,7 +60,7 @@ def load_state(
 
 
 def copy_checked(net: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into a network that has the same names, all of them or nothing.
+    """Copy tensors into a network with the same names; on an error, it is unchanged.
 
     Raises:
         CheckpointError: As :func:`load_state`.
@@ -97,7 +102,7 @@ def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> li
             ("missing", missing),
             ("extra", extra),
             ("misshapen", misshapen),
-            ("not finite numbers", broken),
+            ("not finite", broken),
             ("negative variances", negative),
         )
         if names
@@ -107,7 +112,7 @@ def _problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> li
 def _fit_kernels(
     net: Supernet | StaticNetwork, tensors: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """Derive the depthwise kernels that ``net`` stores from the larger ones that came."""
+    """Derive the depthwise kernels of ``net`` from larger ones in ``tensors``."""
     fitted = dict(tensors)
     for path, kernels, elastic in _depthwise(net):
         weight = fitted.get(f"{path}.conv.weight")
@@ -133,7 +138,7 @@ def _fit_kernels(
 
 
 def _depthwise(net: Supernet | StaticNetwork) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Yield path, kernel sizes, and whether these go through matrices, of a supernet's layers."""
+    """Yield path, kernel sizes and whether they are elastic, per depthwise layer of a supernet."""
     for stage, blocks in enumerate(net.stages if isinstance(net, Supernet) else ()):
         for position, block in enumerate(blocks):
             if isinstance(block, MBConv):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from compofa.errors import CheckpointError
-from compofa.io.download import published_file, published_path
+from compofa.io.download import published_file, published_path, replaceable
 from compofa.io.formats.specialised import CONFIG, INIT, RUN, SpecialisedFiles
+from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.published import Specialised
-from compofa.networks.zoo import PUBLISHED, entry
+from compofa.networks.zoo import NETWORKS, PUBLISHED, entry
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CHECKPOINT_FOLDERS = (_PACKAGE / "checkpoints", _PACKAGE.parent / "checkpoints")
@@ -32,8 +33,10 @@ def supernet_path(net_id: str) -> Path:
     if net_id in PUBLISHED:
         return published_file(f"ofa_nets/{PUBLISHED[net_id]}")
     if not row.shipped:
+        named = ", ".join(name for name in NETWORKS if NETWORKS[name].shipped or name in PUBLISHED)
         raise CheckpointError(
-            f"{net_id} has no pretrained weights: expected an id that has, or a file of weights"
+            f"no weights ship for {net_id}: expected one of {named}, or a file of weights for "
+            "compofa.load_weights"
         )
     path = shipped_path(row.shipped)
     if path is None:
@@ -60,3 +63,13 @@ def specialised_files(row: Specialised, weights: bool = True) -> SpecialisedFile
         for name, need in needed.items()
     )
     return SpecialisedFiles(config, init, run)
+
+
+def specialised_definition(row: Specialised, files: SpecialisedFiles) -> FixedNetwork:
+    """Return the definition of a specialised network: that of the table, or the downloaded one.
+
+    Raises:
+        CheckpointError: The downloaded configuration is not valid.
+    """
+    with replaceable(files.config):
+        return row.network or files.network()

@@ -1,4 +1,4 @@
-"""The part of ``run_NAS.py`` that searches a trained checkpoint, and so needs torch."""
+"""The part of ``run_NAS.py`` that searches a trained supernet, which needs torch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def search_checkpoint(
     load_cost: Callable[..., object],
     choose_budgets: Callable[..., Sequence[float]],
 ) -> pipeline.Outcome:
-    """Collect records, fit a predictor, search, and measure what was found.
+    """Collect records, fit a predictor, search, and measure the found subnets.
 
     Args:
         args: Options of ``run_NAS.py``.
-        output: Folder of the results.
+        output: Folder for the results.
         load_cost: Returns the cost of a space for ``args``.
         choose_budgets: Returns the budgets for ``args`` and a target.
     """

@@ -285,19 +285,19 @@ def _collect(args: argparse.Namespace) -> None:
         check_device(args.device)
         if args.samples < 1:
             raise ConfigError(f"--samples: expected at least 1, got {args.samples}")
-        opened_net = open_network(args.net)
+        found = open_network(args.net)
         wanted = sorted({r for group in args.resolutions or [] for r in group})
         trained = Trained(
             pipeline.network_name(args.net),
-            opened_net,
-            search_resolutions(opened_net.checkpoint, wanted),
+            found,
+            search_resolutions(found.checkpoint, wanted),
         )
         space = trained.space if args.space == "own" else trained.free_space or trained.space
         data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
         evaluator = Evaluator(
-            open_data(opened_net.checkpoint, data),
+            open_data(found.checkpoint, data),
             args.part,
-            normalisation=opened_net.normalisation,
+            normalisation=found.normalisation,
             calibration_images=args.calibration_images,
             batch_size=args.batch_size,
             workers=args.workers,

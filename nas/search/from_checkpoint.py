@@ -1,4 +1,4 @@
-"""Searching a network that one trained: records, a predictor, and the winners measured."""
+"""Search of a trained supernet: collect records, fit a predictor, measure the found subnets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CostLoader = Callable[[Backbone, SearchSpace, int], Cost]
 
 
 class Clipped:
-    """Keeps a predictor's figures below 100 %, which a small data set comes near to."""
+    """Clips the predictions of an accuracy model to 100 %."""
 
     unit = "top-1 %"
 
@@ -36,11 +36,11 @@ class Clipped:
         self.name, self.error, self._model = model.name, model.error, model
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return expected top-1 in percent, at most 100, shape [n]."""
+        """Return predicted top-1 in percent, at most 100, shape [n]."""
         return np.minimum(self._model.predict(arrays), 100.0)
 
     def std(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the standard deviation in points, shape [n]."""
+        """Return the standard deviation in percentage points, shape [n]."""
         return self._model.std(arrays)
 
 
@@ -66,7 +66,7 @@ class Trained:
 
     @property
     def free_space(self) -> SearchSpace | None:
-        """The same choices without their coupling; ``None`` if there is none to undo."""
+        """The space without its coupling; ``None`` if it has none."""
         free = self.space.free(f"{self.name}-free")
         return free if free.stages != self.space.stages else None
 
@@ -83,21 +83,22 @@ def trained_targets(
     seed: int = 0,
     bar: bool = True,
 ) -> list[Target]:
-    """Return the trained space and, to compare with, the free space of the same supernet.
+    """Return the targets of a search: the trained space and, for comparison, its free space.
 
     Args:
-        trained: The network.
-        load_cost: Gives the cost of subnets of a space.
+        trained: The supernet.
+        load_cost: Returns the cost of subnets of a space.
         evaluator: Measures accuracy on the validation images.
-        folder: Gets ``records.jsonl`` and the fitted ``predictor.npz``; both are used again.
-        samples: Subnets to measure, half of them from the free space when it is compared.
-        predictor: File of a predictor to use in place of measuring.
+        folder: Folder for ``records.jsonl`` and the fitted ``predictor.npz``. Records that are
+            there already are not measured again.
+        samples: Number of subnets to measure, half of them from the free space if it is included.
+        predictor: File of an accuracy predictor to use instead of measuring subnets.
         compare: Whether to include the free space.
-        seed: Of the subnets.
-        bar: Whether to draw progress bars.
+        seed: Seed for drawing the subnets.
+        bar: Whether to show progress bars.
 
     Raises:
-        ConfigError: Too few subnets to fit a predictor on.
+        ConfigError: There are too few subnets to fit a predictor.
     """
     spaces = [trained.space]
     if compare and trained.free_space is not None:
@@ -122,7 +123,7 @@ def trained_targets(
 
 
 def _drawn(spaces: Sequence[SearchSpace], samples: int, seed: int) -> list[Subnet]:
-    """Draw the same number of subnets from each space, and check that a fit can do with them."""
+    """Draw equally many subnets from each space, and check that they suffice for a fit."""
     from nas.accuracy.fit import MIN_ROWS
 
     share = -(-samples // len(spaces))
@@ -130,7 +131,7 @@ def _drawn(spaces: Sequence[SearchSpace], samples: int, seed: int) -> list[Subne
     if len(drawn) < MIN_ROWS:
         raise ConfigError(
             f"expected at least {MIN_ROWS} distinct subnets to fit a predictor on, got "
-            f"{len(drawn)}: ask for more samples or resolutions, or give a predictor"
+            f"{len(drawn)}: use more samples or resolutions, or give a predictor"
         )
     return list(drawn)
 
@@ -141,13 +142,13 @@ def fit_records(
     """Fit a predictor on measured records of subnets of ``space``.
 
     Args:
-        records: What was measured.
-        space: What they are subnets of.
-        name: Of the model.
+        records: Measured subnets.
+        space: Space of the subnets.
+        name: Name of the model.
         width_mult: Width multiplier of the network, for the model's card.
 
     Raises:
-        DataError: Too few records.
+        DataError: There are too few records.
     """
     from nas.accuracy.fit import fit_accuracy
 
@@ -165,15 +166,15 @@ def fit_records(
 def measure_found(
     outcome: Outcome, trained: Trained, evaluator: Evaluator, device: str, batch: int, bar: bool
 ) -> Outcome:
-    """Measure the found subnets: accuracy, and latency where this machine is the device.
+    """Measure the accuracy of the found subnets, and their latency if this machine is the device.
 
     Args:
-        outcome: Of the search.
-        trained: The network.
+        outcome: Outcome of the search.
+        trained: The supernet.
         evaluator: Measures accuracy on the test images.
-        device: Target of the search; ``cpu`` and ``gpu`` are timed end to end.
-        batch: Images at once when timing; 0 for the device's usual.
-        bar: Whether to draw progress bars.
+        device: Target device of the search; ``cpu`` and ``gpu`` are timed end to end.
+        batch: Batch size for timing; 0 for the device's default.
+        bar: Whether to show progress bars.
     """
     supernet = trained.opened.network.to(evaluator.device)
     subnets = [found.subnet for found in outcome.found]
@@ -192,10 +193,10 @@ def measure_found(
 
 
 def search_resolutions(checkpoint: Checkpoint, wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the resolutions to search: those asked for, or the data set's own.
+    """Return the resolutions to search: ``wanted``, or by default those of the data set.
 
     Raises:
-        ConfigError: The checkpoint names no data set to take them from.
+        ConfigError: The checkpoint names no known data set.
     """
     from compofa.data import DATASETS
 
