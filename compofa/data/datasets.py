@@ -124,7 +124,7 @@ def load_dataset(
     if known is not None and isinstance(pool, FilesSource):
         validation_images = None
         own = raw.validation is not None and "validation" not in known.held
-        if not own and known.seen_in(pool):  # of which none may have been held out
+        if not own and known.seen_in(pool):  # the mask may be empty
             return split(known.held_out_mask(pool, raw.classes, "validation", seed))
     if raw.validation is not None and not by_position:
         if validation_images is None:

@@ -201,9 +201,8 @@ class Backend(ABC):
         gradients = [parameter.grad for parameter in parameters]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         extras = [] if extras is None else extras
-        scalars = flat.new_tensor(
-            [weight / self.size, *extras]
-        )  # divided: float16 sums stay in range
+        # The weight is divided by the size so that sums stay in the range of float16.
+        scalars = flat.new_tensor([weight / self.size, *extras])
         if half:  # 11 bits are too few for the scalars
             sent = (flat * scalars[0]).half()
             self.all_reduce(sent)
