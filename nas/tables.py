@@ -19,10 +19,10 @@ import numpy as np
 
 from compofa.errors import SpaceError, TableError
 from compofa.io.atomic import write_atomic
+from compofa.space.arrays import SubnetArrays
 from compofa.space.config import KERNEL, WIDE, WIDTHS
 from compofa.space.config import columns as form_columns
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import SubnetArrays
 
 KEYS = ("ks", "e", "d", "r")
 MAX_FILE_BYTES = 256 << 20

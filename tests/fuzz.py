@@ -53,7 +53,7 @@ from compofa.io.formats.mmrazor import read_subnet as read_mmrazor
 from compofa.io.locks import holder
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
-from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import network_spec, open_checkpoint
 from compofa.space.subnet import Subnet
 from compofa.training.journal import Journal

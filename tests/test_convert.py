@@ -24,7 +24,8 @@ from compofa.io.checkpoint import (
 from compofa.io.formats import mmrazor
 from compofa.io.formats.names import FORMATS, from_ours, recognise, to_ours
 from compofa.io.open import read_any, save_as
-from compofa.networks.backbones import MOBILENET_V3, backbone
+from compofa.networks.families import backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS, network_spec, open_checkpoint
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng

@@ -15,7 +15,8 @@ from compofa.io.formats.names import from_ours, from_slots
 from compofa.io.formats.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.io.formats.specialised import find_specialised
 from compofa.io.open import read_any, save_as
-from compofa.networks.layout import LayerSpec, at_resolution
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import at_resolution
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec, open_checkpoint
 from compofa.nn.extract import extract

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compofa.errors import SpaceError
-from compofa.networks.layout import ConvSpec
+from compofa.networks.kinds import ConvSpec
 from compofa.networks.zoo import network_spec, ofa_net
+from compofa.nn.blocks import ConvBN
 from compofa.nn.elastic import ElasticKernel, centre, transform_kernel
 from compofa.nn.extract import build_static, extract
-from compofa.nn.static import ConvBN, StaticNetwork
+from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.space.subnet import Subnet

@@ -30,7 +30,6 @@ from compofa.io.formats.specialised import (
 )
 from compofa.io.tensors import read_hashed, write_tensors
 from compofa.networks.zoo import network_of
-from compofa.space.subnet import SLOTS
 
 
 def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint]:
@@ -71,7 +70,7 @@ def read_any(path: str | Path, arch: str | None = None) -> tuple[str, Checkpoint
         slots = checkpoint.network.space.slots
         checkpoint = replace(checkpoint, weights=to_ours(state, slots))
     else:
-        weights = to_ours(state, SLOTS)
+        weights = to_ours(state)
         checkpoint = Checkpoint(network_of(path, weights, arch), weights, dataset="imagenet")
     checkpoint.build(str(path))
     return kind, replace(checkpoint, digest=digest)

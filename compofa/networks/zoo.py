@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.errors import CheckpointError, SpaceError
-from compofa.networks.backbones import backbone
+from compofa.networks.families import backbone
+from compofa.networks.layout import weight_shapes
 from compofa.networks.published import SPECIALISED, specialised
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.space.coupling import Coupling
@@ -150,8 +151,8 @@ def network_spec(
     row = entry(net_id)
     table = backbone(row.backbone, row.width_mult if width_mult is None else width_mult)
     elastic = row.elastic_kernel if elastic_kernel is None else elastic_kernel
-    if elastic and len(table.kernels) == 1:
-        raise SpaceError(f"{net_id} has kernels of size {table.kernels[0]} alone: none is elastic")
+    if elastic and not table.can_fix:
+        raise SpaceError(f"{net_id} has kernels of one size alone: none is elastic")
     pairs = coupling or row.coupling if isinstance(coupling, str) else coupling
     space = table.compound_space(pairs, elastic, resolutions)
     return NetworkSpec(table, space, classes, kernel_transform=elastic, dropout=dropout)
@@ -350,18 +351,25 @@ def network_of(path: str | Path, state: Mapping[str, Tensor], arch: str | None) 
     classes = 1000 if bias is None else bias.numel()
     if arch is not None:
         return network_spec(arch, classes)
-    convs = {name: state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix")}
-    widths = {n: len(w) for n, w in convs.items() if w is not None and w.ndim}
-    fits = [
-        name
-        for name, row in NETWORKS.items()
-        if backbone(row.backbone, row.width_mult).fixed_widths == widths
-    ]
+    shapes = {name: tuple(weight.shape) for name, weight in state.items()}
+    shares = {name: _share(network_spec(name, classes), shapes) for name in NETWORKS}
+    fits = [name for name, share in shares.items() if share == max(shares.values()) >= 0.5]
     if not fits:
-        first, before, after = (widths.get(name, 0) for name in convs)
         raise CheckpointError(
-            f"{path}: expected weights of one of {', '.join(NETWORKS)}, got {first} channels "
-            f"after the first convolution, {before} before the pool and {after} after it"
+            f"{path}: expected weights of one of {', '.join(NETWORKS)}, got {_seen(shapes)}"
         )
     best = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
     return network_spec(best, classes)
+
+
+def _share(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the share of a network's weights that are among these, whatever their kernels."""
+    wanted = weight_shapes(spec.layers_of(spec.space.largest))
+    held = sum(shapes.get(name, ())[:2] == shape[:2] for name, shape in wanted.items())
+    return held / len(wanted)
+
+
+def _seen(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Describe weights by the channels of the first convolutions, for an error."""
+    convs = [f"{name} {list(shape)}" for name, shape in shapes.items() if len(shape) == 4]
+    return ", ".join(convs[:3]) or "no convolutions"

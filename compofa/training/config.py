@@ -12,7 +12,7 @@ from compofa.distributed.threads import usual_threads
 from compofa.errors import CompofaError, ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import entry, network_spec
-from compofa.space.coupling import COUPLINGS, parse_coupling
+from compofa.space.coupling import parse_coupling
 from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
 
 KD_TYPES = ("ce", "mse")
@@ -268,7 +268,7 @@ class TrainConfig:
         spec = network_spec(
             self.net,
             classes,
-            coupling=heuristic if heuristic in COUPLINGS else parse_coupling(heuristic),
+            coupling=parse_coupling(heuristic),
             elastic_kernel=None if self.fixed_kernel is None else not self.fixed_kernel,
             width_mult=self.width_mult,
             resolutions=(self.eval_size,),

@@ -13,6 +13,7 @@ from compofa.data.imagenet import require_order
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint
+from compofa.networks.families import subnet_from_config
 from compofa.networks.network_spec import FixedNetwork, Network
 from compofa.networks.zoo import open_checkpoint
 from compofa.nn.calibrate import calibrate
@@ -95,7 +96,7 @@ def chosen_subnet(network: Network, text: str | None, resolution: int) -> Subnet
         raise ConfigError("--subnet: expected which of the supernet's networks to fine-tune")
     if text in ("largest", "smallest"):
         return getattr(network.space, text).at(resolution)
-    subnet = Subnet.from_config(json.loads(text), resolution).at(resolution)
+    subnet = subnet_from_config(json.loads(text), resolution).at(resolution)
     network.space.free().require(subnet, resolution=False)
     return subnet
 

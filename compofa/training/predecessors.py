@@ -24,7 +24,6 @@ from compofa.networks.zoo import open_checkpoint
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
-from compofa.space.subnet import SLOTS
 from compofa.training.config import TrainConfig, run_folder
 from compofa.training.journal import SUMMARY
 from compofa.training.recipes import Phase, recipe_for
@@ -188,11 +187,13 @@ def load_teacher(path: str, student: Network, splits: DataSplits) -> StaticNetwo
 
 def _largest(found: Checkpoint, student: NetworkSpec) -> Checkpoint:
     """Define the network of weights alone, its classes and kernels read off them."""
-    bias = to_ours(found.weights, SLOTS).get("classifier.bias")
+    bias = to_ours(found.weights).get("classifier.bias")
     spec = replace(
         student,
         classes=student.classes if bias is None else bias.numel(),
-        space=student.backbone.free_space().restrict(kernels=(max(student.backbone.kernels),)),
+        space=student.backbone.free_space().restrict(
+            kernel=(max(student.backbone.values("kernel")),)
+        ),
         kernel_transform=False,
     )
     return replace(found, network=spec)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from compofa.errors import SpaceError
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 
 CHUNK = 4096
 """Subnets worked on at once, few enough for the processor's cache."""
