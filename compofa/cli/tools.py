@@ -19,6 +19,7 @@ from compofa.io.formats.names import FORMATS
 from compofa.io.locks import exclusive
 from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.backbone import Backbone
+from compofa.networks.families import BACKBONES, format_of
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS, network_spec, open_any, open_checkpoint
 from compofa.space.subnet import Subnet

@@ -72,7 +72,7 @@ class Dependence:
 
         The last column is for the layers outside the blocks.
         """
-        slots = [self.blocks[stage][i > 0] for stage in range(len(self.blocks)) for i in range(depth)]
+        slots = [pair[slot > 0] for pair in self.blocks for slot in range(depth)]
         weights = np.zeros((len(self.values), len(slots) + 1), dtype=np.int32)
         for column, places in enumerate([*slots, self.outside]):
             radix = 1
