@@ -51,15 +51,18 @@ class ChoiceCodes:
         every = list(arrays.blocks.values())
         if every[0].shape[1] != self.slots:
             raise SpaceError(f"expected {self.slots} blocks per subnet, got {every[0].shape[1]}")
-        codes, past = np.zeros(every[0].shape, dtype=np.int32), []
-        for name, lookup in self._lookups.items():
-            codes += self._codes(arrays.blocks[name], lookup, name, self.values[name])
-            past.append(arrays.blocks[name] == 0)
-        if any(not np.array_equal(mask, past[0]) for mask in past[1:]):
+        codes, active = np.zeros(every[0].shape, dtype=np.int32), every[-1] != 0
+        if not np.array_equal(active, arrays.active):
             raise SpaceError(
                 f"expected {' and '.join(self.values)} to be 0 at the same blocks (those past the "
                 "depth)"
             )
+        for name, lookup in self._lookups.items():
+            values = arrays.blocks[name]
+            codes += self._codes(values, lookup, name, self.values[name])
+            if 0 not in self.values[name] and not np.array_equal(values != 0, active):
+                raise SpaceError(f"{name}: expected 0 at the blocks past the depth alone")
+        codes *= active
         rows = []
         for group in self.groups:
             row = codes[:, group.start].astype(np.intp)
