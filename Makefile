@@ -1,5 +1,5 @@
-# Everything runs in .venv, which the first target that needs it makes:  make demo
-# Another interpreter:  make PYTHON=python3.12 test      More for pytest:  make test ARGS='-k space'
+# All targets use .venv, which is created on first use:  make demo
+# Other interpreter:  make PYTHON=python3.12 test      Options for pytest:  make test ARGS='-k space'
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -14,33 +14,33 @@ INSTALLING := .venv/.installing
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## train a compound supernet on handwritten digits, evaluate and draw it (minutes)
+demo: $(INSTALLED)  ## train, evaluate and plot a compound supernet on handwritten digits (minutes)
 	$(PY) -m nas.cli.demo --output runs/demo $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
-lint: $(INSTALLED)  ## check style
+lint: $(INSTALLED)  ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(INSTALLED)  ## put the sources into the style that lint checks
+format: $(INSTALLED)  ## format the sources and fix style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(INSTALLED)  ## measure speed
+bench: $(INSTALLED)  ## measure the speed of training steps and searches
 	$(PY) -m benchmarks $(ARGS)
 
 horovod: $(INSTALLED)  ## build Horovod and install it into .venv (minutes; needs g++ and cmake)
 	tools/install_horovod $(PY)
 
-clean:  ## remove the environment, builds and caches (what is in runs/ stays)
+clean:  ## remove the environment, builds and caches, but not runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment. It counts as made when the last step has put the stamp there. An attempt that was
-# killed leaves .installing behind, and the next one then starts from nothing; so does one that finds
-# an environment without a working pip. Any other .venv is kept and installed into.
+# The environment is complete once the last step has created the stamp. An interrupted attempt leaves
+# .installing behind, and the next one then starts over, as it does if pip in .venv does not work. Any
+# other existing .venv is kept and installed into.
 $(INSTALLED): setup.py constraints.txt
 	@set -e; trap 'exit 130' INT TERM; \
 	if [ -e $(INSTALLING) ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
@@ -54,20 +54,20 @@ $(INSTALLED): setup.py constraints.txt
 	    done; \
 	    if [ -z "$$python" ]; then \
 	        echo "compofa needs Python 3.10 or newer; found$${seen#,}" >&2; \
-	        echo "Name another one:  make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	        echo "Choose another one:  make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
 	        exit 1; \
 	    fi; \
 	    if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
-	        echo "$$python cannot make environments: its venv and ensurepip modules are missing." >&2; \
+	        echo "$$python cannot create environments: the modules venv and ensurepip are missing." >&2; \
 	        echo "Install them (Debian, Ubuntu: apt install python3-venv) and run make again." >&2; \
 	        exit 1; \
 	    fi; \
-	    echo "Making .venv with $$("$$python" --version)"; \
+	    echo "Creating .venv with $$("$$python" --version)"; \
 	    rm -rf .venv; mkdir .venv; touch $(INSTALLING); \
 	    "$$python" -m venv .venv; \
 	fi; \
 	touch $(INSTALLING); \
-	echo "Installing compofa and what it needs into .venv (the first time takes minutes)"; \
+	echo "Installing compofa and its dependencies into .venv (minutes the first time)"; \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]' \
 	    || { rm -f $(INSTALLING); exit 1; }; \
 	mv $(INSTALLING) $(INSTALLED); touch $(INSTALLED); \

@@ -1,1 +1,1 @@
-"""Speed, measured as ratios of things timed side by side in one run: ``make bench``."""
+"""Benchmarks of speed, as ratios of alternating timings in one run: ``make bench``."""

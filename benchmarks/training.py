@@ -1,4 +1,4 @@
-"""Speed of training steps, as ratios of steps timed in turn in the same run."""
+"""Speed of training steps, as ratios of alternating timings in one run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from compofa.training.optim import make_optimizer
 Step = Callable[[], None]
 
 
-def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Time each step once a round, in turn; returns medians in seconds."""
+def time_alternating(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Time each step once per round, and return the medians in seconds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -40,13 +40,13 @@ def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 def compound_step(net: Supernet, images: torch.Tensor, targets: torch.Tensor) -> tuple[Step, int]:
     """Return a step of the published compound recipe (teacher + 4 subnets) and its forward MACs.
 
-    The four subnets are fixed, so that every round does the same work.
+    The four subnets are the same in every round.
     """
     space, spec = net.spec.space, net.spec
     subnets = [space.sample(rng(0, "bench", index)) for index in range(4)]
     teacher = extract(net, space.largest).eval()
     optimizer = make_optimizer(net, 3e-5, 0.9)
-    layers = {}  # kept between steps, as the trainer does
+    layers = {}  # kept between steps, as in the trainer
 
     def step() -> None:
         with torch.no_grad():
@@ -69,7 +69,7 @@ def plain_step(
     targets: torch.Tensor,
     run: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Step:
-    """Return an ordinary training step; ``run`` is a part of the network to run instead of it."""
+    """Return a training step with cross entropy; ``run`` replaces the forward of ``network``."""
     optimizer = make_optimizer(network, 3e-5, 0.9)
     run = run or network
 
@@ -83,7 +83,7 @@ def plain_step(
 
 
 def conv_macs(network: nn.Module, images: torch.Tensor) -> int:
-    """Count forward MACs of one image through convolutions and linear layers, with hooks."""
+    """Return the forward MACs per image of convolutions and linear layers, counted with hooks."""
     total = SimpleNamespace(macs=0)
 
     def count(module: nn.Module, args: object, output: torch.Tensor) -> None:
@@ -105,7 +105,13 @@ def conv_macs(network: nn.Module, images: torch.Tensor) -> int:
 
 
 def run(resolution: int = 128, batch: int = 16, rounds: int = 5) -> list[dict[str, object]]:
-    """Measure and return the rows of the table."""
+    """Measure the steps and return the rows of the table.
+
+    Args:
+        resolution: Image side in pixels.
+        batch: Images per step.
+        rounds: Timings per step.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, resolution, resolution, generator=generator).to(device)
@@ -123,7 +129,7 @@ def run(resolution: int = 128, batch: int = 16, rounds: int = 5) -> list[dict[st
 
     compound, compound_macs = compound_step(net, images, targets)
     plain_macs = 3 * conv_macs(other, images)
-    seconds = in_turn(
+    seconds = time_alternating(
         {
             "compound": compound,
             "torchvision": plain_step(other, images, targets),
@@ -133,10 +139,10 @@ def run(resolution: int = 128, batch: int = 16, rounds: int = 5) -> list[dict[st
         rounds,
     )
 
-    def row(what: str, name: str, macs_per_image: int | None, base: str) -> dict[str, object]:
+    def row(step: str, name: str, macs_per_image: int | None, base: str) -> dict[str, object]:
         rate = None if macs_per_image is None else macs_per_image * batch / seconds[name] / 1e9
         return {
-            "what": what,
+            "step": step,
             "images/s": batch / seconds[name],
             "GMACs/s": rate,
             "time ratio": seconds[name] / seconds[base],
@@ -151,7 +157,9 @@ def run(resolution: int = 128, batch: int = 16, rounds: int = 5) -> list[dict[st
             compound_macs,
             "torchvision",
         ),
-        row("  beside torchvision mobilenet_v3_large", "torchvision", plain_macs, "torchvision"),
-        row(f"supernet step at one subnet ({where})", "supernet", fixed, "static"),
-        row("  beside its extracted static network", "static", fixed, "static"),
+        row(
+            "  relative to torchvision mobilenet_v3_large", "torchvision", plain_macs, "torchvision"
+        ),
+        row(f"supernet step with one subnet ({where})", "supernet", fixed, "static"),
+        row("  relative to its extracted network", "static", fixed, "static"),
     ]

@@ -1,20 +1,20 @@
-"""Errors a user can cause: each carries one line saying what was expected and what came."""
+"""Errors that users can cause. Each message is one line: what was expected and what was given."""
 
 
 class CompofaError(Exception):
-    """Base of every error that a command reports in one line, without a traceback."""
+    """Base class of errors that commands report in one line, without a traceback."""
 
 
 class SpaceError(CompofaError, ValueError):
-    """A subnet, coupling or choice that does not fit a search space."""
+    """A subnet, coupling or choice that is not valid in a search space."""
 
 
 class DataError(CompofaError):
-    """A data set that is missing, empty, unknown or broken."""
+    """A data set that is missing, empty, unknown or damaged."""
 
 
 class LoaderError(DataError):
-    """Data-loading processes that could not be started, were lost, or cannot hand over batches."""
+    """Loader workers that could not be started, died, or cannot send batches."""
 
 
 class CheckpointError(CompofaError):
@@ -22,30 +22,30 @@ class CheckpointError(CompofaError):
 
 
 class ConfigError(CompofaError, ValueError):
-    """Settings of a command that do not fit together."""
+    """Settings that are invalid or contradict each other."""
 
 
 class TableError(CompofaError):
-    """A latency table or measured data file that cannot be used."""
+    """A table or model of measurements that cannot be used."""
 
 
 class SearchError(CompofaError):
-    """A search that cannot give what was asked for."""
+    """A search without a feasible result."""
 
 
 class TrainingError(CompofaError):
-    """Training that went wrong: losses or gradients that are not finite, or gradients replaced."""
+    """Training that diverged, with non-finite losses or gradients, or lost its gradient buffers."""
 
 
 class BusyError(CompofaError):
-    """An output that another process is writing."""
+    """An output that another process has locked for writing."""
 
 
 class StoppedError(CompofaError):
-    """A run that was asked to end before its time.
+    """A run that a signal stopped.
 
     Attributes:
-        status: Exit status: 128 and the number of the signal that asked.
+        status: Exit status, 128 plus the number of the signal.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -54,8 +54,8 @@ class StoppedError(CompofaError):
 
 
 class WorkerError(CompofaError):
-    """Another worker of the run was lost, or did not answer in time."""
+    """Another rank died or timed out."""
 
 
 class OtherWorkerError(CompofaError):
-    """Another worker of the run failed and says why: this one ends without a word."""
+    """Another rank failed and reports its error; this one exits silently."""

@@ -18,8 +18,8 @@ from compofa.data import (
     eval_loader,
 )
 from compofa.data.loaders import Batch
-from compofa.distributed.backend import Alone, Backend
-from compofa.distributed.threads import cpu_threads, usual_threads
+from compofa.distributed.backend import Backend, SingleProcess
+from compofa.distributed.threads import cpu_threads, default_threads
 from compofa.errors import DataError
 from compofa.io.records import EvalRecord
 from compofa.networks.layout import at_resolution, macs, params
@@ -80,7 +80,7 @@ def measure_accuracy(
             images += len(targets)
             broken += int((~logits.isfinite()).any(dim=1).sum())
     network.train(training)
-    sums = (backend or Alone()).sum((hits1, hits5, images, broken, loss))
+    sums = (backend or SingleProcess()).sum((hits1, hits5, images, broken, loss))
     hits1, hits5, images, broken, loss = *map(int, sums[:4]), sums[4]
     if not images:
         raise DataError("evaluation needs images, got none")
@@ -135,7 +135,7 @@ class Evaluator:
         self.seed = seed
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self.backend = backend or Alone()
+        self.backend = backend or SingleProcess()
         self.options = {
             "rank": self.backend.rank,
             "world_size": self.backend.size,
@@ -218,7 +218,7 @@ class Evaluator:
         A supernet's is calibrated on a copy; a plain network keeps the statistics it has.
         """
         resolution = subnet.resolution
-        with cpu_threads(usual_threads(resolution)):
+        with cpu_threads(default_threads(resolution)):
             if isinstance(network, Supernet):
                 images = self.calibration_batches(resolution)
                 network = calibrate(network, images, subnet, self.backend)

@@ -1,4 +1,4 @@
-"""Pictures of evaluation records, and what all pictures need for names that anyone may choose."""
+"""Plots of evaluation records, and helpers for text from untrusted names in plots."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def literal_text() -> Iterator[None]:
-    """Let figures that are drawn and saved here show text as it is: ``$`` begins no formula.
+    """Draw and save figures with literal text within the block: ``$`` does not start a formula.
 
-    Characters that the font lacks are drawn as boxes, without a warning for each.
+    Characters that the font lacks are drawn as boxes, without warnings.
     """
     import matplotlib
 
@@ -34,22 +34,22 @@ def literal_text() -> Iterator[None]:
         yield
 
 
-def label(text: str, most: int = 60) -> str:
-    """Return ``text`` for a picture: printable, its middle left out beyond ``most`` characters."""
+def label(text: str, limit: int = 60) -> str:
+    """Return printable ``text``, with its middle elided if it exceeds ``limit`` characters."""
     text = printable(text)
-    if len(text) <= most:
+    if len(text) <= limit:
         return text
-    half = (most - 1) // 2
+    half = (limit - 1) // 2
     return f"{text[:half]}…{text[-half:]}"
 
 
 def draw_legend(owner: Any, entries: Sequence[tuple[Artist, str]], **options: Any) -> None:
-    """Draw the legend of axes or a figure: every entry, also one that begins with ``_``.
+    """Draw the legend of axes or a figure, including labels that begin with ``_``.
 
     Args:
         owner: The axes or the figure.
-        entries: What to show, and its text.
-        options: As for matplotlib's ``legend``.
+        entries: Artists with their labels.
+        options: Options of matplotlib's ``legend``.
     """
     legend = owner.legend([artist for artist, _ in entries], [" "] * len(entries), **options)
     for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
@@ -57,12 +57,15 @@ def draw_legend(owner: Any, entries: Sequence[tuple[Artist, str]], **options: An
 
 
 def plot_accuracy(groups: Mapping[str, Sequence[EvalRecord]], path: str | Path, title: str) -> None:
-    """Draw top-1 accuracy against multiply-accumulates.
+    """Plot top-1 accuracy over multiply-accumulates.
 
     Args:
-        groups: Records by the name that the legend shows.
-        path: The picture; its suffix decides on the format, ``.png`` or ``.svg``.
-        title: Heading.
+        groups: Records by label of the legend.
+        path: Image file; its suffix, ``.png`` or ``.svg``, selects the format.
+        title: Title of the plot.
+
+    Raises:
+        CompofaError: The file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,7 +93,7 @@ def _draw(figure: Figure, groups: Mapping[str, Sequence[EvalRecord]], title: str
             zorder=2 + order,
         )
         entries.append((dots, f"{name} ({len(records)})"))
-    axes.set_xlabel("multiply-accumulates for one image (millions)")
+    axes.set_xlabel("MACs per image (millions)")
     axes.set_ylabel("top-1 accuracy (%)")
     axes.set_title(label(title, 90), loc="left", fontsize=11)
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -1,6 +1,6 @@
-"""Explicit randomness: every random choice is made from a seed derived from named parts.
+"""Explicit randomness: every random number comes from a seed derived from named parts.
 
-No function here touches the global generators of ``random``, NumPy or torch.
+No function here uses the global generators of ``random``, NumPy or torch.
 """
 
 import hashlib
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Mix ``parts`` into one seed, the same on every platform and in every process.
+    """Hash ``parts`` into one seed, identical on every platform and in every process.
 
     Args:
-        *parts: What the seed stands for, such as ``(seed, "subnets", step)``.
+        *parts: Purpose of the seed, such as ``(seed, "subnets", step)``.
 
     Returns:
         An integer in [0, 2**63).

@@ -50,7 +50,7 @@ from compofa.io.download import check_file
 from compofa.io.export import load_exported
 from compofa.io.formats.mmrazor import dump
 from compofa.io.formats.mmrazor import read_subnet as read_mmrazor
-from compofa.io.locks import holder
+from compofa.io.locks import read_holder
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
@@ -216,7 +216,7 @@ def sidecar(path: Path) -> Hashable:
 
 def lock(path: Path) -> Hashable:
     with path.open("rb") as file:
-        return holder(file.fileno())
+        return read_holder(file.fileno())
 
 
 def earlier_search(path: Path) -> Hashable:

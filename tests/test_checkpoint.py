@@ -131,7 +131,7 @@ def test_a_failing_writer_leaves_the_old_file(saved: Path, monkeypatch: pytest.M
 
 def test_what_cannot_be_written_leaves_the_old_file(saved: Path) -> None:
     before = saved.read_bytes()
-    with pytest.raises(TypeError, match="expected tensors and plain data, got function"):
+    with pytest.raises(TypeError, match="function"):
         save_checkpoint(saved, replace(checkpoint(), training={"f": lambda: 0}))
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
@@ -156,7 +156,7 @@ def test_truncated_files_of_the_old_format(tmp_path: Path) -> None:
     whole, path = buffer.getvalue(), tmp_path / "file"
     for length in range(0, len(whole), 5):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="cannot be read safely"):
+        with pytest.raises(CheckpointError, match="file"):
             read_safely(path)
     path.write_bytes(whole)
     assert list(read_safely(path)) == ["state_dict"]
@@ -206,8 +206,8 @@ def test_foreign_files(tmp_path: Path, write: Callable[[Path], object]) -> None:
 
 
 def test_a_name_no_system_takes_is_nothing_there() -> None:
-    refused(Path("a" * 500), "got nothing there")
-    refused(Path("a\0b"), "got nothing there")
+    refused(Path("a" * 500), "aaa")
+    refused(Path("a\0b"), "a.*b")
 
 
 class Trap:
@@ -230,7 +230,7 @@ def test_pickles_that_would_run_code_do_not(tmp_path: Path, place: str, zipped: 
     else:
         data[place] = {"x": Trap(marker)}
     torch.save(data, path, _use_new_zipfile_serialization=zipped)
-    refused(path, "expected")
+    refused(path, "getattr" if place == "weights" else None)
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), "the trap must be live, or this test shows nothing"
@@ -248,7 +248,7 @@ def test_a_mark_is_needed(tmp_path: Path) -> None:
 def test_newer_versions_are_refused(saved: Path) -> None:
     data = read_safely(saved)
     torch.save({**data, "version": VERSION + 1}, saved)
-    with pytest.raises(CheckpointError, match=f"expected format version {VERSION}, got"):
+    with pytest.raises(CheckpointError, match=f"version {VERSION}.* {VERSION + 1}"):
         load_checkpoint(saved)
 
 
@@ -345,12 +345,12 @@ def test_weights_of_a_wrong_type_are_refused_when_the_net_is_built(saved: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["a", "b"]}, "classes: expected 3 names, got 2"),
-        ({"std": [1.0, 0.0, 1.0]}, "expected 3 means"),
-        ({"mean": [1.0, 0.0]}, "expected 3 means"),
-        ({"mean": [1.0, 0.0, 1e8]}, "expected 3 means"),
-        ({"image_size": 4}, "expected an image size from 8 to 2048"),
-        ({"figures": {"a": b"x"}}, "damaged checkpoint"),
+        ({"classes": ["a", "b"]}, "classes: .*3.* 2"),
+        ({"std": [1.0, 0.0, 1.0]}, "means"),
+        ({"mean": [1.0, 0.0]}, "means"),
+        ({"mean": [1.0, 0.0, 1e8]}, "means"),
+        ({"image_size": 4}, "image size"),
+        ({"figures": {"a": b"x"}}, r"net\.pt"),
     ],
 )
 def test_values_that_do_not_fit_together_are_named(

@@ -1,4 +1,4 @@
-"""What holds for every command: numbers, paths, output that nobody takes, a hostile system."""
+"""Common to all commands: numbers, paths, closed or full outputs, a failing system."""
 
 import argparse
 import errno
@@ -11,15 +11,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from calls import called
 
 from compofa.cli import evaluate, tools, train
-from compofa.cli.common import Parser, joined, run
+from compofa.cli.common import Parser, join_ranks, run
 from compofa.data import loaders
+from compofa.distributed.backend import SingleProcess
+from compofa.distributed.launch import BACKENDS
 from compofa.errors import CompofaError, ConfigError, DataError
 from compofa.io.download import published_path
 from compofa.training.config import TrainConfig
@@ -37,7 +39,7 @@ def warnings_raise_again() -> Iterator[None]:
 
 
 def parsers() -> Iterator[Parser]:
-    """Every command's parser, those of subcommands included."""
+    """The parsers of all commands and subcommands."""
     for module in (train, evaluate, search, nas, tools):
         top = module.parser()
         yield top
@@ -47,7 +49,7 @@ def parsers() -> Iterator[Parser]:
 
 
 def options(kind: type | None) -> list[tuple[Parser, str]]:
-    """Every option with a value of a type."""
+    """All options of a type, with their parsers."""
     return [
         (parser, action.option_strings[0])
         for parser in parsers()
@@ -68,12 +70,12 @@ def test_no_option_takes_a_number_that_is_not_finite(text, capsys):
             parser.parse_args([f"{name}={text}"])
         told = capsys.readouterr().err
         assert end.value.code == 2 and told.count("\n") == 1
-        assert f"argument {name}" in told and "expected a finite number" in told
+        assert name in told and "finite" in told
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("name", ["price", "power", "lr", "width_mult", "save_minutes"])
-def test_settings_from_python_are_held_to_the_same(name, value):
+def test_settings_from_python_are_validated_too(name, value):
     with pytest.raises(CompofaError, match=name.replace("_", ".")):
         TrainConfig(**{name: value}).resolved()
 
@@ -97,7 +99,7 @@ def test_every_path_may_begin_with_the_home_folder(monkeypatch, tmp_path, capsys
     assert "--no_such_option" in capsys.readouterr().err, "as it was typed"
 
 
-def test_without_a_home_folder_nothing_is_called_tilde(monkeypatch, capsys):
+def test_without_a_home_folder_tilde_is_refused(monkeypatch, capsys):
     for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -107,10 +109,10 @@ def test_without_a_home_folder_nothing_is_called_tilde(monkeypatch, capsys):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(SystemExit):
         train.parser().parse_args(["--output=~/runs"])
-    assert "expected a home folder" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="set HOME or XDG_CACHE_HOME"):
+    assert "HOME" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
         cache_folder()
-    with pytest.raises(CompofaError, match="set HOME or TORCH_HOME"):
+    with pytest.raises(CompofaError, match="TORCH_HOME"):
         published_path("ofa_nets/x")
     assert called(tools.main, ["zoo", "--like", "note10"], capsys).status == 0
 
@@ -126,7 +128,7 @@ def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys, few_digit
     assert Path(command[3]).is_file() and len(command) == 4
 
 
-# --- output that nobody takes ---
+# --- closed or full outputs ---
 
 
 def start(*words: str, stdout: int | None = None, **environment: str) -> subprocess.Popen:
@@ -137,7 +139,7 @@ def start(*words: str, stdout: int | None = None, **environment: str) -> subproc
 
 
 @pytest.mark.parametrize("words", [("nas", "devices"), ("nas", "predict", "--help")])
-def test_a_pipe_that_is_closed_ends_a_command_without_a_word(words):
+def test_a_closed_pipe_ends_a_command_silently(words):
     reader, writer = os.pipe()
     os.close(reader)
     with start(*words, stdout=writer, PYTHONUNBUFFERED="") as process:
@@ -154,10 +156,10 @@ def test_a_full_disk_behind_the_output_is_one_line(words):
     ):
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and told.count("\n") == 1
-    assert told.startswith("python -m nas: error: cannot write to the standard output: No space")
+    assert told.startswith("python -m nas: error: ") and "No space left" in told
 
 
-def test_names_that_the_terminal_cannot_show_are_printed(tmp_path):
+def test_unprintable_names_are_printed_as_escapes(tmp_path):
     with start(
         "compofa", "convert", "--help", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii"
     ) as p:
@@ -171,11 +173,11 @@ def test_names_that_the_terminal_cannot_show_are_printed(tmp_path):
     assert done.stdout == "a\\udcff\\u2026\n"
 
 
-# --- what a system denies ---
+# --- missing permissions and resources ---
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.ENAMETOOLONG])
-def test_what_the_system_denies_is_one_line(number, capsys):
+def test_errors_of_the_system_are_one_line(number, capsys):
     def fail(argv: object) -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
@@ -218,12 +220,12 @@ def test_a_name_that_is_too_long_is_one_line(name, tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_loading_processes_that_cannot_be_started_are_one_line(monkeypatch):
+def test_loader_workers_that_cannot_be_started_are_one_line(monkeypatch):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (59, before[1]))
     try:
         loaders._require_processes(3)
-        with pytest.raises(DataError, match=r"at least 60 open files for 4 .* got 59"):
+        with pytest.raises(DataError, match=r"60 open files.* 59"):
             loaders._require_processes(4)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -232,7 +234,7 @@ def test_data_loading_processes_that_cannot_be_started_are_one_line(monkeypatch)
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(loaders.multiprocessing, "Lock", refuse)
-    with pytest.raises(DataError, match=r"expected to share memory .* Read-only file system"):
+    with pytest.raises(DataError, match="Read-only file system"):
         loaders._require_processes(1)
 
 
@@ -248,25 +250,57 @@ def test_data_loading_processes_that_cannot_be_started_are_one_line(monkeypatch)
         ({}, False),
     ],
 )
-def test_tasks_of_slurm_that_would_all_do_the_same(environment, warned, monkeypatch, caplog):
+def test_separate_tasks_of_slurm_are_warned_about(environment, warned, monkeypatch, caplog):
     for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     args = train.parser().parse_args(["--device", "cpu"])
-    with caplog.at_level(logging.WARNING), joined(args):
-        assert ("Slurm has 4 tasks" in caplog.text) == warned
+    with caplog.at_level(logging.WARNING), join_ranks(args):
+        assert ("Slurm" in caplog.text) == warned
     caplog.clear()
     args.backend = "none"
-    with caplog.at_level(logging.WARNING), joined(args):
+    with caplog.at_level(logging.WARNING), join_ranks(args):
         assert caplog.text == "", "that is what was asked for"
 
 
+class Pair(SingleProcess):
+    name = "pair"
+    closed = False
+
+    def __init__(self, timeout: float, cuda: bool) -> None:
+        self.timeout = timeout
+
+    @classmethod
+    def launched(cls, environment: Mapping[str, str]) -> bool:
+        return "PAIR_RANK" in environment
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_backend_of_the_table_is_detected_joined_and_left(monkeypatch):
+    monkeypatch.setitem(BACKENDS, Pair.name, Pair)
+    args = train.parser().parse_args(["--device", "cpu", "--collective-timeout", "7"])
+    with join_ranks(args) as backend:
+        assert type(backend) is SingleProcess
+    monkeypatch.setenv("PAIR_RANK", "0")
+    with join_ranks(args) as backend:
+        assert type(backend) is Pair and backend.timeout == 7 and not backend.closed
+    assert backend.closed
+    with pytest.raises(DataError), join_ranks(args) as backend:
+        raise DataError("lost")
+    assert not backend.closed, "other ranks must see this one as dead"
+    args.backend = "none"
+    with pytest.raises(ConfigError, match="pair"), join_ranks(args):
+        pass
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_a_worker_is_told_to_end_when_its_launcher_is_killed():
+def test_a_process_ends_when_its_launcher_is_killed():
     worker = (
-        "import sys, time\nfrom compofa.cli.common import _end_with_launcher\n"
-        "_end_with_launcher()\nprint('ready', flush=True)\ntime.sleep(60)\n"
+        "import sys, time\nfrom compofa.cli.common import _die_with_launcher\n"
+        "_die_with_launcher()\nprint('ready', flush=True)\ntime.sleep(60)\n"
     )
     launcher = (
         "import subprocess, sys\n"

@@ -86,12 +86,12 @@ def test_export_of_a_given_subnet_without_calibration(call: Callable[..., Outcom
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("largst",), "SUBNET: expected JSON or a file with it"),
-        (('{"ks": [3]}',), "missing e, d"),
-        (("largest", "--image-size", "4"), "expected an image size from 8"),
-        (("largest", "--calibration-images", "0"), "expected at least 1, got 0"),
+        (("largst",), "SUBNET: "),
+        (('{"ks": [3]}',), "e, d"),
+        (("largest", "--image-size", "4"), "image size"),
+        (("largest", "--calibration-images", "0"), "--calibration-images"),
         (("largest", "--dataset", "digitz"), "digitz"),
-        (("largest", "--output", "file/net.ts"), "cannot write"),
+        (("largest", "--output", "file/net.ts"), "file"),
     ],
 )
 def test_export_errs_in_one_line_and_leaves_nothing(
@@ -108,12 +108,12 @@ def test_export_errs_in_one_line_and_leaves_nothing(
 def test_unknown_nets_and_formats(call: Callable[..., Outcome]) -> None:
     result = call("export", "compofa-digit", "largest", "--to", "pt2")
     assert result.status == 1
-    assert "unknown network 'compofa-digit'" in result.err
+    assert "'compofa-digit'" in result.err
     result = call("export", "compofa", "largest", "--to", "pt2")
-    assert "no weights ship for compofa" in result.err
+    assert result.status == 1 and "compofa" in result.err
     result = call("export", "compofa-digits", "largest", "--to", "tflite")
     assert result.status == 2
-    assert "invalid choice: 'tflite'" in result.err
+    assert "'tflite'" in result.err
     assert call("export", "--help").status == 0
 
 
@@ -126,7 +126,7 @@ def test_convert_there_and_back(call: Callable[..., Outcome]) -> None:
     ):
         result = call("convert", source, target, "--to", to)
         assert result.status == 0, result.err
-    assert "weights, from mmrazor to compofa" in result.out
+    assert "mmrazor" in result.out and "compofa" in result.out
     expected, found = load_checkpoint(path), load_checkpoint("c")
     assert list(found.weights) == list(expected.weights)
     for name, value in expected.weights.items():
@@ -144,19 +144,19 @@ def test_convert_a_subnet_there_and_back(call: Callable[..., Outcome]) -> None:
     assert json.loads(Path("c.json").read_text()) == subnet.to_config()
     result = call("convert", "b.yaml", "d.json", "--to", "ofa")
     assert result.status == 1
-    assert "expected 16, got 24" in result.err
+    assert "24" in result.err
     assert not Path("d.json").exists()
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("missing.pt", "nothing there"),
+        ("missing.pt", "missing.pt"),
         ("missing.yaml", "No such file"),
-        ("missing.json", "IN: expected JSON or a file with it"),
-        ("text.pt", "cannot be read safely"),
-        ("text.yaml", "text.yaml: expected keys with chosen values"),
-        ("text.json", "text.json: expected a subnet as JSON"),
+        ("missing.json", "IN: "),
+        ("text.pt", "text.pt"),
+        ("text.yaml", "text.yaml: "),
+        ("text.json", "text.json: "),
     ],
 )
 def test_convert_errs_in_one_line(source: str, message: str, call: Callable[..., Outcome]) -> None:
@@ -187,7 +187,7 @@ def test_what_is_read_is_not_written_over(call: Callable[..., Outcome]) -> None:
         ("export", "last.pt", "subnet.json", "--to", "pt2", "--output", "subnet"),
     ):
         result = call(*argv)
-        assert result.status == 1 and "apart from the input" in result.err, argv
+        assert result.status == 1 and "input" in result.err, argv
         assert result.err.count("\n") == 1
     assert before == {path: path.read_bytes() for path in before}
     assert sorted(path.name for path in Path().iterdir()) == ["last.pt", "link.pt", "subnet.json"]
@@ -203,7 +203,7 @@ def test_export_does_not_write_over_the_data_set(call: Callable[..., Outcome]) -
             "export", "net.pt", "largest", "--to", "pt2", "--data-path", "other.tar",
             "--output", name,
         )  # fmt: skip
-        assert result.status == 1 and "apart from the input" in result.err
+        assert result.status == 1 and "input" in result.err
         assert Path(name).read_bytes() == b"images"
 
 
@@ -215,7 +215,7 @@ def test_a_specialised_network_is_not_written_over(call: Callable[..., Outcome])
     before = {path: path.read_bytes() for path in Path("net").iterdir()}
     for output, to in (("net", "ofa"), ("net/net.config", "compofa"), ("net/init", "compofa")):
         result = call("convert", "net", output, "--to", to)
-        assert result.status == 1 and "apart from the input" in result.err, output
+        assert result.status == 1 and "input" in result.err, output
     assert before == {path: path.read_bytes() for path in Path("net").iterdir()}
 
 

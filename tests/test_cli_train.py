@@ -271,7 +271,7 @@ def test_a_teacher_that_is_none(call, tmp_path, data, option):
             ["--epochs", "--lr", "--batch-size", "--workers", "--label-smoothing"],
         ),
         ("--epochs two", ["--epochs: invalid int value: 'two'"]),
-        ("--image-size 8x8", ["expected pixels such as 224 or 128,160,192, got '8x8'"]),
+        ("--image-size 8x8", ["expected integers such as 224 or 128,160,192, got '8x8'"]),
         ("--epoch 3", ["unrecognized arguments: --epoch 3"]),
     ],
 )

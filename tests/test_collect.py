@@ -8,7 +8,7 @@ import pytest
 from test_trained import tiny_checkpoint
 
 from compofa.data import load_dataset
-from compofa.distributed.backend import Alone
+from compofa.distributed.backend import SingleProcess
 from compofa.errors import ConfigError, DataError
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, load_checkpoint
@@ -136,14 +136,14 @@ def test_records_of_something_else_are_refused(run, tmp_path, trained, subnets):
 
 
 def test_workers_that_have_read_different_checkpoints_do_not_collect(trained, subnets, tmp_path):
-    class Beside(Alone):
+    class Beside(SingleProcess):
         """A worker beside one that opened the file when a training had saved again."""
 
         def gather(self, value: object) -> list:
             return [value, "0123" if value == trained.digest else value]
 
     path = tmp_path / "r.jsonl"
-    with pytest.raises(ConfigError, match="same checkpoint on all workers"):
+    with pytest.raises(ConfigError, match="same checkpoint on all ranks"):
         collect(trained, "tiny", subnets, evaluator(), path, bar=False, backend=Beside())
     assert not path.exists()
 
@@ -182,7 +182,7 @@ def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
     never.left = 3
     assert run(path, never) == whole and never.left == 0
     assert path.read_text() == "".join(lines)
-    assert "3 record(s)" in caplog.text
+    assert "3 duplicate record(s)" in caplog.text
 
 
 def test_wide_subnets_go_on_after_a_torn_line(tmp_path):

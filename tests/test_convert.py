@@ -230,16 +230,16 @@ def unnamed(path: Path) -> None:
     ("make_file", "message"),
     [
         (resnet, r"\d+ missing: stem\.bn"),
-        (proxyless, r"expected weights of one of .*, got 16 channels after .* and 768 after it"),
+        (proxyless, r"\b16 channels .*\b768\b"),
         (depthless, r"\d+ missing: stages\.4\.3\."),
-        (other, "got names such as weight"),
-        (scalar, "got 0 channels after .*, 0 before the pool"),
-        (truncated, "that cannot be read safely"),
-        (unnamed, "version: missing"),
-        (lambda path: torch.save({}, path), "got an empty one"),
-        (lambda path: torch.save([1], path), "expected a mapping, got list"),
-        (lambda path: path.write_text("hello"), "that cannot be read safely"),
-        (lambda path: None, "nothing there"),
+        (other, r"\bweight\b"),
+        (scalar, r"\b0 channels\b"),
+        (truncated, r"file\.pth"),
+        (unnamed, "version"),
+        (lambda path: torch.save({}, path), "empty"),
+        (lambda path: torch.save([1], path), "list"),
+        (lambda path: path.write_text("hello"), r"file\.pth"),
+        (lambda path: None, r"file\.pth"),
     ],
 )
 def test_files_that_are_no_weights(
@@ -255,7 +255,7 @@ def test_files_that_are_no_weights(
 def test_what_has_no_name_elsewhere_is_refused(tmp_path: Path) -> None:
     made = checkpoint()
     odd = replace(made, weights={**made.weights, "first_conv.conv.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="names that mmrazor lacks"):
+    with pytest.raises(CheckpointError, match="mmrazor"):
         save_as(tmp_path / "file", odd, "mmrazor")
     assert not list(tmp_path.iterdir())
 
@@ -265,7 +265,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
     try:
         for to in FORMATS:
-            with pytest.raises(CompofaError, match=r"cannot write .*file: File too large"):
+            with pytest.raises(CompofaError, match="file: File too large"):
                 save_as(tmp_path / "file", checkpoint(), to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -332,7 +332,7 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_named(tmp_path: Path) -> None:
         weights[f"{name}.{'other' * 9}"] = weights.pop(name)
     weights = {name: value[..., None] for name, value in weights.items()}
     save_checkpoint(tmp_path / "misfit.pt", Checkpoint(spec, weights))
-    with pytest.raises(CheckpointError, match=r"misfit\.pt does not fit .* extra:") as e:
+    with pytest.raises(CheckpointError, match=r"misfit\.pt .* extra:") as e:
         read_any(tmp_path / "misfit.pt")
     assert len(str(e.value).removeprefix(str(tmp_path))) < 700
 
@@ -352,13 +352,13 @@ def test_missing_keys_are_named() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("backbone.layers.2.depth", 9, "expected depths from"),
+        ("backbone.layers.2.depth", 9, "depth"),
         ("backbone.layers.2.0.kernel_size", 4, "4"),
-        ("backbone.layers.2.0.kernel_size", "x", "expected finite numbers"),
-        ("backbone.layers.2.0.kernel_size", [3, 5], "expected one number, got 2"),
-        ("backbone.layers.2.out_channels", 32, "out_channels: expected 24, got 32"),
-        ("input_shape", [224, 192], "expected one whole side"),
-        ("input_shape", [], "expected one whole side"),
+        ("backbone.layers.2.0.kernel_size", "x", "kernel_size"),
+        ("backbone.layers.2.0.kernel_size", [3, 5], "kernel_size.* 2"),
+        ("backbone.layers.2.out_channels", 32, "out_channels: .*24.*32"),
+        ("input_shape", [224, 192], "input_shape"),
+        ("input_shape", [], "input_shape"),
     ],
 )
 def test_wrong_values(key: str, value: Any, message: str) -> None:
@@ -370,7 +370,7 @@ def test_wrong_values(key: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "", "!!python/object/apply:os.getcwd []"])
 def test_files_that_are_no_subnets(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"a\.yaml: expected") as caught:
+    with pytest.raises(ConfigError, match=r"a\.yaml: ") as caught:
         mmrazor.read_subnet(tmp_path / "a.yaml")
     assert "\n" not in str(caught.value)
     with pytest.raises(CompofaError, match="No such file"):
@@ -380,5 +380,5 @@ def test_files_that_are_no_subnets(text: str, tmp_path: Path) -> None:
 def test_a_subnet_of_another_width_is_refused() -> None:
     subnet = Subnet(224, MOBILENET_V3.free_space().smallest.stages)
     data = mmrazor.to_choices(subnet, backbone("mobilenet_v3", 1.2))
-    with pytest.raises(ConfigError, match="first_channels: expected 16, got 24"):
+    with pytest.raises(ConfigError, match=r"first_channels: .*16.*24"):
         mmrazor.from_choices(data)

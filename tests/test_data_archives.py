@@ -22,7 +22,7 @@ def png(value: int) -> bytes:
 
 
 def fill(folder: Path) -> Path:
-    """Two classes in two parts, with what else lies about in folders."""
+    """Two classes in two parts, beside files and folders to ignore."""
     value = 0
     for part, each in (("train", 5), ("val", 2)):
         for name in ("b", "a"):
@@ -40,7 +40,7 @@ def fill(folder: Path) -> Path:
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[Path, Path]:
-    """The same as a folder and as a tar."""
+    """The same data set as a folder and as a tar file."""
     folder = fill(tmp_path / "data")
     with tarfile.open(tmp_path / "data.tar", "w") as tar:
         tar.add(folder, ".")
@@ -54,7 +54,7 @@ def contents(source: FilesSource) -> list[tuple[bytes, int, bytes]]:
     ]
 
 
-def test_a_tar_is_read_as_the_folder_it_holds(both: tuple[Path, Path]) -> None:
+def test_a_tar_is_read_like_the_folder_in_it(both: tuple[Path, Path]) -> None:
     on_disk, in_tar = (load_dataset("imagefolder", path, validation_images=3) for path in both)
     assert on_disk.classes == in_tar.classes == ("a", "b")
     for part in ("train", "validation", "test"):
@@ -63,7 +63,7 @@ def test_a_tar_is_read_as_the_folder_it_holds(both: tuple[Path, Path]) -> None:
     assert [len(in_tar.train), len(in_tar.validation), len(in_tar.test)] == [7, 3, 4]
 
 
-def test_sources_travel_to_workers_and_resize(both: tuple[Path, Path]) -> None:
+def test_sources_are_picklable_and_resize(both: tuple[Path, Path]) -> None:
     _, source = read_classes(TarFolder.open(both[1]) / "val", 3)
     copy = pickle.loads(pickle.dumps(source))
     images, kept, broken = copy.load_all(np.arange(4))
@@ -87,7 +87,7 @@ def test_broken_images_are_named(both: tuple[Path, Path], tmp_path: Path) -> Non
         source.load(0)
 
 
-def test_what_is_no_tar_of_images_is_one_line(both: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_files_are_refused_in_one_line(both: tuple[Path, Path], tmp_path: Path) -> None:
     content = both[1].read_bytes()
     (tmp_path / "text.tar").write_text("not a tar")
     (tmp_path / "empty.tar").write_bytes(b"")
@@ -100,14 +100,14 @@ def test_what_is_no_tar_of_images_is_one_line(both: tuple[Path, Path], tmp_path:
         with pytest.raises(DataError) as caught:
             load_dataset("imagefolder", tmp_path / name)
         assert "\n" not in str(caught.value) and name in str(caught.value)
-        assert "expected a folder" in str(caught.value)
+        assert "folder" in str(caught.value)
 
 
 # --- damage and links ---
 
 
 def write_tar(path: Path, *members: tuple[str, bytes | str, bytes]) -> Path:
-    """Write members: name, content (or where a link leads), type."""
+    """Write members, given as name, content (or link target) and type."""
     with tarfile.open(path, "w") as tar:
         for name, content, kind in members:
             info = tarfile.TarInfo(name)
@@ -133,7 +133,9 @@ def refused(path: Path, *words: str) -> None:
     assert all(word in message for word in words), message
 
 
-def test_no_wrong_byte_of_a_header_goes_unnoticed(both: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_changed_byte_of_a_header_is_detected(
+    both: tuple[Path, Path], tmp_path: Path
+) -> None:
     path = write_tar(
         tmp_path / "a.tar", *((f"{name}/{i}.png", png(i), FILE) for name in "ab" for i in range(3))
     )
@@ -155,10 +157,10 @@ def test_no_wrong_byte_of_a_header_goes_unnoticed(both: tuple[Path, Path], tmp_p
             assert "\n" not in str(error)
         else:
             assert found == expected
-    assert noticed > 280  # the rest are blanks within the checksum
+    assert noticed > 280  # the others change padding of the checksum field
 
 
-def test_a_tar_ends_where_it_should(tmp_path: Path) -> None:
+def test_truncated_and_concatenated_tars_are_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", ("cat/0.png", png(1), FILE), DOG)
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
@@ -167,17 +169,17 @@ def test_a_tar_ends_where_it_should(tmp_path: Path) -> None:
     path.write_bytes(whole[: end + 1024])
     assert len(read_classes(TarFolder.open(path), None)[1]) == 2
     for content, words in [
-        (whole[:end], "cut off"),  # no end
-        (whole[: end - 1], "unexpected end"),
-        (whole[: second.offset], "cut off"),
-        (whole + whole, "goes on after its end"),
-        (whole[: second.offset] + bytes(512) + whole[second.offset + 512 :], "goes on after"),
+        (whole[:end], "truncated"),  # no end
+        (whole[: end - 1], "end"),
+        (whole[: second.offset], "truncated"),
+        (whole + whole, "end"),
+        (whole[: second.offset] + bytes(512) + whole[second.offset + 512 :], "end"),
     ]:
         path.write_bytes(content)
         refused(path, words)
 
 
-def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
+def test_links_are_resolved(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "a.tar",
         ("store/1.png", png(1), FILE),
@@ -208,26 +210,26 @@ def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("member", "words"),
+    ("member", "name"),
     [
-        (("cat/x.png", "../../etc/x.png", SYMBOLIC), "out of the archive"),
-        (("cat/x.png", "/etc/x.png", SYMBOLIC), "out of the archive"),
-        (("cat/x.png", "y.png", SYMBOLIC), "not in the archive"),
-        (("cat/x.png", "../dog/0.png/more", SYMBOLIC), "not in the archive"),
-        (("cat/x.png", "x.png", SYMBOLIC), "circle"),
-        (("cat/up", "..", SYMBOLIC), "leads to the same folder again"),
-        (("cat/x.png", "cat/later.png", HARD), "cat/later.png, not in it"),
-        (("cat/x.png", "dog", HARD), "not in it"),
-        (("cat/x.png", b"", FIFO), "is no file"),
-        (("../x.png", png(1), FILE), "inside the archive"),
-        (("dog", png(1), FILE), "a folder, and something else"),
-        (("dog/0.png/1.png", png(1), FILE), "a folder, and something else"),
+        (("cat/x.png", "../../etc/x.png", SYMBOLIC), "cat/x.png"),
+        (("cat/x.png", "/etc/x.png", SYMBOLIC), "cat/x.png"),
+        (("cat/x.png", "y.png", SYMBOLIC), "cat/x.png"),
+        (("cat/x.png", "../dog/0.png/more", SYMBOLIC), "cat/x.png"),
+        (("cat/x.png", "x.png", SYMBOLIC), "cat/x.png"),
+        (("cat/up", "..", SYMBOLIC), "cat"),
+        (("cat/x.png", "cat/later.png", HARD), "cat/later.png"),
+        (("cat/x.png", "dog", HARD), "dog"),
+        (("cat/x.png", b"", FIFO), "cat/x.png"),
+        (("../x.png", png(1), FILE), "../x.png"),
+        (("dog", png(1), FILE), "dog"),
+        (("dog/0.png/1.png", png(1), FILE), "dog/0.png"),
     ],
 )
-def test_what_cannot_be_read_in_place_is_refused(tmp_path: Path, member, words: str) -> None:
-    refused(write_tar(tmp_path / "a.tar", DOG, ("cat/0.png", png(1), FILE), member), words)
+def test_unsupported_members_are_refused(tmp_path: Path, member, name: str) -> None:
+    refused(write_tar(tmp_path / "a.tar", DOG, ("cat/0.png", png(1), FILE), member), name)
 
 
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", DOG, ("cat/0.png", png(1), tarfile.GNUTYPE_SPARSE))
-    refused(path, "cat/0.png is a sparse file")
+    refused(path, "cat/0.png", "sparse")

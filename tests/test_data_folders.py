@@ -1,4 +1,4 @@
-"""Which folders are taken for the parts and the classes of a data set."""
+"""Recognition of the parts and classes of a data set by its folders."""
 
 import logging
 import tarfile
@@ -10,7 +10,7 @@ from PIL import Image
 
 from compofa.cli import train
 from compofa.data import load_dataset
-from compofa.data.parts import PARTS, part_of
+from compofa.data.folders import PARTS, part_of
 from compofa.errors import DataError
 
 CLASSES = ("cat", "dog")
@@ -59,17 +59,17 @@ def said(caplog: pytest.LogCaptureFixture):
         ("train2017", "val2017"), ("train", "dev"),
     ],
 )  # fmt: skip
-def test_parts_go_by_many_names(tmp_path: Path, said, train_name: str, test_name: str) -> None:
+def test_parts_have_many_names(tmp_path: Path, said, train_name: str, test_name: str) -> None:
     fill(tmp_path / train_name, 10)
     fill(tmp_path / test_name, 3)
     assert counts(tmp_path) == [18, 2, 6]
     plain = (train_name, test_name) == ("train", "val")
     assert bool(said()) is not plain
     if not plain:
-        assert f"train images in {train_name}, test images in {test_name}" in said()[0]
+        assert all(name in said()[0] for name in (train_name, test_name))
 
 
-def test_the_table_of_names_is_plain() -> None:
+def test_the_table_of_names_is_consistent() -> None:
     for part, words in PARTS.items():
         for word in words:
             assert part_of(word) == part_of(f"{word.upper()}_Data") == (part, ())
@@ -77,43 +77,43 @@ def test_the_table_of_names_is_plain() -> None:
         assert part_of(name) is None
 
 
-def test_validation_is_for_choices_and_test_for_the_final_figures(tmp_path: Path, said) -> None:
+def test_validation_and_test_folders_are_both_used(tmp_path: Path, said) -> None:
     fill(tmp_path / "train", 10)
     fill(tmp_path / "valid", 2)
     fill(tmp_path / "test", 3)
     assert counts(tmp_path) == [20, 4, 6]
-    assert "validation images in valid, test images in test" in said()[0]
+    assert "valid," in said()[0] and "test" in said()[0]
     assert counts(tmp_path, validation_images=6) == [14, 6, 6]
-    assert "validating on training images" in said()[-1]
+    assert "valid " not in said()[-1] and "training images" in said()[-1]
     fill(tmp_path / "valid", 1, ("cow",))
-    refused(tmp_path, "1 only in valid (cow)")
+    refused(tmp_path, "valid", "cow")
 
 
-def test_a_name_that_could_be_either_is_refused(tmp_path: Path) -> None:
+def test_ambiguous_folders_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "train", 5)
     fill(tmp_path / "test", 2)
     fill(tmp_path / "Testing", 2)
-    refused(tmp_path, "one folder of test images", "Testing and test")
+    refused(tmp_path, "Testing", "test")
     fill(tmp_path / "b" / "x_train", 2)
     for name in ("x_test", "y_train", "y_test"):
         fill(tmp_path / "b" / name, 2)
     refused(tmp_path / "b", "x_test, x_train, y_test, y_train")
 
 
-def test_parts_without_class_folders_are_said_to_be_that(tmp_path: Path, said) -> None:
+def test_parts_without_class_folders_are_refused(tmp_path: Path, said) -> None:
     fill(tmp_path / "a" / "train", 5)
     loose(tmp_path / "a" / "val")
-    refused(tmp_path / "a", "a/val", "images in no class folder")
+    refused(tmp_path / "a", "a/val", "class")
     loose(tmp_path / "b" / "train")
     loose(tmp_path / "b" / "test")  # not two classes
-    refused(tmp_path / "b", "b/test", "images in no class folder")
+    refused(tmp_path / "b", "b/test", "class")
     fill(tmp_path / "c" / "val", 5)
     loose(tmp_path / "c" / "train")
-    refused(tmp_path / "c", "c/train", "images in no class folder")
+    refused(tmp_path / "c", "c/train", "class")
     fill(tmp_path / "d" / "train", 5)
-    refused(tmp_path / "d", "d/val or", "give that as the data path")
+    refused(tmp_path / "d", "d/val", "data path")
     assert not said()
-    # Images to be labelled by hand, as competitions have them, beside a part for evaluation.
+    # Unlabelled images, as in competitions, beside an evaluation part.
     fill(tmp_path / "c" / "test", 2)
     assert counts(tmp_path / "c", evaluation_only=True) == [0, 10, 4]
 
@@ -123,15 +123,15 @@ def test_classes_may_be_named_as_a_part(tmp_path: Path) -> None:
     assert load_dataset("imagefolder", tmp_path).classes == ("bus", "car", "train")
 
 
-def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> None:
+def test_wrapping_folders_are_descended_through(tmp_path: Path, said) -> None:
     inner = tmp_path / "above" / "kaggle" / "images"
     fill(inner / "seg_train" / "seg_train", 10)
     fill(inner / "seg_test" / "seg_test", 3)
     loose(inner / "seg_pred" / "seg_pred")
     (tmp_path / "above" / "__MACOSX").mkdir()
     assert counts(tmp_path / "above") == [18, 2, 6]
-    assert said()[0].endswith(f"the data set is in {inner}")
-    assert "ignored: seg_pred" in said()[1]
+    assert str(inner) in said()[0]
+    assert "seg_pred" in said()[1]
     (inner / "seg_test" / "__MACOSX").mkdir()
     assert counts(inner) == [18, 2, 6]
     assert counts(inner / "seg_test", evaluation_only=True) == [0, 0, 6]
@@ -141,18 +141,18 @@ def test_the_folder_above_the_data_set_is_gone_through(tmp_path: Path, said) -> 
     parts = counts(whole)
     assert sum(parts) == 100 and 5 <= parts[1] <= 20 and 5 <= parts[2] <= 20
     assert counts(tmp_path / "flat") == parts
-    assert said()[-1] == f"{whole}: ignored: @eaDir"
+    assert str(whole) in said()[-1] and "@eaDir" in said()[-1]
     with tarfile.open(tmp_path / "flat.tar", "w") as tar:
         tar.add(tmp_path / "flat", "flat-main")
     assert counts(tmp_path / "flat.tar") == parts
 
 
-def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path)
-    refused(tmp_path, "cannot read", "a link")
+    refused(tmp_path, "link")
 
 
-def test_one_class_is_not_trained(
+def test_a_single_class_is_refused_for_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path / "flat", 10, ("cat",))
@@ -163,7 +163,7 @@ def test_one_class_is_not_trained(
         argv = ["--task", "teacher", "--dataset", "imagefolder", "--data-path", folder]
         done = called(train.main, argv, capsys)
         assert done.status == 1 and done.err.count("\n") == 1
-        assert "2 or more classes" in done.err and not (tmp_path / "runs").exists()
+        assert "classes" in done.err and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet"])

@@ -37,7 +37,7 @@ def digits():
 
 @pytest.fixture
 def photos(tmp_path):
-    """12 photographs of 2 classes in train, 4 in val, of which some are grey."""
+    """12 photographs of 2 classes in train and 4 in val, some of them grey."""
     for part, count in (("train", 6), ("val", 2)):
         for label, mode in (("cat", "RGB"), ("dog", "L")):
             folder = tmp_path / part / label
@@ -81,7 +81,7 @@ def test_batches_of_digits(digits):
 
 
 @pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
-def test_workers_and_global_seeds_change_nothing(photos, workers, context):
+def test_batches_do_not_depend_on_workers_or_global_seeds(photos, workers, context):
     expected = list(train_loader(photos.train, PHOTOS, **options()))
     random.seed(5)
     np.random.seed(6)  # noqa: NPY002
@@ -162,13 +162,13 @@ def test_calibration_images_are_a_fixed_subset(digits):
 
 def test_impossible_settings_are_refused(digits):
     empty = digits.train.subset(np.arange(0))
-    with pytest.raises(DataError, match="empty part"):
+    with pytest.raises(DataError, match="empty"):
         eval_loader(empty, DIGITS, resolution=16, batch_size=4)
-    with pytest.raises(DataError, match="calibration needs training images"):
+    with pytest.raises(DataError, match="calibration"):
         calibration_loader(empty, DIGITS, resolution=16, batch_size=4, seed=0)
-    with pytest.raises(DataError, match="0 or more data workers, got -1"):
+    with pytest.raises(DataError, match=r"workers.*-1"):
         train_loader(digits.train, DIGITS, workers=-1, **options())
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match=r"\b0\b"):
         train_loader(empty, DIGITS, **options())
 
 
@@ -197,7 +197,7 @@ def test_random_affine_moves_by_at_most_its_share():
     assert centre.abs().max() <= 5 + 1e-3
     assert centre.min() < -4 and centre.max() > 4
     turned = tf.random_affine(images, seeds(500), 40, shift=0)[:, 0]
-    assert turned[:, 19:21, 19:21].mean() > 0.9  # rotation and zoom are about the centre
+    assert turned[:, 19:21, 19:21].mean() > 0.9  # rotation and scaling keep the centre
 
 
 def test_random_crop_moves_and_mirrors():
@@ -226,7 +226,11 @@ def test_photograph_for_evaluation_is_the_middle():
     image = Image.new("RGB", (256, 512))
     image.paste((255, 255, 255), (16, 144, 240, 368))
     assert tf.centre_crop(image, 224).float().mean() == 255
-    assert tf.centre_crop(image, 160).shape == (3, 160, 160)  # by way of ceil(160 / 0.875) = 183
+    assert tf.centre_crop(image, 160).shape == (
+        3,
+        160,
+        160,
+    )  # after resizing to ceil(160 / 0.875) = 183
     assert tf.centre_crop(Image.new("RGB", (20_000, 2)), 224).shape == (3, 224, 224)
     wide = torch.zeros(3, 2, 9_000, dtype=torch.uint8)
     assert tf.centre_crop(wide, 32).shape == (3, 32, 32)
@@ -265,12 +269,12 @@ def test_broken_images_make_the_batch_smaller(photos, workers):
     broken = [path for batch in batches for path in batch.broken]
     assert sorted(path for path, _ in broken) == sorted(victims)
     assert dict(broken)[victims[0]] == "empty" and "truncated" in dict(broken)[victims[1]]
-    with pytest.raises(DataError, match="2 of 12 images cannot be read"):
+    with pytest.raises(DataError, match="2 of 12"):
         BrokenImages(len(photos.train)).add(broken)
 
 
 def test_targets_stay_with_their_images(photos):
-    """The second class is grey; the broken image comes first in the batch."""
+    """The second class is grey, and the unreadable image is the first of the batch."""
     Path(photos.test.path(0)).write_text("text")
     (batch,) = eval_loader(photos.test, PHOTOS, resolution=32, batch_size=9, normalisation=HALVES)
     assert batch.targets.tolist() == [0, 1, 1]
@@ -286,7 +290,7 @@ def test_a_batch_of_broken_images_is_empty(photos):
     assert len(batch.targets) == 0 and len(batch.broken) == 4
 
 
-# --- speed: processor time of this thread, with a margin of several times ---
+# --- speed ---
 
 
 # --- real images ---

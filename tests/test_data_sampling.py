@@ -51,11 +51,11 @@ def test_catalog_is_consistent():
         (float("nan"), 1.0), (float("inf"), 1.0), (1e30, 1.0),
     ],
 )  # fmt: skip
-def test_normalisation_that_no_image_survives_is_refused(mean, std):
+def test_normalisation_out_of_range_is_refused(mean, std):
     for place in range(3):
         means, stds = [0.5] * 3, [0.5] * 3
         means[place], stds[place] = mean, std
-        with pytest.raises(DataError, match="3 standard deviations"):
+        with pytest.raises(DataError, match="standard deviations"):
             Normalisation(tuple(means), tuple(stds))
     Normalisation((0.0, -1.0, 127.5), (1.0, 1 / 255, 58.4))
 
@@ -104,7 +104,7 @@ def test_batches_cover_the_epoch_once_and_drop_the_rest():
     assert batches == list(pickle.loads(pickle.dumps(sampler)))
 
 
-def test_epochs_and_seeds_differ_and_the_step_goes_on_counting():
+def test_epochs_and_seeds_differ_and_steps_count_across_epochs():
     first = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=0))
     second = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=1))
     assert indices(first) != indices(second)
@@ -115,7 +115,7 @@ def test_epochs_and_seeds_differ_and_the_step_goes_on_counting():
     assert all(seeds[0][i] != seeds[1][i] for i in range(50))
 
 
-def test_resuming_within_an_epoch_gives_the_rest_of_it():
+def test_a_resumed_epoch_yields_the_remaining_batches():
     whole = list(TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=2))
     rest = TrainBatches(50, 5, RESOLUTIONS, seed=0, epoch=2, first_step=7)
     assert list(rest) == whole[7:] and len(rest) == 3
@@ -137,12 +137,12 @@ def test_a_data_set_smaller_than_a_batch_is_one_step():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 4, RESOLUTIONS, 0, 0), "0 training images are too few"),
-        ((9, 0, RESOLUTIONS, 0, 0), "batch size of at least 1, got 0"),
-        ((9, 4, (), 0, 0), "expected positive resolutions"),
-        ((9, 4, (0, 16), 0, 0), "expected positive resolutions"),
-        ((9, 4, RESOLUTIONS, 0, 0, 2, 2), "rank in 0...1, got 2"),
-        ((9, 4, RESOLUTIONS, 0, 0, 0, 1, 3), "first step in 0...2, got 3"),
+        ((0, 4, RESOLUTIONS, 0, 0), r"\b0\b"),
+        ((9, 0, RESOLUTIONS, 0, 0), "batch size.* 0"),
+        ((9, 4, (), 0, 0), "resolutions"),
+        ((9, 4, (0, 16), 0, 0), "resolutions"),
+        ((9, 4, RESOLUTIONS, 0, 0, 2, 2), "rank.* 2"),
+        ((9, 4, RESOLUTIONS, 0, 0, 0, 1, 3), "step.* 3"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):
@@ -153,5 +153,5 @@ def test_impossible_settings_are_refused(arguments, message):
 def test_evaluation_batches_keep_order_and_the_last_images():
     batches = eval_batches(range(7), 3, 16)
     assert indices(batches) == [[0, 1, 2], [3, 4, 5], [6]]
-    with pytest.raises(DataError, match="positive batch size"):
+    with pytest.raises(DataError, match="batch size"):
         eval_batches(range(7), 0, 16)

@@ -162,7 +162,7 @@ def test_what_is_something_else_is_not_kept(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     server.files = {f"/{name}": content}
-    with pytest.raises(CheckpointError, match=r"cannot download .*expected.*put that file"):
+    with pytest.raises(CheckpointError, match=rf"{server.url}.*{name}"):
         published_file(name, server.url, bar=False)
     folder = tmp_path / "hub" / "checkpoints"
     assert names(folder) == [] and len(server.asked) == 1
@@ -170,7 +170,7 @@ def test_what_is_something_else_is_not_kept(
     published_file(name, server.url, bar=False)
     (folder / name).write_bytes(content)  # as an earlier version kept it
     (folder / f"{name}.sha256").unlink()
-    with pytest.raises(CheckpointError, match=rf"delete \S+{name} and {name}.sha256 to download"):
+    with pytest.raises(CheckpointError, match=rf"\S+{name} .*\b{name}\.sha256"):
         published_file(name, server.url, bar=False)
     for path in folder.iterdir():
         path.unlink()
@@ -192,7 +192,7 @@ def test_weights_of_another_network_can_be_replaced(
     file = file if file.startswith("ofa_nets") else f"ofa_specialized/{file}"
     server.files = {f"/{file}": WEIGHTS}
     name = Path(file).name
-    with pytest.raises(CheckpointError, match=rf"delete \S+{name} and {name}.sha256 to download"):
+    with pytest.raises(CheckpointError, match=rf"\S+{name} .*\b{name}\.sha256"):
         open_checkpoint(net)
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_record_is_quoted_as_one_plain_line(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     (tmp_path / "file.sha256").write_bytes(b"\x1b[31m\x00\r\n\x85" * 9)
-    with pytest.raises(CheckpointError, match="expected SHA-256") as caught:
+    with pytest.raises(CheckpointError, match="SHA-256") as caught:
         check_file(path)
     assert str(caught.value).isprintable()
 
@@ -211,7 +211,7 @@ def test_more_than_the_kind_of_file_has_is_refused(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     server.files = {"/a.config": b" " * 5_000_000}
     for server.length in (True, False):
-        with pytest.raises(CheckpointError, match="expected at most 4,000,000 bytes, got"):
+        with pytest.raises(CheckpointError, match="4,000,000 bytes"):
             published_file("a.config", server.url, bar=False)
     assert names(tmp_path / "hub" / "checkpoints") == []
 
@@ -269,10 +269,10 @@ def test_a_part_from_elsewhere_is_not_gone_on_with(server: Server, tmp_path: Pat
 
 def test_the_next_call_goes_on_too(server: Server, tmp_path: Path) -> None:
     server.cuts = [300_000, 0, 0]
-    with pytest.raises(CheckpointError, match=r"1,024,000 bytes, got 300,000.*go on") as caught:
+    with pytest.raises(CheckpointError, match=r"1,024,000 bytes.* 300,000") as caught:
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)
     assert f"{server.url}/a" in str(caught.value)
-    assert f"put that file at {tmp_path / 'a'}" in str(caught.value)
+    assert f" {tmp_path / 'a'}" in str(caught.value)
     assert names(tmp_path) == ["a.part", "a.part.json"]
     assert fetch(f"{server.url}/a", tmp_path / "a", bar=False).read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=300000-"
@@ -319,23 +319,23 @@ def test_a_part_of_unknown_origin_is_not_gone_on_with(server: Server, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"status": 404}, "HTTP status 404"),
-        ({"files": {}}, "HTTP status 404"),
-        ({"status": 503}, "HTTP status 503"),
+        ({"status": 404}, "404"),
+        ({"files": {}}, "404"),
+        ({"status": 503}, "503"),
         (
             {"kind": "text/html; charset=utf-8"},
-            "expected a file, got HTTP status 200 with text/html",
+            "200.* text/html",
         ),
-        ({"cuts": [100] + [0] * 9}, "expected 1,024,000 bytes, got 100"),
+        ({"cuts": [100] + [0] * 9}, "1,024,000 bytes.* 100"),
         ({"url": "http://127.0.0.1:1"}, "Connection refused"),
         ({"url": "http://no-such-host.invalid"}, "."),
-        ({"url": "no url"}, "not a URL"),
-        ({"url": "http://[1"}, "not a URL"),
-        ({"url": "file:///etc"}, "not a URL of https or http: file"),
-        ({"url": "ftp://127.0.0.1"}, "not a URL of https or http: ftp"),
-        ({"to": "ftp://127.0.0.1/a"}, "redirect from http to ftp"),
-        ({"to": "file:///etc/passwd"}, "HTTP status 302"),
-        ({"length": False}, "does not say how long the file is"),
+        ({"url": "no url"}, "URL"),
+        ({"url": "http://[1"}, "URL"),
+        ({"url": "file:///etc"}, r"https or http.*\bfile"),
+        ({"url": "ftp://127.0.0.1"}, r"https or http.*\bftp"),
+        ({"to": "ftp://127.0.0.1/a"}, "http to ftp"),
+        ({"to": "file:///etc/passwd"}, "302"),
+        ({"length": False}, "long"),
         ({"chunked": True, "cuts": [100] * 9}, "IncompleteRead"),
     ],
 )
@@ -344,10 +344,10 @@ def test_what_cannot_be_had_is_one_line(
 ) -> None:
     for name, value in change.items():
         setattr(server, name, value)
-    with pytest.raises(CheckpointError, match=f"cannot download .*{message}") as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)
     assert "\n" not in str(caught.value)
-    assert f"put that file at {tmp_path / 'a'}" in str(caught.value)
+    assert f" {tmp_path / 'a'}" in str(caught.value)
     assert not (tmp_path / "a").exists()
 
 
@@ -371,13 +371,13 @@ def test_a_trickle_counts_as_cut(
     clock = itertools.count(0, 20)  # seconds, by 20 with every look
     monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     step = 10
-    with pytest.raises(web.CutError, match="30 bytes in 60 s"):
+    with pytest.raises(web.ConnectionLostError, match=r"30 bytes.* 60 s"):
         list(web.chunks(Body(CONTENT)))
     step = web.WINDOW_BYTES // 3
     assert b"".join(web.chunks(Body(CONTENT))) == CONTENT
     monkeypatch.setattr(web, "WINDOW_S", 0)
     server.files["/a"] = CONTENT[:1000]
-    with pytest.raises(CheckpointError, match=r"1,000 bytes in 0 s\): try again"):
+    with pytest.raises(CheckpointError, match=r"1,000 bytes.* 0 s"):
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)
     assert len(server.asked) == 2, "what little has come does not make an attempt a good one"
 
@@ -415,7 +415,7 @@ def test_http_is_said_to_verify_nothing(
     with pytest.raises(CheckpointError):
         fetch("http://no-such-host.invalid/a?token=1", tmp_path / "b", bar=False)
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and "verifies" in record.message
+    assert record.levelname == "WARNING" and "http" in record.message
     assert "token" not in record.message
 
 
@@ -429,7 +429,7 @@ def test_redirects_keep_to_https() -> None:
         if kept:
             assert redirect(request, io.BytesIO(), 302, "", {}, f"{end}://b.invalid/b") is not None
         else:
-            with pytest.raises(OSError, match=f"redirect from {start} to {end}"):
+            with pytest.raises(OSError, match=f"{start} to {end}"):
                 redirect(request, io.BytesIO(), 302, "", {}, f"{end}://b.invalid/b")
 
 
@@ -439,7 +439,7 @@ def test_a_file_put_there_by_hand_is_used_and_watched(tmp_path: Path) -> None:
     assert fetch(url, tmp_path / "a").read_bytes() == b"mine"
     assert names(tmp_path) == ["a", "a.sha256"]
     (tmp_path / "a").write_bytes(b"other")
-    with pytest.raises(CheckpointError, match=r"expected SHA-256 [0-9a-f]{64} as in a.sha256, got"):
+    with pytest.raises(CheckpointError, match=r"SHA-256 [0-9a-f]{64} .*a\.sha256"):
         fetch(url, tmp_path / "a")
 
 
@@ -481,5 +481,5 @@ def test_a_broken_answer_counts_as_an_attempt(
         def read1(self, _: int) -> bytes:
             raise http.client.IncompleteRead(b"")
 
-    with pytest.raises(web.CutError, match="IncompleteRead"):
+    with pytest.raises(web.ConnectionLostError, match="IncompleteRead"):
         list(web.chunks(Broken()))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,7 +84,7 @@ def test_a_specialised_network_is_evaluated_as_it_is(to: str, call, tmp_path: Pa
     evaluator = Evaluator(splits, "test", calibration_images=0)
     found = evaluator.measure(checkpoint.build(), checkpoint.network.subnet)
     assert (float(row["top1"]), float(row["top5"])) == (found.top1, found.top5)
-    assert "net on 15 test images of imagefolder: top-1" in done.out
+    assert "15 test images of imagefolder" in done.out
 
 
 def test_its_statistics_are_measured_where_that_is_asked_for(call, tmp_path: Path) -> None:
@@ -105,19 +106,19 @@ def test_normalisation_can_be_given(call, tmp_path: Path) -> None:
     assert evaluate.normalisation(checkpoint, args) == Normalisation((0.5,) * 3, (0.1, 0.2, 0.3))
     for bad in (["--mean", "1", "2"], ["--std", "0"], ["--mean", "9e9"], ["--std", "1e-300"]):
         done = call("--net", "net.pt", "--data-path", data, *bad)
-        assert done.status == 1 and "3 standard deviations" in done.err
+        assert done.status == 1 and "standard deviations" in done.err
     assert call("--net", "net.pt", "--data-path", data, "--mean", "0.5").status == 0
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--samples", "3"], "--samples: net.pt is one network, with no subnets"),
-        (["--all"], "--all: net.pt is one network"),
-        (["--subnet", "{}"], "--subnet: net.pt is one network"),
-        (["--image-size", "7"], "expected an image size from 8 to 2048, got 7"),
-        (["--net", "note10_lat@9ms"], "nearest are note10_lat@8ms_top1@71.4_finetune@25"),
-        (["--net", "nowhere/net.config"], "nowhere/net.config, got nothing there"),
+        (["--samples", "3"], "--samples: net.pt"),
+        (["--all"], "--all: net.pt"),
+        (["--subnet", "{}"], "--subnet: net.pt"),
+        (["--image-size", "7"], "8 to 2048, got 7"),
+        (["--net", "note10_lat@9ms"], "note10_lat@8ms_top1@71.4_finetune@25"),
+        (["--net", "nowhere/net.config"], "nowhere/net.config"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words, message: str, call, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_search_needs_a_supernet(tmp_path: Path, capsys: pytest.CaptureFixture
     save_checkpoint(tmp_path / "net.pt", replace(fixed(10), dataset="digits"))
     assert search.main(["--net", str(tmp_path / "net.pt"), "--target-hardware", "cpu"]) == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "expected a supernet, got one specialised network" in err
+    assert err.count("\n") == 1 and "supernet" in err and "specialised" in err
 
 
 def test_a_specialised_network_is_exported(call, tmp_path: Path) -> None:
@@ -147,9 +148,9 @@ def test_a_specialised_network_is_exported(call, tmp_path: Path) -> None:
     assert card["figures"] == {"published": {"top1": 71.4}} and card["calibration"] is None
     assert (card["resolution"], card["max_difference"] < 1e-4) == (16, True)
     done = call("export", "net", "largest", "--to", "pt2", main=tools.main)
-    assert done.status == 1 and "SUBNET: net is one network" in done.err
+    assert done.status == 1 and "SUBNET: net " in done.err
     done = call("export", "compofa-digits", "--to", "pt2", main=tools.main)
-    assert done.status == 1 and "SUBNET: expected a subnet of compofa-digits" in done.err
+    assert done.status == 1 and "SUBNET: " in done.err
 
 
 def test_unreadable_images_are_named_once_and_with_the_reason(
@@ -162,9 +163,9 @@ def test_unreadable_images_are_named_once_and_with_the_reason(
     for workers in (0, 2):
         done = call("--net", "net.pt", "--data-path", data, "--workers", workers)
         assert done.status == 1 and done.err.count("\n") == 1 and not Path("results.csv").exists()
-        assert "2 of 15 images cannot be read" in done.err and ".png" not in done.err
+        assert "2 of 15" in done.err and ".png" not in done.err
         first, second = caplog.messages
-        assert "c/1.png: empty" in first and "d/0.png: grey of 32 bits" in second
+        assert "c/1.png: empty" in first and re.search("d/0.png: .*32", second)
         caplog.clear()
 
 
@@ -188,7 +189,7 @@ def test_a_part_of_the_classes_keeps_their_numbers(tmp_path: Path) -> None:
     assert set(splits.train.targets) == {3, 207, 999} >= set(splits.validation.targets)
     photos(tmp_path / "val", ("cat",), 1)
     photos(tmp_path / "train", ("cat",), 4)
-    with pytest.raises(DataError, match=r"such as n01440764, .* got 1 others among 4: cat"):
+    with pytest.raises(DataError, match=r"n01440764.* 4: cat"):
         by_wnid(load_dataset("imagenet", tmp_path))
 
 
@@ -202,7 +203,7 @@ def test_a_part_of_imagenet_is_evaluated(call, tmp_path: Path) -> None:
     assert float(rows()[0]["top1"]) == 50
     done = call("--net", "net.pt", "--data-path", photos(tmp_path / "other", ("cat", "dog"), 1))
     assert done.status == 1 and done.err.count("\n") == 1
-    assert "n01440764, or numbered from 0 to 999, got 2 others among 2: cat, dog" in done.err
+    assert "n01440764" in done.err and "cat, dog" in done.err
 
 
 @pytest.mark.parametrize("digits", [1, 4])
@@ -221,12 +222,12 @@ def test_numbered_folders_are_outputs_in_numeric_order(call, tmp_path: Path, dig
     assert call("--net", "net.pt", "--data-path", data).status == 0
     assert float(rows()[0]["top1"]) == pytest.approx(100 * 9 / 1008, abs=0.01)
     (data / f"{0:0{digits}}").rename(data / "cat")
-    with pytest.raises(DataError, match="got 1000 others among 1000: cat, "):
+    with pytest.raises(DataError, match=r"\bcat, "):
         by_wnid(load_dataset("imagenet", data, evaluation_only=True))
     shutil.rmtree(data / "cat")
     done = call("--net", "net.pt", "--data-path", data)
     assert done.status == 1 and done.err.count("\n") == 1
-    assert "numbered from 0 to 999, got 999 others among 999" in done.err
+    assert "0 to 999" in done.err and " 999:" in done.err
 
 
 def test_imagenet_weights_know_imagenet(reference_data: Path, tmp_path: Path) -> None:

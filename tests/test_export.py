@@ -156,7 +156,7 @@ def test_a_file_that_disagrees_leaves_nothing_new(
     other.classifier.bias.data += 1
     serialise = module._serialise
     monkeypatch.setattr(module, "_serialise", lambda _, *rest: serialise(other, *rest))
-    with pytest.raises(CompofaError, match=r"within 0\.0001 of torch's, got a difference of 1;"):
+    with pytest.raises(CompofaError, match=r"0\.0001 .* 1\b"):
         export(network, path, format, card)
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
     assert path.read_text() == "old"
@@ -165,7 +165,7 @@ def test_a_file_that_disagrees_leaves_nothing_new(
 def test_not_a_number_disagrees(tmp_path: Path) -> None:
     network, card = make()
     network.classifier.bias.data[2] = float("nan")
-    with pytest.raises(CompofaError, match="got a difference of nan; nothing was written"):
+    with pytest.raises(CompofaError, match=r"\bnan\b"):
         export(network, tmp_path / "net.ts", "torchscript", card)
     assert not list(tmp_path.iterdir())
 
@@ -177,9 +177,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        CompofaError, match=r"cannot write \S+/net\.ts\S*: No space left on device"
-    ) as caught:
+    with pytest.raises(CompofaError, match=r"/net\.ts\S*: No space left on device") as caught:
         export(network, tmp_path / "net.ts", "torchscript", card)
     assert "draft" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -190,28 +188,28 @@ def test_places_that_cannot_be_written(output: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     network, card = make()
-    with pytest.raises(CompofaError, match="cannot write") as caught:
+    with pytest.raises(CompofaError, match=output.partition("/")[0]) as caught:
         export(network, tmp_path / output, "torchscript", card)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "folder").iterdir())
 
 
 def test_unknown_formats_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="unknown format 'tflite': expected one of onnx, torch"):
+    with pytest.raises(ConfigError, match=r"'tflite'.*onnx, torch"):
         require_packages("tflite")
     monkeypatch.setitem(module.NEEDS, "onnx", ("torch", "no_such_package"))
-    with pytest.raises(ConfigError, match=r"needs no_such_package: pip install 'compofa\[export\]"):
+    with pytest.raises(ConfigError, match=r"no_such_package.*pip install 'compofa\[export\]"):
         require_packages("onnx")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "cannot read|No such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "a subnet that export wrote"),
-        (lambda path: path.write_bytes(b"x" * 40), "a subnet that export wrote"),
-        (lambda path: foreign(path, {}), "a subnet that export wrote"),
-        (lambda path: foreign(path, {"compofa": "{}"}), "a subnet that export wrote"),
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"net\.safetensors"),
+        (lambda path: path.write_bytes(b"x" * 40), r"net\.safetensors"),
+        (lambda path: foreign(path, {}), r"net\.safetensors"),
+        (lambda path: foreign(path, {"compofa": "{}"}), r"net\.safetensors"),
     ],
 )
 def test_other_safetensors_are_refused(damage: Any, message: str, tmp_path: Path) -> None:
@@ -239,11 +237,11 @@ def test_a_file_is_held_to_the_hash_of_its_card(tmp_path: Path) -> None:
     flipped = new[:-1] + bytes([new[-1] ^ 1])  # of a weight: all else about the file is sound
     for content in (old, flipped):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"expected SHA-256 \w{64} as in net\.saf.*, got"):
+        with pytest.raises(CheckpointError, match=r"SHA-256 \w{64} .*net\.safetensors\.json"):
             load_exported(path)
     path.write_bytes(new)
     written = json.loads(card.read_text())
-    for text, message in (("[]", "expected SHA-256"), ("{", "cannot read")):
+    for text, message in (("[]", "SHA-256"), ("{", r"net\.safetensors\.json")):
         card.write_text(text)
         with pytest.raises(CheckpointError, match=message):
             load_exported(path)

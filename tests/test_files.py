@@ -69,18 +69,18 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     def writer(file: BinaryIO) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CompofaError, match=r"^cannot write .*file: No space left on device$"):
+    with pytest.raises(CompofaError, match=r"file: No space left on device$"):
         write_atomic(tmp_path / "file", writer)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_where_a_folder_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CompofaError, match="cannot write"):
+    with pytest.raises(CompofaError, match=str(tmp_path)):
         write_text_atomic(tmp_path / "file" / "below", "text")
-    with pytest.raises(CompofaError, match="cannot write"):
+    with pytest.raises(CompofaError, match=str(tmp_path)):
         write_text_atomic(tmp_path, "the target is a folder")
-    with pytest.raises(CompofaError, match="cannot write to the output folder"):
+    with pytest.raises(CompofaError, match="file/below"):
         require_writable(tmp_path / "file" / "below")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -101,20 +101,20 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-# --- what is no plain file at its own name ---
+# --- links, devices and other special files ---
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+def test_the_target_of_a_link_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "file", tmp_path / "link"
     link.symlink_to("there/file")
-    for text in ("one", "two"):  # a link to nothing, then one to a file
+    for text in ("one", "two"):  # first a broken link, then one to a file
         write_text_atomic(link, text)
         assert link.is_symlink() and target.read_text() == text
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-def test_what_a_link_led_to_is_kept_beside_the_link(tmp_path: Path) -> None:
+def test_the_previous_target_of_a_link_is_kept(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "last").symlink_to("there/last")
     for text in (b"one", b"two"):
@@ -127,7 +127,7 @@ def test_what_a_link_led_to_is_kept_beside_the_link(tmp_path: Path) -> None:
 
 def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(CompofaError, match=r"cannot write .*loop: Too many levels"):
+    with pytest.raises(CompofaError, match="loop: Too many levels"):
         write_text_atomic(tmp_path / "loop", "text")
     assert (tmp_path / "loop").is_symlink()
 
@@ -157,7 +157,7 @@ def test_devices_and_fifos_are_written_to(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "null"]
 
 
-def test_a_writer_that_fails_sends_a_stream_nothing(tmp_path: Path) -> None:
+def test_a_failing_writer_writes_nothing_to_a_stream(tmp_path: Path) -> None:
     def writer(file: BinaryIO) -> None:
         file.write(b"half")
         raise WriterError
@@ -172,7 +172,7 @@ def test_a_writer_that_fails_sends_a_stream_nothing(tmp_path: Path) -> None:
     ("name", "piped"),
     [("/dev/stdout", True), ("/dev/fd/1", True), ("/dev/stdout", False), ("log", False)],
 )
-def test_stdout_gets_it_after_what_it_has(name: str, piped: bool, tmp_path: Path) -> None:
+def test_stdout_is_appended_to(name: str, piped: bool, tmp_path: Path) -> None:
     program = (
         "from compofa.io.atomic import write_text_atomic\n"
         "from compofa.io.locks import exclusive\n"
@@ -195,13 +195,13 @@ def test_stdout_gets_it_after_what_it_has(name: str, piped: bool, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
-def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("read")
     (tmp_path / "link").symlink_to("file")
     os.link(path, tmp_path / "name")
     for name in ("file", "link", "name", "../" + tmp_path.name + "/file"):
-        with pytest.raises(CompofaError, match="apart from the input"):
+        with pytest.raises(CompofaError, match="input"):
             require_other(tmp_path / name, None, "an-id", path)
     require_other(tmp_path / "new" / "file", path)
     assert is_stream("/dev/null") and not is_stream(path) and not is_stream(tmp_path)
@@ -209,7 +209,7 @@ def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
     assert path.read_text() == "read" and not (tmp_path / "new").exists()
 
 
-def test_a_draft_folder_is_gone_afterwards_or_found_when_its_process_was_killed(
+def test_a_draft_folder_is_removed(
     tmp_path: Path,
 ) -> None:
     with draft_folder(tmp_path / "a.net") as folder:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compofa.cli.train import main
 from compofa.data import load_dataset
-from compofa.distributed.backend import Alone
+from compofa.distributed.backend import SingleProcess
 from compofa.errors import TrainingError
 from compofa.io.checkpoint import load_checkpoint
 from compofa.nn.supernet import Supernet
@@ -131,13 +131,13 @@ def test_a_run_of_spoilt_steps_is_an_error() -> None:
         trainer.train_step(*bad_pixel(trainer, float("nan")), step=0)
 
 
-class Pair(Alone):
+class Pair(SingleProcess):
     """Two workers, of which the other has all gradients the same as this one, or spoilt."""
 
     size = 2
     spoilt = False
 
-    def sum_(self, values: Tensor) -> None:
+    def all_reduce(self, values: Tensor) -> None:
         values *= 2
         if self.spoilt:
             values[5] = float("nan")

@@ -157,7 +157,7 @@ CHECKPOINTS: dict[str, tuple[Write, str]] = {
     "pickle that runs code": (trap, "names to dense tensors, got 'a': "),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "cannot be read"),
     "compressed": (bomb, "a compressed archive"),
-    "one record many times": (overlapping, "claim to hold"),
+    "one record many times": (overlapping, "bytes of content"),
     "10^12 declared": (declared(10**12), "cannot be read safely"),
     "a few more declared": (declared(1001), "cannot be read safely"),
     "10^12 declared, old format": (declared_in_old_format, "cannot be read safely"),

@@ -1,4 +1,4 @@
-"""Which images a network was trained on, and how they are known again wherever they are."""
+"""Identity of the images a network was trained on, regardless of their location."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from PIL import Image
 from compofa.cli import evaluate
 from compofa.data import DataSplits, MemorySource, load_dataset
 from compofa.data.identity import DataIdentity, identify, identify_part, image_names
-from compofa.data.sampling import held_by_share, image_order
+from compofa.data.sampling import hold_out_by_share, image_order
 from compofa.errors import CheckpointError, DataError
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.io.records import EvalRecord
@@ -29,7 +29,7 @@ PARTS = ("train", "validation", "test")
 def photos(
     folder: Path, each: int = 20, classes: tuple[str, ...] = CLASSES, first: int = 0
 ) -> Path:
-    """Write images that no other folder, class or number has."""
+    """Write images that are unique to their folder, class and number."""
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(first, first + each):
@@ -43,7 +43,7 @@ def names(splits: DataSplits) -> dict[str, set[bytes]]:
 
 
 def trained_on(path: Path, folder: Path, **more: object) -> Path:
-    """Write the checkpoint of a network that was trained on ``folder``."""
+    """Write the checkpoint of a network trained on ``folder``."""
     splits = load_dataset("imagefolder", folder, seed=3)
     spec = network_spec("compofa-small", len(splits.classes), width_mult=0.1)
     checkpoint = Checkpoint(
@@ -76,7 +76,7 @@ def test_the_spelling_of_a_path_does_not_matter(flat: Path, monkeypatch: pytest.
     assert names(load_dataset("imagefolder", ".")) == wanted
 
 
-def test_added_images_move_no_others(flat: Path):
+def test_added_images_do_not_move_others(flat: Path):
     photos(flat, 60)
     before = names(load_dataset("imagefolder", flat))
     photos(flat, 15, first=60)
@@ -98,11 +98,17 @@ def test_an_added_image_may_send_one_to_training_but_takes_none_from_it(tmp_path
 def test_small_classes_are_in_every_part():
     targets = np.repeat(np.arange(5), (1, 2, 3, 4, 2000))
     order = image_order(rng(0).integers(0, 2**64, len(targets), np.uint64), "test")
-    held = held_by_share(order, targets, 0.1)
+    held = hold_out_by_share(order, targets, 0.1)
     assert np.bincount(targets[held])[:3].tolist() == [0, 1, 1]
     assert 150 < held[10:].sum() < 250 and np.array_equal(held[10:], order[10:] < 2**64 // 10)
     assert np.unique(targets[~held]).tolist() == [0, 1, 2, 3, 4]
-    assert np.bincount(targets[held_by_share(order, targets, 1.0)]).tolist() == [0, 1, 2, 3, 1999]
+    assert np.bincount(targets[hold_out_by_share(order, targets, 1.0)]).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        1999,
+    ]
 
 
 # --- identity ---
@@ -130,28 +136,29 @@ def test_a_damaged_identity_is_refused(flat: Path, damage: object, monkeypatch):
     data = identify(load_dataset("imagefolder", flat), 0).to_json()
     assert DataIdentity.from_json(data).to_json() == data
     damage = {**data, **damage} if damage else damage
-    with pytest.raises(DataError, match="data: expected"):
+    with pytest.raises(DataError, match=r"\bdata: "):
         DataIdentity.from_json(damage)
     path = trained_on(Path("net.pt"), flat)
     monkeypatch.setattr(DataIdentity, "to_json", lambda self: damage)
     save_checkpoint(path, load_checkpoint(path))
-    with pytest.raises(CheckpointError, match=r"net\.pt: damaged checkpoint: data: expected"):
+    with pytest.raises(CheckpointError, match=r"net\.pt: .*\bdata: "):
         load_checkpoint(path)
 
 
-def test_what_differs_is_named(flat: Path):
+def test_differences_are_named(flat: Path):
     then = identify(load_dataset("imagefolder", flat), 0)
     assert then.differences(identify(load_dataset("imagefolder", flat.rename("moved")), 0)) == []
     for image in Path("moved/ant").iterdir():
         image.write_bytes(image.read_bytes() + b"\0")
     now = identify(load_dataset("imagefolder", "moved"), 0)
     assert now.train.images == then.train.images
-    assert "other train images of the same number" in then.differences(now)
+    assert [each for each in then.differences(now) if "train images" in each]
     for image in Path("moved/ant").glob("01*"):
         image.unlink()
     splits = load_dataset("imagefolder", "moved")
-    now = f"{then.train.images} train images then, {len(splits.train)} now"
-    assert now in then.differences(identify(splits, 0))
+    counts = (f"{then.train.images} ", f" {len(splits.train)} ")
+    found = then.differences(identify(splits, 0))
+    assert any(all(count in each for count in counts) for each in found)
 
 
 def test_arrays_have_an_identity():
@@ -165,7 +172,7 @@ def test_arrays_have_an_identity():
     assert identify(load_dataset("digits"), 0).seen_in(one) == 0
 
 
-def test_a_thousand_images_are_known_by_some_of_them(tmp_path: Path):
+def test_many_images_are_recognised_by_a_sample(tmp_path: Path):
     folder = tmp_path / "many"
     for name in ("ant", "bee"):
         (folder / name).mkdir(parents=True)
@@ -201,7 +208,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return go
 
 
-def test_own_images_are_known_wherever_they_are(flat: Path, call, caplog):
+def test_images_are_recognised_at_another_path(flat: Path, call, caplog):
     net = trained_on(Path("net.pt"), flat)
     caplog.set_level("INFO", "compofa")
     held = {*load_dataset("imagefolder", flat).test.paths.tolist()}
@@ -216,7 +223,7 @@ def test_own_images_are_known_wherever_they_are(flat: Path, call, caplog):
     grown = load_dataset("imagefolder", "elsewhere", evaluation_only=True,
                          known=load_checkpoint(net).data)  # fmt: skip
     assert held < {*grown.test.paths.tolist()} and len(grown.test) == images
-    assert "elsewhere is the data trained on" in caplog.text
+    assert "elsewhere" in caplog.text
     assert call("--net", net, "--part", "validation", "--data-path", "elsewhere")[1].status == 0
 
 
@@ -241,15 +248,15 @@ def test_images_trained_on_are_never_test_images(flat: Path, call):
     for command in (("--part", "test"), ("--part", "validation")):
         images, done = call("--net", net, "--data-path", "parts", *command)
         assert images == 0 and done.status == 1 and done.err.count("\n") == 1
-        assert "expected test images that the network was not trained on" in done.err
+        assert "trained on" in done.err
         assert not Path("results.csv").exists()
-    net = trained_on(Path("parts.pt"), Path("parts"))  # where the test part is what it was
+    net = trained_on(Path("parts.pt"), Path("parts"))  # with the same test part
     assert call("--net", net)[0] == 60
     images, done = call("--net", net, "--data-path", "parts/train")  # all but a tenth trained on
-    assert done.status == 1 and "that it was among" in done.err
+    assert done.status == 1 and "trained" in done.err
 
 
-def test_test_images_are_enough_where_the_validation_folder_is_gone(flat: Path, call):
+def test_evaluation_works_without_the_validation_folder(flat: Path, call):
     for part in ("train", "val", "test"):
         photos(Path("own") / part, 9)
     net = trained_on(Path("net.pt"), Path("own"))
@@ -257,37 +264,37 @@ def test_test_images_are_enough_where_the_validation_folder_is_gone(flat: Path, 
     shutil.rmtree("own/val")
     assert call("--net", net)[0] == 27
     images, done = call("--net", net, "--part", "validation")
-    assert (images, done.status, done.err.count("\n")) == (0, 1, 1) and "empty part" in done.err
+    assert (images, done.status, done.err.count("\n")) == (0, 1, 1) and "empty" in done.err
 
 
-def test_of_other_images_all_are_test_images(flat: Path, call, caplog):
+def test_other_images_are_all_test_images(flat: Path, call, caplog):
     caplog.set_level("INFO", "compofa")
     net = trained_on(Path("net.pt"), flat)
     other = load_checkpoint(net)
     photos(Path("other/val"), 4)
     photos(Path("other/train"), 9)  # the same names, other images
     assert call("--net", net, "--data-path", "other")[0] == 12
-    assert "other has no images that are known from training" in caplog.text
+    assert "other has no images" in caplog.text
     splits = load_dataset("imagefolder", "other/val", evaluation_only=True, known=other.data)
     assert len(splits.test) == 12 and len(splits.train) == 0
 
 
-def test_earlier_checkpoints_say_what_they_do_not_know(flat: Path, call, caplog):
+def test_checkpoints_without_identity_are_warned_about(flat: Path, call, caplog):
     caplog.set_level("INFO", "compofa")
     net = trained_on(Path("net.pt"), flat, data=None)
     then = load_dataset("imagefolder", flat, by_position=True)
     for path in ("flat", "./flat/"):
         images, done = call("--net", net, "--data-path", path)
         assert (images, done.status) == (6, 0) == (len(then.test), 0)
-    assert "of an earlier version" in caplog.text
+    assert "earlier version" in caplog.text
     photos(Path("val/val"), 2)
     photos(Path("val/train"), 8)
     assert call("--net", net, "--data-path", "val")[0] == 6
-    assert "does not say which images it was trained on" in caplog.text
+    assert "which images" in caplog.text
 
 
-def test_files_are_not_taken_for_arrays_trained_on(flat: Path, call, caplog):
-    said = "is in another form than the data trained on"
+def test_files_are_not_mistaken_for_arrays(flat: Path, call, caplog):
+    said = "files or arrays"
     arrays = identify(load_dataset("digits"), 0)
     net = trained_on(Path("net.pt"), flat, data=arrays)
     photos(Path("parts/train"), 8)
@@ -313,12 +320,12 @@ def test_a_test_set_may_lack_classes(flat: Path, call, caplog):
     photos(Path("new/train"), 9)
     images, done = call("--net", net, "--data-path", "new")
     assert (images, done.status) == (10, 0), done.err
-    assert "new has 2 of the network's 3 classes" in caplog.text
+    assert "2 of the network's 3 classes" in caplog.text
     found = evaluate.open_data(
         load_checkpoint(net), evaluate.parser().parse_args(["--data-path", "new"])
     )
     assert found.classes == CLASSES and found.test.targets.tolist() == [0] * 5 + [2] * 5
-    with pytest.raises(DataError, match="only in train"):
+    with pytest.raises(DataError, match=r"train.*\bbee\b"):
         load_dataset("imagefolder", "new")
 
     photos(Path("few/val"), 5, ("bee",))
@@ -328,12 +335,12 @@ def test_a_test_set_may_lack_classes(flat: Path, call, caplog):
     assert found.test.targets.tolist() == [1] * 5
     photos(Path("few/val"), 1, ("dog",))
     done = call("--net", net, "--data-path", "few")[1]
-    assert done.status == 1 and "such as 'ant', got 'dog'" in done.err
+    assert done.status == 1 and "'ant'" in done.err and "'dog'" in done.err
 
 
 def test_two_folders_are_one_too_many(flat: Path, call):
     net = trained_on(Path("net.pt"), flat)
     done = call("--net", net, "--data-path", "flat", "--imagenet-path", "flat")[1]
-    assert done.status == 1 and "--imagenet-path: expected none beside --data-path" in done.err
+    assert done.status == 1 and "--imagenet-path" in done.err and "--data-path" in done.err
     done = call("--net", "compofa-digits", "--data-path", "flat")[1]
-    assert done.status == 1 and "digits is part of scikit-learn: expected no data path" in done.err
+    assert done.status == 1 and "digits" in done.err and "data path" in done.err

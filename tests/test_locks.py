@@ -1,4 +1,4 @@
-"""One writer at a time: two processes never write one output, and a dead one keeps nobody out."""
+"""Locks: no two processes write the same output, and a dead process blocks no other."""
 
 import errno
 import fcntl
@@ -32,7 +32,7 @@ from compofa.io.locks import exclusive
 with exclusive(sys.argv[1], sys.argv[2] == "folder"):
     if sys.argv[3:]:
         Path(sys.argv[3]).touch()
-        if os.fork() == 0:  # as data-loading processes are
+        if os.fork() == 0:  # like a loader worker
             time.sleep(60)
             os._exit(0)
     print("held", flush=True)
@@ -44,7 +44,7 @@ Held = Callable[..., subprocess.Popen]
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    """Lets another process hold the lock on an output until its standard input ends."""
+    """Lets another process hold the lock on an output until its stdin is closed."""
     holders: list[subprocess.Popen] = []
 
     def hold(path: Path, folder: bool = False, *draft: Path) -> subprocess.Popen:
@@ -68,13 +68,13 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_a_second_writer_is_told_of_the_first_at_once(held, tmp_path, folder):
+def test_a_second_writer_is_refused_immediately(held, tmp_path, folder):
     path = tmp_path / "out"
     other = held(path, folder)
     with pytest.raises(BusyError) as caught, exclusive(path, folder):
         pytest.fail("both write")
     told = str(caught.value)
-    assert str(path) in told and f"process {other.pid} on {os.uname().nodename} since 20" in told
+    assert all(word in told for word in (str(path), str(other.pid), os.uname().nodename))
     assert "\n" not in told
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(BusyError), exclusive(tmp_path / "link", folder):
@@ -88,11 +88,11 @@ def test_a_second_writer_is_told_of_the_first_at_once(held, tmp_path, folder):
     assert names(tmp_path) == []
 
 
-def test_a_killed_process_keeps_nobody_out_and_its_drafts_go(held, tmp_path):
+def test_locks_and_drafts_of_a_killed_process_are_removed(held, tmp_path):
     path, draft = tmp_path / "out.pt", tmp_path / ".out.pt.a1b2c3d4.draft"
-    other = held(path, False, draft)  # with a child that lives on
+    other = held(path, False, draft)  # with a child process that survives it
     others = tmp_path / ".out.pt.json.a1b2c3d4.draft"
-    others.touch()  # another file's: somebody may be at it
+    others.touch()  # a draft of another file, which may be in use
     left = tmp_path / ".out.pt.e5f6a7b8.draft"
     (left / "deep").mkdir(parents=True)
     os.kill(other.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ def test_a_killed_process_keeps_nobody_out_and_its_drafts_go(held, tmp_path):
     assert names(tmp_path) == [others.name]
 
 
-def test_one_may_wait_for_the_other(held, tmp_path):
+def test_a_second_writer_can_wait(held, tmp_path):
     other = held(tmp_path / "cache")
     program = HOLD.replace('"folder")', '"folder", wait=True)')
     waiting = subprocess.Popen(
@@ -119,7 +119,7 @@ def test_one_may_wait_for_the_other(held, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_folders_that_stay_empty_go(tmp_path):
+def test_empty_folders_are_removed(tmp_path):
     with exclusive(tmp_path / "a" / "b" / "run", folder=True):
         assert names(tmp_path / "a" / "b" / "run") == [".lock"]
     assert names(tmp_path) == []
@@ -128,7 +128,7 @@ def test_folders_that_stay_empty_go(tmp_path):
     assert names(tmp_path / "a" / "b") == ["file"]
 
 
-def test_what_is_no_file_is_not_locked(tmp_path):
+def test_streams_are_not_locked(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader, writer = os.pipe()
     for path in (Path("/dev/null"), tmp_path / "pipe", Path(f"/dev/fd/{writer}")):
@@ -143,7 +143,7 @@ def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / ".link.lock").symlink_to(tmp_path / "file")
     for path in (tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / "link", "/"):
         with (
-            pytest.raises(CompofaError, match=r"^cannot write .*(a directory|name|links)"),
+            pytest.raises(CompofaError, match=r"a directory|name|links"),
             exclusive(path),
         ):
             pytest.fail("it cannot be written")
@@ -157,7 +157,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capl
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with exclusive(tmp_path / "file"):
         assert names(tmp_path) == []
-    assert "has no locks (No locks available)" in caplog.text
+    assert "No locks available" in caplog.text
 
 
 # --- every command that writes ---
@@ -183,9 +183,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_writes_what_another_process_writes(
-    held, name, tmp_path, monkeypatch, capsys, few_digits
-):
+def test_commands_refuse_locked_outputs(held, name, tmp_path, monkeypatch, capsys, few_digits):
     command, words, folder = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     if name == "convert":
@@ -195,13 +193,13 @@ def test_no_command_writes_what_another_process_writes(
     done = called(command.main, shlex.split(words), capsys)
     assert done.status == 1 and done.out == "", done
     line = done.err.splitlines()[-1]
-    assert f"out is being written by process {other.pid} on" in line
+    assert "out " in line and f"process {other.pid} " in line
     assert done.err.count("\n") == 1 and names(tmp_path) == before
     if folder:
         assert names(tmp_path / "out") == [".lock"]
 
 
-def test_what_another_process_measures_meanwhile_is_not_measured_again(held, tmp_path):
+def test_measurements_of_another_process_are_reused(held, tmp_path):
     identity = {"device": "cpu", "processor": "one"}
     path = Samples(tmp_path, identity).path
     other = held(path)

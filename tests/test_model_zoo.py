@@ -118,7 +118,7 @@ def test_counts_are_those_of_the_built_network() -> None:
         ("note10_lat@9ms_top1@71.4_finetune@25", NOTE10),
         ("note10_lat-8ms_top1-71.4", NOTE10),
         ("flops@390M_top1@79.1", "flops@389M_top1@79.1_finetune@75"),
-        ("@", "python -m compofa zoo lists all 58"),
+        ("@", "python -m compofa zoo"),
     ],
 )
 def test_an_unknown_id_names_the_nearest(net_id: str, hint: str, hub: Path) -> None:
@@ -146,7 +146,7 @@ def test_weights_that_were_put_there_are_used(net_id: str, hub: Path) -> None:
     assert (checkpoint.dataset, checkpoint.image_size) == ("imagenet", size)
     assert checkpoint.mean == (0.485, 0.456, 0.406)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="expected SHA-256"):
+    with pytest.raises(CheckpointError, match="SHA-256"):
         ofa_specialized(net_id, pretrained=True)
 
 
@@ -157,13 +157,13 @@ def test_without_a_network_the_error_says_what_to_put_where(hub: Path) -> None:
         with pytest.raises(CheckpointError, match="Connection refused") as caught:
             ofa_specialized(net_id, pretrained=True)
         assert f"http://127.0.0.1:1/ofa/ofa_specialized/{folder}/{first}" in str(caught.value)
-        assert f"put that file at {hub / 'ofa_specialized' / folder / first}" in str(caught.value)
+        assert str(hub / "ofa_specialized" / folder / first) in str(caught.value)
         assert list((hub / "ofa_specialized" / folder).iterdir()) == []
     with pytest.raises(CheckpointError, match=r"net\.config"):
         ofa_specialized(RESNETS[0])
     assert set(PUBLISHED) < set(NETWORKS)
     for net_id, name in PUBLISHED.items():
-        with pytest.raises(CheckpointError, match=re.escape(f"at {hub / 'ofa_nets' / name}")):
+        with pytest.raises(CheckpointError, match=re.escape(str(hub / "ofa_nets" / name))):
             ofa_net(net_id, pretrained=True)
 
 
@@ -223,9 +223,8 @@ def test_the_list(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row.net_id in lines for row in SPECIALISED.values())
     words = lines[NOTE10].split()
     assert words == [NOTE10, "71.4", "8", "ms", "on", "note10", "75.8M", "3.76M", "160", "here"]
-    assert lines[CPU].endswith("download")
-    assert lines["compofa-digits"].endswith("ship with the project")
-    assert lines["compofa"].endswith("train them")
+    states = {lines[name].split()[-1] for name in (NOTE10, CPU, "compofa-digits", "compofa")}
+    assert len(states) == 4, "on disk, to download, shipped, to train"
     status, out, _ = run(capsys, "zoo", "--like", "NOTE10")
     assert status == 0 and out.count("note10_lat@") == 8 and "pixel" not in out
     status, _, err = run(capsys, "zoo", "--like", "nosuch")

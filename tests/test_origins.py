@@ -105,9 +105,9 @@ def test_a_run_goes_on_with_its_data_wherever_they_are(here, call, monkeypatch):
     ("change", "said"),
     [
         ("rename", ["class 2 of 3 to be 'bee', got 'cat'"]),
-        ("fewer", ["train images then,"]),
-        ("class", ["got 'dog' of 4", "images then,"]),
-        ("content", ["other train images of the same number"]),
+        ("fewer", ["train images before,"]),
+        ("class", ["got 'dog' of 4", "images before,"]),
+        ("content", ["as many but other train images"]),
     ],
 )
 def test_a_run_goes_on_with_no_other_data(here, call, monkeypatch, change, said):

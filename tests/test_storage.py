@@ -1,4 +1,4 @@
-"""Broken storage: whatever a disk does to a file, no wrong content is taken for the right one."""
+"""Failing storage: damaged files are detected, and earlier content survives."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ from compofa.networks.zoo import network_spec
 
 @cache
 def checkpoint(seed: int = 0) -> Checkpoint:
-    """A checkpoint of few numbers: what fits a network is checked when that is built."""
+    """A small checkpoint; whether its weights fit the network is checked elsewhere."""
     generator = torch.Generator().manual_seed(seed)
     weights = {f"layer{i}.weight": torch.randn(4, 3, generator=generator) for i in range(3)}
     return Checkpoint(
@@ -49,7 +49,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "last.pt"
 
 
-def test_the_hash_is_that_of_what_was_loaded(saved, tmp_path, monkeypatch):
+def test_the_hash_is_of_the_loaded_bytes(saved, tmp_path, monkeypatch):
     wanted, first = content(saved), file_hash(saved)
     save_checkpoint(tmp_path / "next.pt", checkpoint(1))
 
@@ -75,12 +75,12 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(saved, monkeypatc
         return digest
 
     monkeypatch.setattr(tensorfile, "short_hash", beside_another_program)
-    with pytest.raises(CheckpointError, match="being written to"):
+    with pytest.raises(CheckpointError, match=r"last.pt"):
         load_checkpoint(saved)
 
 
 def damaged(whole: bytes, generator: np.random.Generator) -> Iterator[bytes]:
-    """Yield hundreds of damaged files: cut, with wrong bytes, with lost and swapped blocks."""
+    """Yield hundreds of damaged files: truncated, with changed bytes, lost or swapped blocks."""
     for length in generator.choice(len(whole), 150, replace=False):
         yield whole[:length]
     for count in (1, 1, 1, 1, 2, 8):
@@ -97,7 +97,7 @@ def damaged(whole: bytes, generator: np.random.Generator) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["with checksum", "as earlier versions"])
-def test_damage_is_seen_or_harmless(saved: Path, sealed: bool) -> None:
+def test_damage_is_detected_or_harmless(saved: Path, sealed: bool) -> None:
     data = as_data(checkpoint())
     if not sealed:
         torch.save(data, saved)
@@ -125,7 +125,7 @@ def loads_in_torch(file: bytes) -> bool:
     return True
 
 
-def test_the_checksum_sees_names_types_shapes_and_values() -> None:
+def test_the_checksum_covers_names_types_shapes_and_values() -> None:
     base = {"a": torch.zeros(2, 3), "b": [1, 2.0, "x", None, True, b"y"], "c": {"d": ()}}
     others = [
         {**base, "a": torch.zeros(3, 2)},
@@ -167,7 +167,7 @@ def test_archives_without_crcs_are_read(saved: Path) -> None:
 # --- the previous file ---
 
 
-def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
+def test_the_previous_file_is_kept(tmp_path: Path) -> None:
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     for seed in range(3):
         save_checkpoint(last, checkpoint(seed), previous)
@@ -178,7 +178,7 @@ def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
 
 
 def test_both_names_may_be_one_file(saved: Path) -> None:
-    # A run was killed when it had kept the last file, and not yet put the new one in its place.
+    # A run was killed after it moved the last file and before it renamed the new one.
     previous = saved.with_name("previous.pt")
     os.link(saved, previous)
     save_checkpoint(saved, checkpoint(1), previous)
@@ -220,12 +220,12 @@ def test_drafts_of_killed_processes_are_removed(
     assert content(saved) == checksum(as_data(checkpoint()))
 
 
-# --- full disks and folders that cannot be written ---
+# --- full disks and read-only folders ---
 
 
 @contextmanager
 def small_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
-    """A disk of so many bytes."""
+    """A disk of a given number of bytes."""
     folder.mkdir()
     mount = shutil.which("mount")
     command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -241,14 +241,14 @@ def test_a_full_disk_keeps_the_last_file(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         last, previous = disk / "last.pt", disk / "previous.pt"
         save_checkpoint(last, checkpoint(), previous)
-        for room in range(0, 40_000, 4096):  # full at once, and after some of the file
+        for room in range(0, 40_000, 4096):  # full immediately, and after part of the file
             used = sum(path.stat().st_blocks * 512 for path in disk.iterdir())
             filler = disk / "filler"
             filler.write_bytes(bytes(max(0, 64 * 1024 - used - room)))
             before = sorted(path.name for path in disk.iterdir())
             big = {"weights": {"w": torch.ones(15_000)}}
             for data in (big, {"weights": {"w": torch.ones(9 * 1024 + room // 16)}}):
-                with pytest.raises(CompofaError, match=r"^cannot write .*No space left") as caught:
+                with pytest.raises(CompofaError, match="No space left") as caught:
                     save_checkpoint(last, Checkpoint(checkpoint().network, **data), previous)
                 assert "\n" not in str(caught.value)
                 assert sorted(path.name for path in disk.iterdir()) == before
@@ -267,7 +267,7 @@ def test_a_limit_on_file_sizes_keeps_the_last_file(saved: Path, limit: int) -> N
             save_checkpoint(saved, larger(), saved.with_name("previous.pt"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert str(caught.value) == f"cannot write {saved}: File too large"
+    assert str(caught.value).endswith(f"{saved}: File too large")
     assert content(saved) == checksum(as_data(checkpoint()))
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 
@@ -278,7 +278,7 @@ def larger() -> Checkpoint:
 
 @contextmanager
 def nobody() -> Iterator[None]:
-    """Be a user whom permissions stop."""
+    """Run as a user without root's permissions."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -294,7 +294,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_last_file(saved: Path) -> Non
     modes = {path: path.stat().st_mode for path in (folder, *folder.parents)}
     try:
         for path, mode in modes.items():
-            if not mode & 0o001:  # a temporary folder of our own, closed to others
+            if not mode & 0o001:  # a private temporary folder
                 path.chmod(mode | 0o001)
         folder.chmod(0o555)
         with nobody(), pytest.raises(CompofaError) as caught:
@@ -303,6 +303,6 @@ def test_a_folder_that_cannot_be_written_keeps_the_last_file(saved: Path) -> Non
         for path, mode in modes.items():
             if path.stat().st_mode != mode:
                 path.chmod(mode)
-    assert str(caught.value) == f"cannot write {saved}: Permission denied"
+    assert str(caught.value).endswith(f"{saved}: Permission denied")
     assert content(saved) == checksum(as_data(checkpoint()))
     assert [path.name for path in folder.iterdir()] == ["last.pt"]

@@ -1,4 +1,4 @@
-"""Weights that other programs write: read beside whatever else they hold, which never runs."""
+"""Checkpoints of other programs are read safely, with placeholders for unknown objects."""
 
 import argparse
 import collections
@@ -55,7 +55,7 @@ def assert_loads(path: Path | dict) -> None:
 
 
 class Hub(dict):
-    """What a training library keeps beside the weights: state, slots and items of its own."""
+    """An object as training libraries save it, with state, slots and items."""
 
     def __init__(self) -> None:
         super().__init__(loss=[np.float32(0.5)] * 3)
@@ -64,7 +64,7 @@ class Hub(dict):
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -74,7 +74,7 @@ class Trap:
 
 
 def beside() -> dict[str, Any]:
-    """What programs put beside weights, real objects of the real classes."""
+    """Objects that programs save beside weights, of the real classes."""
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 2)).sum().backward()
@@ -104,15 +104,15 @@ def beside() -> dict[str, Any]:
     }
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's, of what it writes in the older format
+@pytest.mark.filterwarnings("ignore")  # torch warns about the legacy format
 @ZIPPED
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_objects_beside_the_weights_are_blank(
+def test_objects_beside_the_weights_are_placeholders(
     tmp_path: Path, zipped: bool, protocol: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, path = {"state_dict": theirs(), **beside()}, tmp_path / "net.pth"
     if protocol > 3 and not zipped:
-        del data["module"]  # which torch itself cannot write
+        del data["module"]  # which torch cannot save
     torch.save(data, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     with caplog.at_level(logging.INFO, "compofa"):
         found = read_safely(path)
@@ -141,7 +141,9 @@ def test_a_checkpoint_with_objects_is_converted(
 @ZIPPED
 @pytest.mark.parametrize("place", ["beside", "weights", "wrapper", "key"])
 @pytest.mark.parametrize("way", ["call", "state"])
-def test_traps_are_blank_too(tmp_path: Path, zipped: bool, place: str, way: str) -> None:
+def test_malicious_objects_are_placeholders(
+    tmp_path: Path, zipped: bool, place: str, way: str
+) -> None:
     marker, path = tmp_path / "it ran", tmp_path / "net.pth"
     trap: Any = Trap(marker)
     if way == "state":
@@ -156,7 +158,7 @@ def test_traps_are_blank_too(tmp_path: Path, zipped: bool, place: str, way: str)
         data["model" if place == "wrapper" else "other"] = trap
     save(data, path, zipped)
     if place in ("weights", "key"):
-        with pytest.raises(CheckpointError, match="dense tensors, got"):
+        with pytest.raises(CheckpointError, match="tensors"):
             assert_loads(path)
     else:
         assert_loads(path)
@@ -190,7 +192,7 @@ NASTY = {
 
 
 @pytest.mark.parametrize("program", NASTY.values(), ids=NASTY.keys())
-def test_programs_that_no_pickler_writes(tmp_path: Path, program: bytes) -> None:
+def test_unusual_pickle_programs_are_refused(tmp_path: Path, program: bytes) -> None:
     path = save({"state_dict": {}}, tmp_path / "net.pth")
     rezip(path, lambda name, data: program if name.endswith(".pkl") else data)
     with pytest.raises(CheckpointError) as caught:
@@ -210,17 +212,17 @@ def test_names_from_a_file_are_harmless_on_a_terminal(
     assert "\x1b" not in caplog.text and len(caplog.text) < 400
 
 
-def test_steps_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compofa.io.unpickle._STEPS", 1000)
     path = save({"a": [None] * 2000}, tmp_path / "net.pth")
-    with pytest.raises(CheckpointError, match="too many objects"):
+    with pytest.raises(CheckpointError, match="objects"):
         read_safely(path)
     copies = collections.OrderedDict([[i, i] for i in range(90)])
     pairs = b"".join(b"]q%c(K%cK%ce" % (9, i, i) for i in range(90))
     make = b"ccollections\nOrderedDict\nq\x01](" + pairs + b"eq\x02\x85q\x030"
     program = b"\x80\x02" + make + b"}X\x01\x00\x00\x00a](" + b"h\x01h\x03R" * 20 + b"es."
     rezip(path, lambda name, data: program if name.endswith(".pkl") else data)
-    with pytest.raises(CheckpointError, match="too many objects"):
+    with pytest.raises(CheckpointError, match="objects"):
         read_safely(path)
     assert len(copies) == 90
 
@@ -238,7 +240,7 @@ def test_damage_within_the_pickle_ends_in_one_line(tmp_path: Path, zipped: bool)
             return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
 
         path.write_bytes(whole)
-        if zipped:  # with a checksum that fits what is there now
+        if zipped:  # with a CRC that matches the change
             rezip(path, lambda name, part: damaged(part) if name.endswith(".pkl") else part)
         else:
             path.write_bytes(damaged(whole))
@@ -272,7 +274,7 @@ def test_tensors_of_every_type_and_layout_come_back(tmp_path: Path, zipped: bool
         "half": torch.ones(2, 3, 4, 4).half().to(memory_format=torch.channels_last),
     }
     if not zipped:
-        del data["torch.uint16"], data["torch.float8_e4m3fn"]  # which it does not know
+        del data["torch.uint16"], data["torch.float8_e4m3fn"]  # unknown to the legacy format
     found = read_safely(save(data, tmp_path / "net.pth", zipped))
     for name, value in data.items():
         assert found[name].dtype == value.dtype and found[name].stride() == value.stride(), name
@@ -286,7 +288,7 @@ def test_tensors_of_every_type_and_layout_come_back(tmp_path: Path, zipped: bool
 @pytest.mark.parametrize(
     "change",
     [
-        (b"K\x06", b"K\x07"),  # numbers of the storage
+        (b"K\x06", b"K\x07"),  # elements of the storage
         (b"K\x02K\x03\x86", b"K\x03K\x03\x86"),  # size
         (b"K\x03K\x01\x86", b"K\x04K\x01\x86"),  # stride
         (b"FloatStorage", b"HalfStorage"),
@@ -297,7 +299,7 @@ def test_tensors_of_every_type_and_layout_come_back(tmp_path: Path, zipped: bool
     ],
 )
 @ZIPPED
-def test_tensors_that_reach_beyond_their_numbers(
+def test_tensors_larger_than_their_storage_are_refused(
     tmp_path: Path, zipped: bool, change: tuple[bytes, bytes]
 ) -> None:
     path = save({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "net.pth", zipped)
@@ -306,11 +308,11 @@ def test_tensors_that_reach_beyond_their_numbers(
         rezip(path, lambda name, data: data.replace(*change))
     else:
         path.write_bytes(path.read_bytes().replace(*change))
-    with pytest.raises(CheckpointError, match="cannot be read safely"):
+    with pytest.raises(CheckpointError, match=r"net\.pth"):
         read_safely(path)
 
 
-def test_the_older_format_must_bring_the_numbers_of_its_tensors(tmp_path: Path) -> None:
+def test_the_legacy_format_must_match_its_storages(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"a": torch.arange(6.0)}, buffer, _use_new_zipfile_serialization=False)
     whole, path = buffer.getvalue(), tmp_path / "net.pth"
@@ -325,7 +327,7 @@ def test_the_older_format_must_bring_the_numbers_of_its_tensors(tmp_path: Path) 
     for name, content in changes.items():
         assert content != whole, name
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="cannot be read safely"):
+        with pytest.raises(CheckpointError, match=r"net\.pth"):
             read_safely(path)
             pytest.fail(name)
 
@@ -378,7 +380,7 @@ WRAPPERS: dict[str, list[Wrap]] = {
 
 @pytest.mark.parametrize("form", ["compofa", "ofa", "mmrazor"])
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
-def test_wrappers_are_taken_off_every_format(tmp_path: Path, wrap: list[Wrap], form: str) -> None:
+def test_wrappers_are_removed_in_every_format(tmp_path: Path, wrap: list[Wrap], form: str) -> None:
     data: dict = theirs(form)
     for around in wrap:
         data = around(data)
@@ -401,22 +403,22 @@ def test_a_published_predictor_may_be_wrapped(tmp_path: Path) -> None:
     found = read_published(path)
     assert found.layers[0][0].sum() == state["module.0"].sum()
     save({"model": {**state, "module.0": torch.eye(2).to_sparse()}}, path)
-    with pytest.raises(TableError, match="cannot be read as one"):
+    with pytest.raises(TableError, match=r"acc\.pth"):
         read_published(path)
 
 
-def test_of_several_the_first_is_used_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_of_several_mappings_is_used_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     first, second = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
     with caplog.at_level(logging.INFO, "compofa"):
         found = weights_in("net.pth", {"state_dict_ema": second, "state_dict": first})
         assert found["a"] is first["a"]
-        assert "uses state_dict, not state_dict_ema" in caplog.text
+        assert re.search(r"\bstate_dict, .*state_dict_ema", caplog.text)
         found = weights_in("net.pth", {"model.a": first["a"], "ema.a": second["a"]})
         assert found["a"] is first["a"]
-    assert "leaves out 1 tensors such as 'ema.a'" in caplog.text
+    assert "'ema.a'" in caplog.text
 
 
-def test_what_is_beside_wrapped_names_is_not_dropped_from_a_state_dict() -> None:
+def test_names_without_wrapper_prefix_are_kept() -> None:
     from compofa.io.weights import load_state
 
     with pytest.raises(CheckpointError, match=r"extra"):

@@ -19,7 +19,8 @@ from worker import steps
 
 from compofa.cli.train import main
 from compofa.data import Batch, DataSplits, calibration_loader, dataset_info, load_dataset
-from compofa.distributed.backend import Alone, Backend, launcher, workers
+from compofa.distributed.backend import Backend, SingleProcess
+from compofa.distributed.launch import detect_backend, process_group
 from compofa.errors import (
     CheckpointError,
     CompofaError,
@@ -65,7 +66,7 @@ class Thread(Backend):
     def broadcast(self, value: Any) -> Any:
         return self.gather(value)[0]
 
-    def sum_(self, values: Tensor) -> None:
+    def all_reduce(self, values: Tensor) -> None:
         values.copy_(torch.stack(self.gather(values.clone())).sum(0))
 
     def close(self) -> None:
@@ -108,16 +109,16 @@ def fail(backend: Backend, *ranks: int) -> int:
 def test_a_failure_is_said_once_and_ends_all():
     found = together(3, lambda b: b.from_main(lambda: fail(b, 0)))
     assert [type(error) for error in found] == [DataError, OtherWorkerError, OtherWorkerError]
-    found = together(3, lambda b: b.in_turn(lambda: fail(b, 1, 2)))
+    found = together(3, lambda b: b.local_main_first(lambda: fail(b, 1, 2)))
     assert [type(error) for error in found] == [OtherWorkerError, DataError, OtherWorkerError]
-    assert together(3, lambda b: b.in_turn(lambda: fail(b))) == [0, 1, 2]
+    assert together(3, lambda b: b.local_main_first(lambda: fail(b))) == [0, 1, 2]
     with pytest.raises(DataError):
-        Alone().from_main(lambda: fail(Alone(), 0))
+        SingleProcess().from_main(lambda: fail(SingleProcess(), 0))
 
 
 def test_a_machines_first_worker_goes_first():
     order: list[int] = []
-    together(3, lambda b: b.in_turn(lambda: order.append(b.rank)))
+    together(3, lambda b: b.local_main_first(lambda: order.append(b.rank)))
     assert order[0] == 0 and sorted(order) == [0, 1, 2]
 
 
@@ -126,7 +127,7 @@ def test_workers_that_see_other_data_are_refused():
     assert found == [None, None]
     found = together(2, lambda b: b.require_same("images", (90, 30 + b.rank)))
     assert isinstance(found[0], ConfigError) and isinstance(found[1], OtherWorkerError)
-    assert "expected the same images on all workers, got [(90, 30), (90, 31)]" in str(found[0])
+    assert "same images on all ranks, got [(90, 30), (90, 31)]" in str(found[0])
 
 
 # --- gradients ---
@@ -371,11 +372,11 @@ def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch, limit):
 def test_one_process_of_an_engine_gives_the_same_bits(environment, monkeypatch):
     if environment is HOROVODRUN:
         pytest.importorskip("horovod.torch", reason="Horovod is not installed: make horovod")
-    alone = steps(Alone(), "compofa-small", 30)
+    alone = steps(SingleProcess(), "compofa-small", 30)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with workers() as backend:
-        assert backend.name == launcher(environment) and backend.is_main
+    with process_group() as backend:
+        assert backend.name == detect_backend(environment) and backend.is_main
         found = steps(backend, "compofa-small", 30)
     assert found["figures"] == alone["figures"]
     for name, value in alone["weights"].items():
@@ -454,19 +455,19 @@ def test_accuracy_is_that_of_all_images(splits):
     ],
 )
 def test_the_environment_says_which_engine(environment, engine):
-    assert launcher(environment) == engine
+    assert detect_backend(environment) == engine
 
 
 @pytest.mark.parametrize(
     ("environment", "words", "expected"),
     [
-        ({}, "--backend mpi", "--backend: expected none, horovod, torch, got 'mpi'"),
-        ({}, "--backend torch", "expected to be started by its launcher, torchrun"),
-        ({}, "--backend horovod", "expected to be started by its launcher, horovodrun"),
+        ({}, "--backend mpi", "backend: expected none, horovod, torch, got 'mpi'"),
+        ({}, "--backend torch", "backend torch: expected to be started with torchrun"),
+        ({}, "--backend horovod", "backend horovod: expected to be started with horovodrun"),
         (TORCHRUN, "--backend horovod", "got torch's"),
-        (TORCHRUN, "--backend none", "expected a process of its own, got one that torch's"),
-        (HOROVODRUN, "", "expected Horovod with PyTorch to be installed"),
-        ({}, "--collective-timeout 0", "--collective-timeout: expected seconds above 0, got 0"),
+        (TORCHRUN, "--backend none", "backend none: expected"),
+        (HOROVODRUN, "", "make horovod"),
+        ({}, "--collective-timeout 0", "timeout of collectives: expected seconds above 0, got 0"),
         (TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "2"}, "--overwrite", "--overwrite: expected"),
     ],
 )
@@ -488,10 +489,10 @@ def test_each_worker_has_its_own_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         assert together(3, lambda b: b.device("cuda")) == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    found = together(3, lambda b: b.in_turn(lambda: b.device("cuda")))
-    assert isinstance(found[2], ConfigError) and "got 2 for worker 2" in str(found[2])
+    found = together(3, lambda b: b.local_main_first(lambda: b.device("cuda")))
+    assert isinstance(found[2], ConfigError) and "got 2 GPUs for local rank 2" in str(found[2])
     assert isinstance(together(2, lambda b: b.device("cuda:1"))[0], ConfigError)
-    assert Alone().device("cuda:1") == "cuda:1"
+    assert SingleProcess().device("cuda:1") == "cuda:1"
 
 
 # --- going on ---

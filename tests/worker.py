@@ -22,7 +22,8 @@ from few import shrink_digits
 
 from compofa.cli import train
 from compofa.data import load_dataset
-from compofa.distributed.backend import Backend, launcher, workers
+from compofa.distributed.backend import Backend
+from compofa.distributed.launch import detect_backend, process_group
 from compofa.evaluate import Evaluator
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
@@ -35,7 +36,7 @@ SIZE = {"horovod": "HOROVOD_SIZE", "torch": "WORLD_SIZE", "none": "NONE"}
 
 
 def rank_and_size() -> tuple[int, int]:
-    engine = launcher(os.environ)
+    engine = detect_backend(os.environ)
     return int(os.environ.get(RANK[engine], 0)), int(os.environ.get(SIZE[engine], 1))
 
 
@@ -103,7 +104,7 @@ def main() -> int:
         return train.main(words)
     if command == "collect":
         return nas.main(["collect", *words])
-    with workers() as backend:
+    with process_group() as backend:
         found = {net: steps(backend, net, int(words[1])) for net in words[2:]}
         found["half"] = steps(backend, words[2], int(words[1]), fp16_allreduce=True)
         torch.save(found, f"{words[0]}{backend.rank}")

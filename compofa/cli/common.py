@@ -1,4 +1,4 @@
-"""What the commands share: option spelling, logging, and errors in one line."""
+"""Shared by all commands: option parsing, logging, one-line errors and exit statuses."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes ``--data-path`` and ``--data_path`` alike, shows defaults, and errs in one line.
+    """Argument parser with hyphens or underscores in option names and one-line errors.
 
-    For all options, ``type=float`` takes finite numbers only, and texts and paths that begin with
-    ``~`` begin with the home folder, also in ``--output=~/runs``, which a shell leaves as it is.
+    ``--data-path`` and ``--data_path`` are the same option, and help shows defaults. ``type=float``
+    accepts finite numbers only. A leading ``~`` in a string or path expands to the home folder,
+    including in ``--output=~/runs``, where a shell does not expand it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -38,25 +39,25 @@ class Parser(argparse.ArgumentParser):
         self.register("type", float, _finite)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse after turning underscores in option names into hyphens."""
+        """Parse after replacing underscores in option names by hyphens."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         words[:end] = map(self._hyphens, words[:end])
         return super().parse_known_args(words, namespace)
 
     def _hyphens(self, word: str) -> str:
-        """Return an option as it was added, and any other word as it is."""
+        """Return an option with hyphens in its name, and any other word unchanged."""
         name, equals, value = word.partition("=")
         known = name.replace("_", "-")
         return known + equals + value if known in self._option_string_actions else word
 
     def error(self, message: str) -> NoReturn:
-        """End with one line and exit status 2."""
+        """Print one line and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the layout of descriptions, and names defaults that are worth naming."""
+    """Keeps the line breaks of descriptions; shows defaults other than None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, argparse.SUPPRESS):
@@ -65,10 +66,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 
 def _expanded(text: str) -> str:
-    """Return a text with the home folder in place of a ``~`` that it begins with."""
+    """Return ``text`` with a leading ``~`` expanded to the home folder."""
     found = os.path.expanduser(text)
     if found.startswith("~/") or found == "~":
-        raise argparse.ArgumentTypeError(f"expected a home folder, got {text!r} and no HOME")
+        raise argparse.ArgumentTypeError(f"cannot expand {text!r}: HOME is not set")
     return found
 
 
@@ -79,171 +80,182 @@ def _finite(text: str) -> float:
     return value
 
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Read resolutions: ``128``, or several with commas, ``128,160,192``."""
+def int_list(text: str) -> tuple[int, ...]:
+    """Parse comma-separated integers, such as ``128`` or ``128,160,192``.
+
+    Raises:
+        argparse.ArgumentTypeError: A part is not an integer.
+    """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected pixels such as 224 or 128,160,192, got {text!r}"
+            f"expected integers such as 224 or 128,160,192, got {text!r}"
         ) from None
 
 
-def add_workers(group: argparse._ArgumentGroup) -> None:
-    """Add the options of commands that several workers may run together."""
-    from compofa.distributed.backend import BACKENDS, TIMEOUT_S
+def add_backend_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of commands that can run on several ranks."""
+    from compofa.distributed.backend import TIMEOUT_S
+    from compofa.distributed.launch import BACKENDS
 
     group.add_argument(
         "--backend",
-        metavar="ENGINE",
-        help=f"one of {', '.join(BACKENDS)}, to insist on it; by default the one whose launcher "
-        "(torchrun, horovodrun, mpirun) started the command",
+        metavar="NAME",
+        help=f"require one of {', '.join(BACKENDS)}; detected by default from the launcher "
+        "(torchrun, horovodrun or mpirun)",
     )
     group.add_argument(
         "--collective-timeout",
         type=float,
         default=TIMEOUT_S,
         metavar="S",
-        help="seconds after which a worker that does not answer ends the job",
+        help="seconds to wait for another rank before the job fails",
     )
 
 
 @contextmanager
-def joined(args: argparse.Namespace) -> Iterator[Backend]:
-    """Join the other workers, if any."""
-    from compofa.distributed.backend import workers
+def join_ranks(args: argparse.Namespace) -> Iterator[Backend]:
+    """Join the process group of ``--backend``, ``--collective-timeout`` and ``--device``.
+
+    Raises:
+        ConfigError: See :func:`compofa.distributed.launch.process_group`.
+    """
+    from compofa.distributed.launch import process_group
 
     cuda = args.device.startswith("cuda")
-    _end_with_launcher()
-    with workers(args.backend, args.collective_timeout, cuda) as backend:
-        only_main_speaks(backend)
+    _die_with_launcher()
+    with process_group(args.backend, args.collective_timeout, cuda) as backend:
+        log_on_main(backend)
         if args.backend is None and backend.size == 1:
-            _warn_of_tasks()
+            _warn_about_slurm_tasks()
         yield backend
 
 
-def _end_with_launcher() -> None:
-    """Let Linux send SIGTERM when torchrun ends: when it is killed, its workers would live on."""
+def _die_with_launcher() -> None:
+    """Have Linux send SIGTERM when torchrun dies: if it is killed, its processes would live on."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _warn_of_tasks() -> None:
-    """Warn of tasks that Slurm starts side by side and that know nothing of each other."""
+def _warn_about_slurm_tasks() -> None:
+    """Warn if Slurm started several tasks that are not joined into one process group."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "")
     if "SLURM_PROCID" in os.environ and tasks.isdecimal() and int(tasks) > 1:
         _log.warning(
-            "Slurm has %s tasks here, but this one works by itself, and the others would do the "
-            "same again: start workers that share the work with torchrun, one torchrun a machine",
+            "Slurm started %s tasks, but each runs on its own and repeats the same work: to share "
+            "it, start one torchrun per machine",
             tasks,
         )
 
 
-def only_main_speaks(backend: Backend) -> None:
-    """Let workers other than the first log nothing but warnings."""
+def log_on_main(backend: Backend) -> None:
+    """Log warnings and errors only on ranks other than 0."""
     for name in ("compofa", "nas"):
         logging.getLogger(name).setLevel(logging.NOTSET if backend.is_main else logging.WARNING)
 
 
-class _Printable(logging.Formatter):
-    """Lines of the log as a terminal may show them, whatever names from files stand in them."""
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters, which names from files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record."""
+        """Return the message of a record, escaped line by line."""
         return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str) -> int:
-    """Call ``main``, turning what a user can mend into one line and exit status 1.
+    """Call ``main`` and report user errors in one line, without a traceback.
 
-    A run that a signal ended has 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C, and
-    141 for output to a pipe that nobody reads any more.
+    Args:
+        main: The command.
+        argv: Its arguments; ``None`` for those of the process.
+        prog: Name of the command, for messages.
 
     Returns:
-        The exit status.
+        The exit status: 0, or 1 for an error. After a signal it is 128 plus the signal's number:
+        143 for SIGTERM, 130 for Ctrl-C, and 141 for output to a closed pipe.
     """
     lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(_Printable())
+    lines.setFormatter(_PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.captureWarnings(True)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is not UTF-8 can be printed, too
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _status(main, argv, prog)
-    except SystemExit as end:  # of the parser, which may have printed its help
+    except SystemExit as end:  # from the parser, which may have printed help
         end.code = _flushed(prog, end.code or 0)
         raise
     status = _flushed(prog, status)
     if status == 0:
-        _leave()
+        _exit_torchrun_process()
     return status
 
 
 def _status(
     main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str
 ) -> int:
-    """Call ``main`` and return the exit status; what went wrong is said."""
+    """Call ``main``, report an error, and return the exit status."""
     try:
         main(argv)
     except OtherWorkerError:
         return 1
     except StoppedError as error:
-        _say(f"{prog}: {error}")
+        _print_error(f"{prog}: {error}")
         return error.status
     except CompofaError as error:
-        _say(f"{prog}: error: {' '.join(str(error).split())}")
+        _print_error(f"{prog}: error: {' '.join(str(error).split())}")
         return 1
     except KeyboardInterrupt:
-        _say(f"{prog}: interrupted")
+        _print_error(f"{prog}: interrupted")
         return 130
     except RuntimeError as error:
-        # Torch raises this wherever the process is when one of its data workers is killed.
+        # Torch raises this anywhere in the main thread when a loader worker is killed.
         if not str(error).startswith("DataLoader worker"):
             raise
-        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        _print_error(f"{prog}: error: {' '.join(str(error).split())}")
         return 1
     except BrokenPipeError:
         return 141
-    except OSError as error:  # a disk, a limit or permissions, wherever it was met
+    except OSError as error:  # disk, limits or permissions, anywhere in the command
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        _say(f"{prog}: error: {where}{error.strerror or error}")
+        _print_error(f"{prog}: error: {where}{error.strerror or error}")
         return 1
     return 0
 
 
 def _flushed(prog: str, status: int) -> int:
-    """Send off what was printed; returns the exit status, another one where that failed."""
+    """Flush stdout and return ``status``, or an error status if stdout cannot be written."""
     if sys.stdout is None:
         return status
     try:
         sys.stdout.flush()
     except OSError as error:
-        with suppress(OSError):  # what is left goes nowhere, lest the interpreter's end complains
+        with suppress(OSError):  # discard the rest, so that the interpreter's own flush succeeds
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return status or 141
-        _say(f"{prog}: error: cannot write to the standard output: {error.strerror or error}")
+        _print_error(f"{prog}: error: cannot write to stdout: {error.strerror or error}")
         return status or 1
     return status
 
 
-def _say(line: str) -> None:
-    """Write a line to the standard error, if there is one that takes it."""
+def _print_error(line: str) -> None:
+    """Write a line to stderr, if it is open."""
     if sys.stderr is not None:
         with suppress(OSError):
             sys.stderr.write(f"{printable(line)}\n")
 
 
-def _leave() -> None:
-    """End here a worker that torchrun started, without the interpreter's own end.
+def _exit_torchrun_process() -> None:
+    """Exit a process that torchrun started, skipping interpreter shutdown.
 
-    A thread of gloo that still lets go of a tensor while the interpreter ends is ended by it in the
-    midst of C++, which aborts the process: a job that was done would count as failed. It was two of
-    some fifty resumed runs on a busy machine.
+    A gloo thread that releases a tensor during shutdown is terminated inside C++, which aborts the
+    process, and a finished job counts as failed: 2 of about 50 resumed runs on a busy machine.
     """
-    from compofa.distributed.backend import launcher
+    from compofa.distributed.launch import detect_backend
 
-    if launcher(os.environ) == "torch":
+    if detect_backend(os.environ) == "torch":
         sys.stderr.flush()
         os._exit(0)

@@ -181,7 +181,7 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
             validation part holds images that the network was trained on.
     """
     from compofa.data import load_dataset
-    from compofa.data.datasets import in_order_of
+    from compofa.data.datasets import match_classes
     from compofa.data.imagenet import by_wnid, is_imagenet
 
     name, path = args.dataset or checkpoint.dataset, args.data_path
@@ -207,7 +207,7 @@ def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
     if is_imagenet(checkpoint.classes, checkpoint.network.classes):
         splits = by_wnid(splits)
     if checkpoint.classes:
-        splits = in_order_of(splits, checkpoint.classes)
+        splits = match_classes(splits, checkpoint.classes)
     elif len(splits.classes) != checkpoint.network.classes:
         raise DataError(
             f"expected the network's {checkpoint.network.classes} classes, got "

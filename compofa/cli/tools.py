@@ -203,7 +203,7 @@ def _network(
 ) -> tuple[StaticNetwork, dict[str, Any] | None]:
     """Return the subnet's network and how it was calibrated; one network keeps its statistics."""
     from compofa.data import Normalisation
-    from compofa.distributed.threads import cpu_threads, usual_threads
+    from compofa.distributed.threads import cpu_threads, default_threads
     from compofa.evaluate import Evaluator
     from compofa.nn.calibrate import calibrate
     from compofa.nn.extract import extract
@@ -220,7 +220,7 @@ def _network(
         calibration_images=args.calibration_images,
         seed=args.seed,
     )
-    with cpu_threads(usual_threads(subnet.resolution)):
+    with cpu_threads(default_threads(subnet.resolution)):
         network = calibrate(supernet, evaluator.calibration_batches(subnet.resolution), subnet)
     used = {"dataset": evaluator.splits.name, "images": evaluator.calibration_images}
     return network, {**used, "seed": args.seed}

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
+from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.networks.zoo import NETWORKS
@@ -96,7 +96,7 @@ def parser() -> Parser:
     )
     data.add_argument(
         "--image-size",
-        type=sizes,
+        type=int_list,
         metavar="R[,R…]",
         help="resolutions in pixels; each step draws one",
     )
@@ -199,7 +199,7 @@ def parser() -> Parser:
     where.add_argument("--power", type=float, metavar="W", help="watts of a device: report CO2")
     where.add_argument("--quiet", action="store_true", help="no progress bars")
     together = p.add_argument_group("with several workers")
-    add_workers(together)
+    add_backend_options(together)
     together.add_argument(
         "--fp16-allreduce", action="store_true", help="send gradients in half precision"
     )
@@ -221,16 +221,16 @@ def _main(argv: Sequence[str] | None) -> None:
     values = {f.name: getattr(args, f.name) for f in fields(TrainConfig)}
     config = TrainConfig(**values)
 
-    with logging_redirect_tqdm(), on_signals() as stop, joined(args) as workers:
-        if args.overwrite and workers.goes_on:
+    with logging_redirect_tqdm(), on_signals() as stop, join_ranks(args) as workers:
+        if args.overwrite and workers.restarts:
             raise ConfigError(
                 "--overwrite: expected none where workers are started again (torchrun "
                 "--max-restarts, elastic Horovod), which could not tell the old run from the new"
             )
 
         def attempt(again: bool) -> RunResult:
-            only_main_speaks(workers)  # after a death another one may be the first
-            last = workers.in_turn(lambda: plan(config))[-1]
+            log_on_main(workers)  # after a death another one may be the first
+            last = workers.local_main_first(lambda: plan(config))[-1]
             usual = f"{args.dataset}-{last.net or args.task}"
             return train_task(
                 config,
@@ -242,7 +242,7 @@ def _main(argv: Sequence[str] | None) -> None:
                 stop=stop,
             )
 
-        result = workers.lasting(attempt)
+        result = workers.run_elastic(attempt)
         if workers.is_main:
             _report(result)
 

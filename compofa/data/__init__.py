@@ -1,13 +1,20 @@
-"""Data of training and evaluation: data sets, transforms, and the resolution of every step.
+"""Data sets, transforms and loaders for training and evaluation.
 
-The names below are loaded on first use, so that importing this package (for the list of data sets,
-say) waits for neither torch nor torchvision.
+Most names are imported on first use: importing this package, say for the table of data sets,
+imports neither torch nor torchvision.
 """
 
 import importlib
 from typing import Any
 
-from compofa.data.catalog import DATASETS, DatasetInfo, Normalisation, dataset_info
+from compofa.data.catalog import (
+    DATASETS,
+    DatasetInfo,
+    Normalisation,
+    dataset_info,
+    register_dataset,
+)
+from compofa.data.readers import RawDataset
 
 _LAZY = {
     "BrokenImages": "decoding",
@@ -28,7 +35,10 @@ _LAZY = {
     "import_torchvision": "torchvision_shim",
 }
 
-__all__ = ["DATASETS", "DatasetInfo", "Normalisation", "dataset_info", *_LAZY]
+__all__ = [
+    "DATASETS", "DatasetInfo", "Normalisation", "RawDataset", "dataset_info", "register_dataset",
+    *_LAZY,
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Class folders within a tar file, read where they are: nothing is unpacked."""
+"""Class folders inside a tar file, read in place without unpacking."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from compofa.data.sources import FilesSource
 from compofa.errors import DataError
 
 MAX_IMAGE_BYTES = 1 << 28
-_MOST_LINKS = 40  # one after another, as Linux has it
+"""Limit of the bytes read per image."""
+_MAX_LINKS = 40  # symbolic links followed in one path, as in Linux
 
 
 class _Link(str):
-    """Where a symbolic link leads."""
+    """Target path of a symbolic link."""
 
 
 Place = tuple[int, int]
+"""Offset and size of a file in the archive, in bytes."""
 Tree = dict[str, "Tree | Place | _Link"]
+"""Content of a folder by name."""
 
 
 class TarFolder:
-    """A folder in a tar file, with as much of :class:`pathlib.Path` as class folders need.
+    """A folder in a tar file, with the subset of :class:`pathlib.Path` that class folders need.
 
     Args:
-        archive: The tar file, not compressed.
-        tree: What is in the folder, by name: of a folder a dictionary like this one, of a file its
-            offset and size in bytes.
-        inside: This folder's name in the archive; empty for all of it.
+        archive: The uncompressed tar file.
+        tree: Content of the folder by name: a nested dict per folder, (offset, size) per file.
+        inside: Path of the folder in the archive; empty for its root.
     """
 
     def __init__(self, archive: Path, tree: Tree, inside: str = "") -> None:
@@ -44,13 +46,12 @@ class TarFolder:
 
     @classmethod
     def open(cls, archive: Path) -> TarFolder:
-        """List what a tar file holds.
-
-        Hard and symbolic links stand for what they lead to, within the archive.
+        """Index the members of a tar file. Hard and symbolic links are resolved.
 
         Raises:
-            DataError: It is no tar file, compressed or damaged, ends too early or goes on after its
-                end, holds images that are no plain files, or links that lead nowhere.
+            DataError: The file is not a tar file, or is compressed, damaged, truncated or
+                concatenated; or it contains sparse or special files, links out of the archive, or
+                broken links.
         """
         try:
             return cls(archive, _read_tree(archive))
@@ -59,32 +60,34 @@ class TarFolder:
         ) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"expected a folder, or a tar file that is not compressed: {archive} ({reason})"
+                f"expected a folder or an uncompressed tar file: {archive} ({reason})"
             ) from error
 
     @property
     def folders(self) -> list[str]:
-        """The names of the folders in it."""
+        """Names of the folders directly in this folder."""
         return [name for name, below in self.tree.items() if isinstance(below, dict)]
 
     @property
     def files(self) -> list[str]:
-        """The names of the files in it, not deeper."""
+        """Names of the files directly in this folder."""
         return [name for name, below in self.tree.items() if not isinstance(below, dict)]
 
     @cached_property
     def members(self) -> dict[str, Place]:
-        """Offset and size of all files in it and deeper, by their names as seen from it.
+        """All files below this folder, by path relative to it.
 
         Raises:
-            DataError: A link leads to a folder that it is in.
+            DataError: A symbolic link leads to a folder that contains it.
         """
         found: dict[str, Place] = {}
 
         def walk(tree: Tree, prefix: str, above: tuple[int, ...]) -> None:
             if id(tree) in above:
                 where = f"{self}/{prefix}"
-                raise DataError(f"cannot read {where}: a link leads to the same folder again")
+                raise DataError(
+                    f"cannot read {where}: a symbolic link leads to the same folder again"
+                )
             for name, below in tree.items():
                 if isinstance(below, dict):
                     walk(below, f"{prefix}{name}/", (*above, id(tree)))
@@ -103,15 +106,15 @@ class TarFolder:
         return f"{self.archive}/{self.inside}".rstrip("/")
 
     def exists(self) -> bool:
-        """Whether there is such a folder, with something in it."""
+        """Return whether the folder exists and is not empty."""
         return bool(self.tree)
 
     def is_dir(self) -> bool:
-        """Whether there is such a folder, with something in it."""
+        """Return whether the folder exists and is not empty."""
         return bool(self.tree)
 
     def source(self, paths: list[bytes], targets: NDArray[np.int64], size: int | None) -> TarSource:
-        """Return images in this folder; see :class:`compofa.data.sources.FilesSource`."""
+        """Return the images at ``paths``; see :class:`compofa.data.sources.FilesSource`."""
         places = np.array([self.members[os.fsdecode(path)] for path in paths])
         return TarSource(str(self), np.array(paths), targets, size, self.archive, places)
 
@@ -120,12 +123,12 @@ class TarSource(FilesSource):
     """Images in a tar file.
 
     Args:
-        root: What to put before names in messages.
-        paths: bytes [n], names of the images.
-        targets: int64 [n].
+        root: Prefix of paths in messages.
+        paths: Encoded paths, bytes [n].
+        targets: Class indices, int64 [n].
         size: See :class:`compofa.data.sources.FilesSource`.
         archive: The tar file.
-        places: int64 [n, 2], offset and size of each image in it, in bytes.
+        places: Offset and size of each image in the archive, in bytes, int64 [n, 2].
     """
 
     def __init__(
@@ -141,19 +144,31 @@ class TarSource(FilesSource):
         self.archive, self.places = archive, places
 
     def decode(self, index: int) -> Image.Image:
-        """Decode one image."""
-        offset, size = (int(value) for value in self.places[index])
+        """Decode one image.
+
+        Raises:
+            UnreadableImageError: It cannot be decoded.
+        """
         try:
-            with self.archive.open("rb") as file:
-                file.seek(offset)
-                content = file.read(min(size, MAX_IMAGE_BYTES))
+            content = self.read(index, MAX_IMAGE_BYTES)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UnreadableImageError(self.path(index), reason) from error
         return decode_rgb(self.path(index), io.BytesIO(content))
 
+    def read(self, index: int, limit: int) -> bytes:
+        """Return at most ``limit`` bytes of an image file.
+
+        Raises:
+            OSError: The archive cannot be read.
+        """
+        offset, size = (int(value) for value in self.places[index])
+        with self.archive.open("rb") as file:
+            file.seek(offset)
+            return file.read(min(size, limit))
+
     def subset(self, indices: NDArray[np.integer]) -> TarSource:
-        """Return a source of these images only, in this order."""
+        """Return a source of the images at ``indices``, in this order."""
         kept = (array[indices] for array in (self.paths, self.targets))
         return TarSource(self.root, *kept, self.size, self.archive, self.places[indices])
 
@@ -162,8 +177,8 @@ def _read_tree(archive: Path) -> Tree:
     """Read all headers of a tar file.
 
     Raises:
-        ValueError: Something is not as it should be.
-        tarfile.TarError: It is no tar file.
+        ValueError: A member is damaged or not supported.
+        tarfile.TarError: It is not a tar file.
     """
     root: Tree = {}
     links: list[tuple[tuple[str, ...], _Link]] = []
@@ -175,26 +190,28 @@ def _read_tree(archive: Path) -> Tree:
                 _folder(root, names)
                 continue
             if member.islnk():
-                kept = _found(root, _names(member.linkname))
+                kept = _lookup(root, _names(member.linkname))
                 if kept is None or isinstance(kept, dict):
-                    raise ValueError(f"{member.name} is a link to {member.linkname}, not in it")
+                    raise ValueError(
+                        f"{member.name} links to {member.linkname}, not in the archive"
+                    )
             elif member.issym():
                 kept = _Link(member.linkname)
             elif member.isreg() and not member.issparse():
                 kept = (member.offset_data, member.size)
                 if not 0 <= member.size <= size - member.offset_data:
-                    raise ValueError(f"damaged: {member.name} is not all in it")
+                    raise ValueError(f"truncated: {member.name}")
             else:
-                what = "a sparse file" if member.issparse() else "no file"
-                raise ValueError(f"expected files, folders and links, {member.name} is {what}")
+                what = "sparse" if member.issparse() else "a special file"
+                raise ValueError(f"expected files, folders and links, but {member.name} is {what}")
             above = _folder(root, names[:-1])
             if isinstance(above.get(names[-1]), dict):
-                raise ValueError(f"{member.name} is a folder, and something else")
-            above[names[-1]] = kept  # of two with one name the later one stays, as when unpacked
+                raise ValueError(f"{member.name} is both a folder and a file")
+            above[names[-1]] = kept  # the last of equal names wins, as when unpacking
             if isinstance(kept, _Link):
                 links.append((names, kept))
         _check_end(tar.fileobj, tar.offset)
-    links = [(names, link) for names, link in links if _found(root, names) is link]
+    links = [(names, link) for names, link in links if _lookup(root, names) is link]
     targets = [_target(root, names, link) for names, link in links]
     for (names, _), target in zip(links, targets, strict=True):
         _folder(root, names[:-1])[names[-1]] = target
@@ -202,46 +219,47 @@ def _read_tree(archive: Path) -> Tree:
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:
-    """Check that a tar file ends where its last header was read: :mod:`tarfile` does not.
+    """Check that a tar file ends after its last member, which :mod:`tarfile` does not.
 
     Raises:
-        ValueError: There is a block that is no header, no end, or something after the end.
+        ValueError: The end-of-archive marker is missing, or data follow it.
     """
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise ValueError(f"damaged or cut off: neither a header nor the end at byte {offset}")
+        raise ValueError(f"damaged or truncated: expected a header or the end at byte {offset}")
     while block := file.read(1 << 20):
         if block.strip(b"\0"):
-            raise ValueError(f"damaged, or several in one: it goes on after its end at {offset}")
+            raise ValueError(f"damaged or concatenated: data after the end at byte {offset}")
 
 
 def _names(path: str) -> tuple[str, ...]:
-    """Return the parts of a member's name.
+    """Split the path of a member.
 
     Raises:
-        ValueError: It leads out of the archive.
+        ValueError: The path contains ``..``.
     """
     names = tuple(name for name in path.split("/") if name not in ("", "."))
     if ".." in names:
-        raise ValueError(f"expected names inside the archive, got {path}")
+        raise ValueError(f"expected paths inside the archive, got {path}")
     return names
 
 
 def _folder(root: Tree, names: tuple[str, ...]) -> Tree:
-    """Return a folder of a tree; it is made where there is none.
+    """Return a folder of a tree, creating it if needed.
 
     Raises:
-        ValueError: There is something else of that name.
+        ValueError: A file has that path.
     """
     for depth, name in enumerate(names, 1):
         below = root.setdefault(name, {})
         if not isinstance(below, dict):
-            raise ValueError(f"{'/'.join(names[:depth])} is a folder, and something else")
+            raise ValueError(f"{'/'.join(names[:depth])} is both a folder and a file")
         root = below
     return root
 
 
-def _found(root: Tree, names: tuple[str, ...]) -> Tree | Place | _Link | None:
+def _lookup(root: Tree, names: tuple[str, ...]) -> Tree | Place | _Link | None:
+    """Return the member at a path, without following links, or None."""
     below: Tree | Place | _Link | None = root
     for name in names:
         below = below.get(name) if isinstance(below, dict) else None
@@ -249,10 +267,10 @@ def _found(root: Tree, names: tuple[str, ...]) -> Tree | Place | _Link | None:
 
 
 def _target(root: Tree, names: tuple[str, ...], link: _Link) -> Tree | Place:
-    """Follow a symbolic link, and those on its way.
+    """Resolve a symbolic link, including links in its target path.
 
     Raises:
-        ValueError: It leads out of the archive, to nothing, or in a circle.
+        ValueError: The link leads out of the archive, is broken, or is part of a loop.
     """
     above = [root]
     for name in names[:-1]:
@@ -260,7 +278,7 @@ def _target(root: Tree, names: tuple[str, ...], link: _Link) -> Tree | Place:
     ahead, followed = link.split("/")[::-1], 1
     name = "/".join(names)
     if link.startswith("/"):
-        raise ValueError(f"{name} is a link to {link}, out of the archive")
+        raise ValueError(f"{name} links to {link}, outside the archive")
     while ahead:
         step = ahead.pop()
         if step in ("", "."):
@@ -268,18 +286,18 @@ def _target(root: Tree, names: tuple[str, ...], link: _Link) -> Tree | Place:
         if step == "..":
             above.pop()
             if not above:
-                raise ValueError(f"{name} is a link to {link}, out of the archive")
+                raise ValueError(f"{name} links to {link}, outside the archive")
             continue
         below = above[-1].get(step)
         if isinstance(below, _Link):
             followed += 1
-            if followed > _MOST_LINKS or below.startswith("/"):
-                raise ValueError(f"{name} is a link to {link}, in a circle or out of the archive")
+            if followed > _MAX_LINKS or below.startswith("/"):
+                raise ValueError(f"{name} links to {link}, in a loop or outside the archive")
             ahead += below.split("/")[::-1]
         elif isinstance(below, dict):
             above.append(below)
         elif below is None or any(step not in ("", ".") for step in ahead):
-            raise ValueError(f"{name} is a link to {link}, not in the archive")
+            raise ValueError(f"{name} links to {link}, not in the archive")
         else:
             return below
     return above[-1]

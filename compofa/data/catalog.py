@@ -1,31 +1,40 @@
-"""The known data sets and their defaults: plain data, importable without torch."""
+"""The registered data sets and their defaults. Importable without torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from compofa.data.readers import RawDataset, read_digits, read_torchvision
 from compofa.errors import DataError
 
 Augmentation = Literal["affine", "crop", "inception"]
-"""How training images are varied; see :mod:`compofa.data.transforms`."""
+"""Augmentation of training images; see :func:`compofa.data.transforms.train_images`."""
+
+Reader = Callable[[Path | None, bool], RawDataset | None]
+"""Reads a data set; see :attr:`DatasetInfo.reader`."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per channel: ``(image - mean) / std``, images in [0, 1].
+    """Normalisation per channel, ``(image - mean) / std``, of images in [0, 1].
 
     Attributes:
-        mean: Between -1000 and 1000: single precision still tells grey levels apart there.
-        std: Between 1e-6 and 1e6.
+        mean: Means in [-1000, 1000], where float32 still resolves grey levels.
+        std: Standard deviations in [1e-6, 1e6].
 
     Raises:
-        DataError: Not three of each, or outside their range.
+        DataError: There are not three values each, or one is out of range.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        means = [abs(value) <= 1000 for value in self.mean]  # NaN is not
+        means = [abs(value) <= 1000 for value in self.mean]  # False for NaN
         stds = [1e-6 <= value <= 1e6 for value in self.std]
         if len(means) != 3 or len(stds) != 3 or not all(means + stds):
             raise DataError(
@@ -39,20 +48,28 @@ IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the programs assume of a data set unless told otherwise.
+    """A data set: how it is read, and the defaults of training and evaluation on it.
 
     Attributes:
-        name: What ``--dataset`` takes.
+        name: Value of ``--dataset``.
         description: One line.
-        train_resolutions: Resolutions (pixels) that training steps are drawn from.
-        eval_resolution: Resolution (pixels) of an evaluation.
-        augmentation: How training images are varied.
-        native_size: Side (pixels) of the stored images; None where they differ.
-        pad: Pixels of ``native_size`` that a crop may move by (``crop`` only).
-        flip: Whether training images are mirrored at random (``crop`` only).
-        normalisation: Means and deviations of the channels.
-        network: Id of the network to start with, in :data:`compofa.networks.zoo.NETWORKS`.
-        needs_path: Whether a folder must be given: nothing to download.
+        train_resolutions: Resolutions sampled in training, in pixels.
+        eval_resolution: Resolution of evaluation, in pixels.
+        augmentation: Augmentation of training images. ``affine`` and ``crop`` need images of one
+            size; ``inception`` takes any.
+        native_size: Side of the stored images, in pixels; None if sizes differ.
+        pad: Padding of ``crop``, in pixels of ``native_size``.
+        flip: Whether ``crop`` flips images horizontally at random.
+        normalisation: Means and standard deviations per channel.
+        network: Default network, a key of :data:`compofa.networks.zoo.NETWORKS`.
+        needs_path: Whether ``--data-path`` is required, since nothing can be downloaded.
+        reader: Called as ``reader(path, download)`` with the data path, or None, and whether
+            missing files may be downloaded. Returns the :class:`~compofa.data.readers.RawDataset`,
+            or None to read class folders at ``path``. Without a reader, class folders are read.
+            Must be importable (not a lambda) if loader workers are started with ``spawn``.
+
+    Raises:
+        DataError: A resolution is below 1, or the augmentation is unknown or needs ``native_size``.
     """
 
     name: str
@@ -66,6 +83,21 @@ class DatasetInfo:
     normalisation: Normalisation = IMAGENET_NORMALISATION
     network: str = "compofa"
     needs_path: bool = False
+    reader: Reader | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if min(self.train_resolutions, default=0) < 1 or self.eval_resolution < 1:
+            raise DataError(
+                f"{self.name}: expected resolutions of 1 pixel or more, got "
+                f"{self.train_resolutions} and {self.eval_resolution}"
+            )
+        if self.augmentation not in get_args(Augmentation):
+            raise DataError(
+                f"{self.name}: expected an augmentation of {', '.join(get_args(Augmentation))}, "
+                f"got {self.augmentation!r}"
+            )
+        if self.augmentation != "inception" and self.native_size is None:
+            raise DataError(f"{self.name}: expected a native_size for {self.augmentation}")
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -80,6 +112,7 @@ DATASETS: dict[str, DatasetInfo] = {
             network="compofa-small",
             native_size=8,
             normalisation=Normalisation((0.305,) * 3, (0.376,) * 3),
+            reader=read_digits,
         ),
         DatasetInfo(
             name="cifar10",
@@ -92,6 +125,10 @@ DATASETS: dict[str, DatasetInfo] = {
             pad=4,
             flip=True,
             normalisation=Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+            reader=partial(
+                read_torchvision, "cifar10", "CIFAR10", "cifar-10-batches-py",
+                "cifar-10-python.tar.gz",
+            ),
         ),
         DatasetInfo(
             name="cifar100",
@@ -104,6 +141,10 @@ DATASETS: dict[str, DatasetInfo] = {
             pad=4,
             flip=True,
             normalisation=Normalisation((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+            reader=partial(
+                read_torchvision, "cifar100", "CIFAR100", "cifar-100-python",
+                "cifar-100-python.tar.gz",
+            ),
         ),
         DatasetInfo(
             name="fashion-mnist",
@@ -116,6 +157,10 @@ DATASETS: dict[str, DatasetInfo] = {
             pad=2,
             flip=True,
             normalisation=Normalisation((0.2860,) * 3, (0.3530,) * 3),
+            reader=partial(
+                read_torchvision, "fashion-mnist", "FashionMNIST", "FashionMNIST",
+                "FashionMNIST/raw/*-ubyte.gz (4 files)",
+            ),
         ),
         DatasetInfo(
             name="imagenet",
@@ -134,11 +179,49 @@ DATASETS: dict[str, DatasetInfo] = {
             needs_path=True,
         ),
     )
-}
+}  # fmt: skip
+"""All registered data sets by name; :func:`register_dataset` adds one."""
+
+
+def register_dataset(info: DatasetInfo) -> DatasetInfo:
+    """Register a data set for :func:`dataset_info`, ``load_dataset`` and ``--dataset``.
+
+    Class folders need only the row, other formats a ``reader``. To use it in a command, register it
+    and call the command's ``main``: ``compofa.cli.train.main(["--dataset", "shapes", …])``.
+
+    Args:
+        info: The data set.
+
+    Returns:
+        ``info``.
+
+    Raises:
+        DataError: A data set of this name is registered already.
+
+    Example::
+
+        def read_npz(path, download):
+            with np.load(path) as file:
+                train = MemorySource(file["train_images"], file["train_labels"])
+                test = MemorySource(file["test_images"], file["test_labels"])
+            return RawDataset(("circle", "square"), train, test)
+
+        register_dataset(
+            DatasetInfo(
+                name="shapes", description="circles and squares, 16 px", needs_path=True,
+                train_resolutions=(12, 16), eval_resolution=16, augmentation="crop",
+                native_size=16, pad=2, network="compofa-small", reader=read_npz,
+            )
+        )
+    """
+    if info.name in DATASETS:
+        raise DataError(f"expected the name of a new data set, got {info.name!r}")
+    DATASETS[info.name] = info
+    return info
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Return the defaults of a data set.
+    """Return a registered data set.
 
     Raises:
         DataError: The name is unknown.

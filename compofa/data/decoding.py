@@ -1,4 +1,4 @@
-"""Reading image files, and keeping count of those that cannot be read."""
+"""Decoding image files, and counting those that cannot be decoded."""
 
 import logging
 import os
@@ -15,10 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from compofa.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 20
+_MAX_LOGGED = 20  # unreadable images logged per call
 _FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "DIB", "TIFF", "WEBP")
-"""What is decoded, whatever a file's name says. Pillow would also start Ghostscript for EPS."""
-
+"""Formats to decode, regardless of a file's suffix. Pillow would also run Ghostscript for EPS."""
 
 _ORIENTATIONS = dict(
     enumerate(
@@ -34,9 +33,10 @@ _ORIENTATIONS = dict(
         start=2,
     )
 )
-"""What turns an image upright, by its EXIF orientation."""
-_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 274, 258, 262  # tags of TIFF and EXIF
+"""Transposition that undoes each EXIF orientation."""
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 274, 258, 262  # TIFF and EXIF tags
 _WHITE_IS_ZERO = 0
+_AMBIGUOUS_RANGE = "ambiguous range: 16 bits, expected values above 4095 (12 bits)"
 
 
 class UnreadableImageError(DataError):
@@ -44,7 +44,7 @@ class UnreadableImageError(DataError):
 
     Attributes:
         path: The file.
-        reason: What is wrong with it, in one line.
+        reason: Why it cannot be decoded, in one line.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -56,29 +56,32 @@ class UnreadableImageError(DataError):
 
 
 def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
-    """Read an image file of any mode as RGB, as a viewer shows it.
+    """Decode an image file of any mode to RGB, as an image viewer shows it.
 
-    It is turned upright as its EXIF orientation says, and laid on white where it is transparent;
-    torchvision's default loader does neither. Of a file with several frames or pages it is the
-    first. CMYK is converted without a colour profile.
+    The EXIF orientation is applied, and transparent images are composited on white; torchvision's
+    default loader does neither. Of several frames or pages, the first is decoded. CMYK is converted
+    without a colour profile.
 
-    Grey and colour of 16 bits is scaled by 2^16, and floating-point grey from 0 to 1. What the
-    largest value of other images stands for is not known, and neither is it where no value of a
-    16-bit image is above 4095: it may have 12 bits, or be dark. Those are refused.
+    16-bit images are scaled from [0, 65535], and floating-point grey images from [0, 1]. Images
+    whose range is unknown are refused: other types, and 16-bit images without a value above 4095,
+    which may be 12-bit images or dark ones.
 
     Args:
-        path: The file, or what to call it.
-        file: Its content, where it is not a file by itself.
+        path: The file, or its name for messages if ``file`` is given.
+        file: Content of the file, open for reading.
+
+    Returns:
+        An RGB image.
 
     Raises:
-        UnreadableImageError: The file is missing, truncated, no image of a usual format, far too
-            large (Pillow refuses more than 179 million pixels), or its range is not known.
+        UnreadableImageError: The file is missing, truncated, not in a supported format, larger than
+            Pillow's limit of 179 million pixels, or of unknown range.
     """
     try:
         if file is None:
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-                raise ValueError("no file")
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
+                raise ValueError("not a regular file")
             if not status.st_size:
                 raise ValueError("empty")
         with warnings.catch_warnings():
@@ -86,15 +89,15 @@ def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
             with Image.open(file or path, formats=_FORMATS) as image:
                 if image.format != "PNG":
                     return _upright(image, _rgb(image))
-                image.verify()  # the checksums of the pixels, which loading does not look at
+                image.verify()  # checks the CRCs of pixel data, which loading does not
             if file is not None:
                 file.seek(0)
             with Image.open(file or path, formats=("PNG",)) as image:
                 return _upright(image, _rgb(image))
     except UnidentifiedImageError as error:
-        reason = f"none of {', '.join(_FORMATS)}"
+        reason = f"not one of {', '.join(_FORMATS)}"
         raise UnreadableImageError(str(path), reason) from error
-    except Exception as error:  # decoders of broken files raise nearly anything
+    except Exception as error:  # decoders raise almost any type for a damaged file
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         reason = " ".join(reason.split())[:200] or type(error).__name__
         raise UnreadableImageError(str(path), reason) from error
@@ -105,10 +108,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image, bits).convert("RGB")
-    if bits == 16:  # Pillow has kept the upper 8
+    if bits == 16:  # Pillow kept the upper 8 bits
         ranges = zip(image.getbands(), image.getextrema(), strict=True)
         if max(high for band, (_, high) in ranges if band not in "AaX") < 16:
-            raise ValueError("16 bits of which at most 12 are used: expected values above 4095")
+            raise ValueError(_AMBIGUOUS_RANGE)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -118,7 +121,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image) -> int:
-    """Return the bits per sample of an image that is not loaded yet, as far as they matter."""
+    """Return the bits per sample of a TIFF or PNG before it is loaded, and 8 for other formats."""
     if image.format == "TIFF":
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
     layout = image.tile[0][3] if image.tile else ""
@@ -126,54 +129,55 @@ def _bits(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
-    """Scale grey of more than 8 bits to 8, where Pillow would clip it.
+    """Scale a grey image to 8 bits, which Pillow would clip.
 
     Args:
-        image: Grey of mode I, I;16 or F.
-        bits: Per sample, of TIFF and PNG.
+        image: A grey image of mode I, I;16 or F.
+        bits: Bits per sample of a TIFF or PNG.
 
     Raises:
-        ValueError: The range of its values is not known.
+        ValueError: The range of its values is unknown.
     """
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F":
-        if not 0 <= low <= high <= 1:  # also NaN
-            raise ValueError(f"floating point from {low:g} to {high:g}: expected 0 to 1")
+        if not 0 <= low <= high <= 1:  # or NaN
+            raise ValueError(f"expected floating-point values from 0 to 1, got {low:g} to {high:g}")
         grey = np.rint(values * 255)
-    elif image.format == "PPM":  # Pillow scales to 16 bits by the range that the file states
+    elif image.format == "PPM":  # Pillow scaled it to 16 bits by the range stated in the file
         grey = values >> 8
     elif bits == 12 or (bits == 16 and image.mode.startswith("I;16")) or image.format == "PNG":
         if bits == 16 and 0 < high < 1 << 12:
-            raise ValueError("16 bits of which at most 12 are used: expected values above 4095")
+            raise ValueError(_AMBIGUOUS_RANGE)
         grey = values >> (bits - 8)
     else:
-        raise ValueError(f"grey of {bits} bits from {low} to {high}: expected 8 or unsigned 16")
+        raise ValueError(f"expected 8 or unsigned 16 bits, got {bits} bits from {low} to {high}")
     if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         grey = 255 - grey
     return Image.fromarray(grey.astype(np.uint8))
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Turn ``rgb`` as the EXIF data of ``image`` say; Pillow has turned a TIFF."""
+    """Apply the EXIF orientation of ``image`` to ``rgb``; Pillow applies it to TIFF itself."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error):
-        return rgb  # damaged, and of no use to the image itself
+        return rgb  # damaged EXIF data; the pixels are intact
     method = _ORIENTATIONS.get(orientation) if image.format != "TIFF" else None
     return rgb if method is None else rgb.transpose(method)
 
 
 class BrokenImages:
-    """Counts images that were skipped, names each once, and stops when there are too many.
+    """Counts skipped images, logs each once, and raises an error if there are too many.
 
     Args:
         total: Images in the data set (or part) that is being read.
-        named: Images that need no naming; those that are named are added. For counters that may
-            meet the same images.
+        named: Paths of images that were logged already; updated in place, to share it between
+            counters.
     """
 
     limit = 0.01
+    """Largest fraction of images that may be unreadable."""
 
     def __init__(self, total: int, named: set[str] | None = None) -> None:
         self.total = total
@@ -184,26 +188,26 @@ class BrokenImages:
         return len(self.paths)
 
     def add(self, images: Iterable[tuple[str, str]]) -> None:
-        """Log each image, a path and what is wrong with it, the first time it comes.
+        """Count images, given as (path, reason), and log each of them the first time.
 
         Raises:
-            DataError: More than 1 % of the images are broken.
+            DataError: More than 1 % of the images are unreadable.
         """
         images = dict(images)
         self.paths.update(dict.fromkeys(images))
         new = [path for path in images if path not in self.named]
-        for path in new[:_SHOWN]:
-            _LOG.warning("skipping an image that cannot be read: %s: %s", path, images[path])
-        if len(new) > _SHOWN:
-            _LOG.warning("skipping %d more images that cannot be read", len(new) - _SHOWN)
+        for path in new[:_MAX_LOGGED]:
+            _LOG.warning("skipping unreadable image: %s: %s", path, images[path])
+        if len(new) > _MAX_LOGGED:
+            _LOG.warning("skipping %d more unreadable images", len(new) - _MAX_LOGGED)
         self.named.update(new)
         self.check()
 
     def count(self, paths: Iterable[str]) -> None:
-        """Count images that were named elsewhere: in another process, or before a run went on.
+        """Count images that were logged by another rank, or before a run was resumed.
 
         Raises:
-            DataError: More than 1 % of the images are broken.
+            DataError: More than 1 % of the images are unreadable.
         """
         paths = tuple(paths)
         self.paths.update(dict.fromkeys(paths))
@@ -211,13 +215,13 @@ class BrokenImages:
         self.check()
 
     def check(self) -> None:
-        """Stop where too many are broken.
+        """Check that few images are unreadable.
 
         Raises:
-            DataError: More than 1 % of the images are.
+            DataError: More than 1 % of the images are unreadable.
         """
         if len(self.paths) > self.limit * self.total:
             raise DataError(
-                f"{len(self.paths)} of {self.total} images cannot be read, at most 1 % may be: "
-                "they are named above"
+                f"{len(self.paths)} of {self.total} images cannot be read, expected at most 1 %: "
+                "see the warnings above"
             )

@@ -1,15 +1,17 @@
-"""Class folders: ``<class>/*.jpg``, alone or in ``train`` and ``val``, on a disk or in a tar."""
+"""Class folders, ``<class>/*.jpg`` or ``train/<class>/*.jpg``, on disk or in a tar file."""
 
 import logging
 import os
+import re
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compofa.data.archives import TarFolder
-from compofa.data.parts import group_parts
+from compofa.data.readers import RawDataset
 from compofa.data.sources import FilesSource
 from compofa.errors import DataError
 
@@ -18,75 +20,69 @@ _LOG = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 )
-_NO_CLASSES = frozenset(
+_IGNORED_FOLDERS = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 )
-"""Folders that programs leave behind, in lower case."""
-_DEEPEST = 16
+"""Folders that other programs create, in lower case."""
+_MAX_DEPTH = 16
+PARTS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
+}
+"""Names of each part, alone or combined with filler words."""
+
+_FILLERS = (
+    "set", "sets", "data", "dataset", "image", "images", "img", "imgs", "seg", "split", "folder",
+)  # fmt: skip
+_PART_OF = {word: part for part, words in PARTS.items() for word in words}
+_PART_OF |= {word + more: part for (word, part), more in product(_PART_OF.items(), _FILLERS)}
 _USUAL_NAMES = frozenset(("train", "val", "validation", "test"))
 Folder = Path | TarFolder
 
 
-class Split(NamedTuple):
-    """Images of a data set that comes in parts.
-
-    Attributes:
-        classes: In alphabetical order; a target is an index into them.
-        train: Training images; none where that part is missing.
-        test: Images for the final figures.
-        validation: Images for choices during training; None where there is no such folder beside
-            the test images.
-    """
-
-    classes: tuple[str, ...]
-    train: FilesSource
-    test: FilesSource
-    validation: FilesSource | None
-
-
 def data_root(root: Folder) -> Folder:
-    """Return the folder of the data set: ``root``, or one in it where ``root`` only wraps that.
+    """Return the folder of the data set: ``root``, or the only folder in it, and so on.
 
-    A folder wraps another where it holds nothing else: no images, and no second folder. Archives
-    and downloads often do.
+    Archives and downloads often wrap a data set in a folder that has no images and no other folder.
 
     Raises:
         DataError: A folder cannot be read, or its parts are ambiguous.
     """
     below = _unwrapped(root, part=False)
     if below is not root:
-        _LOG.info("%s: the data set is in %s", root, below)
+        _LOG.info("%s: using the data set in %s", root, below)
     return below
 
 
 def has_split(root: Folder) -> bool:
-    """Whether ``root`` is divided into folders of training and test images.
+    """Return whether ``root`` is divided into folders of training and test images.
 
     Raises:
-        DataError: It is in more than one way.
+        DataError: There are several possible divisions.
     """
     return bool(_part_folders(root))
 
 
 def has_classes(root: Path) -> bool:
-    """Whether a folder in ``root`` has an image in it."""
+    """Return whether a folder in ``root`` contains an image."""
     return any(_has_images(root / name) for name in _class_folders(root))
 
 
-def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
-    """Read ``root/train``, ``root/val`` and ``root/test``, by whatever usual name they go.
+def read_split(root: Folder, size: int | None, evaluation_only: bool) -> RawDataset:
+    """Read ``root/train``, ``root/val`` and ``root/test``, or other usual names of them.
 
-    The images of a test folder are the test part; where there is none, those of the validation
-    folder are. Which folder was taken for what is logged, unless only the usual names are there.
+    Without a test folder, the validation folder is the test part. The folders used are logged if
+    their names are unusual or other folders are ignored.
 
     Args:
-        root: The data set.
-        size: Side to resize images to; None keeps them as they are.
-        evaluation_only: Accept a missing ``train``: that source is then empty. Accept other parts
+        root: Folder of the data set.
+        size: Side to resize images to, in pixels; None to keep their sizes.
+        evaluation_only: Accept a missing training folder, whose source is then empty, and parts
             that lack some of its classes.
 
     Raises:
-        DataError: A part is missing, empty, there twice, or of other classes than the test part.
+        DataError: A part is missing, empty or ambiguous, or its classes differ from the others'.
     """
     found = _part_folders(root)
     inside = {part: name for part, name in found.items() if _class_folders(root / name)}
@@ -97,8 +93,8 @@ def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
             raise _no_class_folders(root / flat)
         train = root / inside["train"]
         raise DataError(
-            f"expected {root}/val or {root}/test with class folders beside {train}; to split the "
-            f"images of {train}, give that as the data path"
+            f"expected {root}/val or {root}/test with class folders beside {train}; to split "
+            f"{train} itself, give it as the data path"
         )
     if "train" not in inside and not evaluation_only:
         if "train" in found:
@@ -108,7 +104,7 @@ def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
         )
     if test_part == "validation":
         inside["test"] = inside.pop("validation")
-    _say(root, inside)
+    _log_parts(root, inside)
     parts = {
         part: (name, *read_classes(_unwrapped(root / name, part=True), size))
         for part, name in inside.items()
@@ -119,14 +115,15 @@ def read_split(root: Folder, size: int | None, evaluation_only: bool) -> Split:
             places = [classes.index(each) for each in part_classes]
             source.targets = np.array(places, dtype=np.int64)[source.targets]
         elif part_classes != classes:
-            _compare(root, {first: set(classes), name: set(part_classes)})
+            raise _different_classes(root, {first: set(classes), name: set(part_classes)})
     test = parts["test"][2]
     train = parts["train"][2] if "train" in parts else test.subset(np.arange(0))
-    return Split(classes, train, test, parts["validation"][2] if "validation" in parts else None)
+    validation = parts["validation"][2] if "validation" in parts else None
+    return RawDataset(classes, train, test, validation)
 
 
-def _say(root: Folder, inside: dict[str, str]) -> None:
-    """Log what is taken for what, where that is not plain."""
+def _log_parts(root: Folder, inside: dict[str, str]) -> None:
+    """Log which folder is used for which part, unless it is obvious."""
     ignored = [name for name in _class_folders(root) if name not in inside.values()]
     if ignored or len(inside) > 2 or not _USUAL_NAMES.issuperset(inside.values()):
         order = [part for part in ("train", "validation", "test") if part in inside]
@@ -136,14 +133,14 @@ def _say(root: Folder, inside: dict[str, str]) -> None:
 
 
 def _part_folders(root: Folder) -> dict[str, str]:
-    """Return the folder of each part; empty where the folders of ``root`` are classes.
+    """Return the folder of each part, or an empty dict if the folders of ``root`` are classes.
 
-    One part alone, ``train`` among other folders say, is a class if it has images in it.
+    A single part, such as ``train`` among other folders, is a class if it contains images itself.
     """
     names = _class_folders(root)
     inside = {name for name in names if _class_folders(root / name)}
     splits = []
-    for group in group_parts(names):
+    for group in _group_parts(names):
         first = next(iter(group.values()))
         if len(group) > 1 or any(n in inside and not _has_images(root / n) for n in first):
             splits.append(group)
@@ -156,21 +153,57 @@ def _part_folders(root: Folder) -> dict[str, str]:
         if len(usable) > 1:
             raise DataError(
                 f"expected one folder of {part} images in {root}, got {' and '.join(usable)}: "
-                "remove or rename all but one"
+                "remove or rename the others"
             )
         chosen[part] = usable[0]
     return chosen
 
 
+def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the part that a folder name stands for, and the remaining words of the name.
+
+    Letter case, punctuation and filler words are ignored: ``seg_train``, ``TrainSet`` and
+    ``training-data`` are all ``("train", ())``, and ``asl_alphabet_train`` is
+    ``("train", ("asl", "alphabet"))``.
+
+    Returns:
+        A key of :data:`PARTS` and the remaining words, or None for any other name.
+    """
+    words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
+    parts = [word for word in words if word in _PART_OF]
+    if len(parts) != 1:
+        return None
+    rest = tuple(word for word in words if word not in _FILLERS and word not in _PART_OF)
+    return _PART_OF[parts[0]], rest
+
+
+def _group_parts(names: Iterable[str]) -> list[dict[str, list[str]]]:
+    """Group folder names into possible divisions of a data set into parts.
+
+    Names of one group have the same remaining words. A group with remaining words, such as
+    ``flowers_train``, needs two parts: one alone is more likely a class.
+
+    Returns:
+        Per group, the names of each part.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        found = part_of(name)
+        if found is not None:
+            part, rest = found
+            groups.setdefault(rest, {}).setdefault(part, []).append(name)
+    return [group for rest, group in groups.items() if not rest or len(group) > 1]
+
+
 def _unwrapped(folder: Folder, part: bool) -> Folder:
-    """Return where the classes, or parts, are in ``folder``.
+    """Return the folder of the classes or parts, descending through folders that only wrap another.
 
     Args:
-        folder: Where to begin.
-        part: Whether it is one part, so that no parts are in it (``seg_train/seg_train``).
+        folder: Where to start.
+        part: Whether it is a part already, and contains classes only (``seg_train/seg_train``).
     """
     below = folder
-    for _ in range(_DEEPEST):  # links may lead in a circle
+    for _ in range(_MAX_DEPTH):  # symbolic links may form a loop
         names = _class_folders(below)
         if len(names) > 1 or (names and not part and _part_folders(below)):
             return below
@@ -181,14 +214,18 @@ def _unwrapped(folder: Folder, part: bool) -> Folder:
 
 
 def read_classes(folder: Folder, size: int | None) -> tuple[tuple[str, ...], FilesSource]:
-    """Read one folder of class folders; images may lie deeper, hidden files are left out.
+    """Read a folder of class folders, with images at any depth; hidden files are ignored.
+
+    Args:
+        folder: Folder of the class folders.
+        size: Side to resize images to, in pixels; None to keep their sizes.
 
     Returns:
-        Classes in alphabetical order, and the images ordered by class and path. Numbers are
-        ordered as text too: 0, 1, 10, 2.
+        Class names in alphabetical order (numbers too: 0, 1, 10, 2), and the images ordered by
+        class and path.
 
     Raises:
-        DataError: No folder, no class folder, or a class without images.
+        DataError: The folder is missing or has no class folders, or a class has no images.
     """
     classes = _class_folders(folder)
     if not folder.is_dir():
@@ -214,16 +251,16 @@ def read_classes(folder: Folder, size: int | None) -> tuple[tuple[str, ...], Fil
 
 
 def _no_class_folders(folder: Folder) -> DataError:
-    what = "images in no class folder" if _has_images(folder) else "no folder"
-    return DataError(f"expected one folder of images per class in {folder}, found {what}")
+    what = "images outside class folders" if _has_images(folder) else "no folder"
+    return DataError(f"expected one folder of images per class in {folder}, got {what}")
 
 
 def _class_folders(folder: Folder) -> tuple[str, ...]:
-    return tuple(name for name in _folders_in(folder) if name.casefold() not in _NO_CLASSES)
+    return tuple(name for name in _folders_in(folder) if name.casefold() not in _IGNORED_FOLDERS)
 
 
 def _folders_in(folder: Folder) -> list[str]:
-    """Return the names of the folders in ``folder`` that are not hidden, sorted."""
+    """Return the sorted names of the folders in ``folder``, except hidden ones."""
     if not folder.is_dir():
         return []
     if isinstance(folder, TarFolder):
@@ -240,7 +277,7 @@ def _is_image(name: str) -> bool:
 
 
 def _has_images(folder: Folder) -> bool:
-    """Whether there are images in ``folder`` itself, not only deeper."""
+    """Return whether ``folder`` directly contains images."""
     if isinstance(folder, TarFolder):
         return any(map(_is_image, folder.files))
     try:
@@ -268,7 +305,7 @@ def _image_paths(root: Folder, folder: Folder) -> list[bytes]:
     for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
-            raise DataError(f"cannot read {parent}: a link leads to the same folder again")
+            raise DataError(f"cannot read {parent}: a symbolic link leads to the same folder again")
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(parent, root)
@@ -276,19 +313,15 @@ def _image_paths(root: Folder, folder: Folder) -> list[bytes]:
     return sorted(paths)
 
 
-def _compare(root: Folder, classes: dict[str, set[str]]) -> None:
-    """Say which classes are in one of two parts only.
-
-    Raises:
-        DataError: Always.
-    """
+def _different_classes(root: Folder, classes: dict[str, set[str]]) -> DataError:
+    """Return the error of two parts with different classes, which it lists."""
     both = set.intersection(*classes.values())
     parts = [
         f"{len(names - both)} only in {part} ({_few(sorted(names - both))})"
         for part, names in classes.items()
         if names - both
     ]
-    raise DataError(
+    return DataError(
         f"expected the same classes in {' and '.join(f'{root}/{part}' for part in classes)}: "
         + "; ".join(parts)
     )

@@ -1,7 +1,7 @@
-"""What a data set is, however its folder is called: its images, and which were trained on.
+"""Identity of a data set, independent of its path, to detect training images among test images.
 
-An image of a class folder is known by its name within its part, ``class/file``. Neither the path
-that leads to the folder, nor whether it is a folder or a tar file, is part of that name.
+An image of class folders is identified by its name within its part, ``class/file``. The path of the
+folder, and whether it is a folder or a tar file, do not matter.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from compofa.errors import DataError
 if TYPE_CHECKING:
     from compofa.data.datasets import DataSplits
 
-_SAMPLED = 256  # images of a data set that are recognised again
-_READ = 1 << 20  # bytes of an image that are compared
+_SAMPLED = 256  # training images recorded per data set
+_READ = 1 << 20  # bytes hashed per image
 _PART = re.compile(r"[0-9a-f]{16}")
 _IMAGE = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class PartIdentity:
-    """One part of a data set.
+    """Identity of one part of a data set.
 
     Attributes:
-        images: How many there are.
-        digest: 16 hexadecimal digits of the SHA-256 of names and sizes of the files, or of arrays.
+        images: Number of images.
+        digest: First 16 hexadecimal digits of the SHA-256 of file names and sizes, or of arrays.
     """
 
     images: int
@@ -46,16 +46,16 @@ class PartIdentity:
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """The data set that a network was trained on.
+    """Identity of the data set that a network was trained on.
 
     Attributes:
-        train: Images trained on.
-        validation: Images held out of them.
+        train: Training images.
+        validation: Validation images.
         test: Test images.
-        held: Of the parts that were held out of a folder by its images' names, the place in its
-            order (:func:`part_order`) of the last image of each class.
-        trained: Up to 256 of the files trained on, here and in what the weights began with: 32
-            hexadecimal digits each, of the name and of the content.
+        held: For each part that was held out of a folder by image name, the largest sort key
+            (:func:`part_order`) per class.
+        trained: Up to 256 training files of this run, and those of its initial weights: hashes of
+            name and content, 16 hexadecimal digits each.
     """
 
     train: PartIdentity
@@ -65,74 +65,77 @@ class DataIdentity:
     trained: frozenset[str] = frozenset()
 
     def differences(self, now: DataIdentity) -> list[str]:
-        """List the parts whose images are not those of ``now``."""
+        """Return a description of each part whose images differ from those of ``now``."""
         found = []
         for name in ("train", "validation", "test"):
             then, other = getattr(self, name), getattr(now, name)
             if then.images != other.images:
-                found.append(f"{then.images} {name} images then, {other.images} now")
+                found.append(f"{then.images} {name} images before, {other.images} now")
             elif then != other:
-                found.append(f"other {name} images of the same number")
+                found.append(f"as many but other {name} images")
         return found
 
     def seen_in(self, source: ImageSource) -> int:
-        """Count the images of ``source`` that are known to have been trained on."""
+        """Return how many images of ``source`` are among the recorded training images."""
         if not self.trained or not isinstance(source, FilesSource):
             return 0
         names = np.array([int(image[:16], 16) for image in self.trained], np.uint64)
         places = np.flatnonzero(np.isin(image_names(source), names))
-        return len(self.trained & {*_described(source, places)})
+        return len(self.trained & {*_image_hashes(source, places)})
 
-    def held_in(
+    def held_out_mask(
         self, source: FilesSource, classes: tuple[str, ...], part: str, seed: int = 0
     ) -> NDArray[np.bool_]:
-        """Tell which images of ``source`` were held out then, or would have been.
+        """Return which images of ``source`` were held out in training, or would have been.
 
         Args:
-            source: Images to divide.
-            classes: Names of its classes.
+            source: Images to split.
+            classes: Names of their classes.
             part: ``test`` or ``validation``.
-            seed: As in :func:`part_order`.
+            seed: As for :func:`part_order`.
+
+        Returns:
+            Mask of the images held out, bool [n].
         """
-        places = self.held.get(part, {})
-        last = np.array([places.get(name, 0) for name in classes], np.uint64)[source.targets]
-        known = np.array([name in places for name in classes], bool)[source.targets]
+        keys = self.held.get(part, {})
+        last = np.array([keys.get(name, 0) for name in classes], np.uint64)[source.targets]
+        known = np.array([name in keys for name in classes], bool)[source.targets]
         return known & (part_order(source, part, seed) <= last)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the identity as JSON data."""
+        """Return the identity as JSON-compatible data."""
         parts = (self.train, self.validation, self.test)
         return {
             "parts": [[part.images, part.digest] for part in parts],
-            "held": {part: dict(places) for part, places in self.held.items()},
+            "held": {part: dict(keys) for part, keys in self.held.items()},
             "trained": sorted(self.trained),
         }
 
     @classmethod
     def from_json(cls, data: Any) -> DataIdentity:
-        """Read what :meth:`to_json` wrote.
+        """Return the identity from the output of :meth:`to_json`.
 
         Raises:
-            DataError: Something is missing or of another type.
+            DataError: A key is missing, or a value has another type.
         """
         if not isinstance(data, Mapping) or not data.keys() >= {"parts", "held", "trained"}:
             raise DataError("data: expected parts, held and trained")
         parts, held, trained = data["parts"], data["held"], data["trained"]
-        good = _each(parts, _is_part) and len(parts) == 3 and _each(trained, _is_image)
-        if not good or not isinstance(held, Mapping) or not _each([*held.values()], _is_places):
-            raise DataError("data: expected three parts, places and images, got other values")
+        valid = _each(parts, _is_part) and len(parts) == 3 and _each(trained, _is_image)
+        if not valid or not isinstance(held, Mapping) or not _each([*held.values()], _are_keys):
+            raise DataError("data: expected 3 parts, keys per class and image hashes")
         return cls(*(PartIdentity(*part) for part in parts), dict(held), frozenset(trained))
 
 
 def identify(
     splits: DataSplits, seed: int, before: Sequence[DataIdentity | None] = ()
 ) -> DataIdentity:
-    """Return the identity of a data set that a network is about to be trained on.
+    """Return the identity of the data set of a training run.
 
     Args:
         splits: The data set.
-        seed: That the validation images were held out with.
-        before: What the weights that it begins with were trained on.
+        seed: Seed that the validation images were held out with.
+        before: Identities of the data sets that the initial weights were trained on.
     """
     held: dict[str, dict[str, int]] = {}
     trained = frozenset[str]()
@@ -143,25 +146,28 @@ def identify(
             for target in np.unique(source.targets).tolist():
                 held[part][splits.classes[target]] = int(order[source.targets == target].max())
         names = image_names(splits.train)
-        trained = frozenset(_described(splits.train, np.argsort(names)[:_SAMPLED]))
+        trained = frozenset(_image_hashes(splits.train, np.argsort(names)[:_SAMPLED]))
     parts = (identify_part(part) for part in (splits.train, splits.validation, splits.test))
     return DataIdentity(*parts, held, trained.union(*(other.trained for other in before if other)))
 
 
 def part_order(source: FilesSource, part: str, seed: int = 0) -> NDArray[np.uint64]:
-    """Return the places of images in the order that a part is taken from.
+    """Return the sort keys of images by which a part is held out.
 
     Args:
         source: The images.
-        part: ``test``, which no seed may change, or ``validation``.
-        seed: Of the validation part.
+        part: ``test``, which does not depend on the seed, or ``validation``.
+        seed: Seed of the validation part.
+
+    Returns:
+        uint64 [n].
     """
     purpose = (seed, "validation") if part == "validation" else ("test part",)
     return image_order(image_names(source), *purpose)
 
 
 def identify_part(source: ImageSource) -> PartIdentity:
-    """Return the identity of one part of a data set; asks for the size of every file."""
+    """Return the identity of one part of a data set. Reads the size of every file."""
     digest = hashlib.sha256()
     if isinstance(source, MemorySource):
         digest.update(source.images.tobytes())
@@ -173,7 +179,7 @@ def identify_part(source: ImageSource) -> PartIdentity:
 
 
 def image_names(source: FilesSource) -> NDArray[np.uint64]:
-    """Return 64 bits of a hash of each image's name within its part, ``class/file``."""
+    """Return a 64-bit hash of each image's name within its part, ``class/file``, uint64 [n]."""
     digests = b"".join(
         hashlib.blake2b(bytes(path), digest_size=8).digest() for path in source.paths.tolist()
     )
@@ -181,42 +187,39 @@ def image_names(source: FilesSource) -> NDArray[np.uint64]:
 
 
 def _sizes(source: FilesSource) -> NDArray[np.uint64]:
-    """Return the bytes of each file; 0 for one that is gone."""
+    """Return the size of each file in bytes, uint64 [n]; 0 for a missing file."""
     if isinstance(source, TarSource):
         return source.places[:, 1].astype(np.uint64)
     sizes = np.zeros(len(source), np.uint64)
     for index in range(len(source)):
         try:
             sizes[index] = os.stat(source.path(index)).st_size
-        except OSError:  # decoding names it
+        except OSError:  # reported when it is decoded
             continue
     return sizes
 
 
-def _described(source: FilesSource, places: NDArray[np.integer]) -> list[str]:
-    """Return 16 digits of the name and 16 of the content of some images; unreadable ones not."""
+def _image_hashes(source: FilesSource, places: NDArray[np.integer]) -> list[str]:
+    """Return hashes of name and content of images, 32 hexadecimal digits; skips unreadable ones."""
     names, found = image_names(source.subset(places)), []
     for index, name in zip(places.tolist(), names.tolist(), strict=True):
         try:
             content = _content(source, index)
-        except (OSError, ValueError, OverflowError):  # decoding names it
+        except (OSError, ValueError, OverflowError):  # reported when it is decoded
             continue
         found.append(f"{name:016x}{hashlib.blake2b(content, digest_size=8).hexdigest()}")
     return found
 
 
 def _content(source: FilesSource, index: int) -> bytes:
-    """Read the beginning of a file."""
-    if not isinstance(source, TarSource):
-        path = Path(source.path(index))
-        if not path.is_file():  # a pipe would be waited for
-            return b""
-        with path.open("rb") as file:
-            return file.read(_READ)
-    offset, size = (int(value) for value in source.places[index])
-    with source.archive.open("rb") as file:
-        file.seek(offset)
-        return file.read(min(size, _READ))
+    """Return the first bytes of an image file."""
+    if isinstance(source, TarSource):
+        return source.read(index, _READ)
+    path = Path(source.path(index))
+    if not path.is_file():  # reading a pipe would block
+        return b""
+    with path.open("rb") as file:
+        return file.read(_READ)
 
 
 def _each(values: Any, check: Any) -> bool:
@@ -230,10 +233,9 @@ def _is_part(value: Any) -> bool:
     return type(images) is int and type(digest) is str and bool(_PART.fullmatch(digest))
 
 
-def _is_places(value: Any) -> bool:
+def _are_keys(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        type(name) is str and type(place) is int and 0 <= place < 1 << 64
-        for name, place in value.items()
+        type(name) is str and type(key) is int and 0 <= key < 1 << 64 for name, key in value.items()
     )
 
 

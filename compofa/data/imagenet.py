@@ -1,18 +1,15 @@
-"""ImageNet's 1,000 classes: which output of a network a class folder stands for.
+"""ImageNet's 1,000 classes: the network output that corresponds to each class folder.
 
-The classes of ILSVRC 2012 are WordNet synsets; a folder is named by the synset's offset in WordNet
-3.0 (``n01440764``, the tench). Networks trained on ImageNet number them in alphabetical order; a
-folder may be named by that number, too.
+The classes of ILSVRC 2012 are WordNet synsets. A class folder is named by the offset of its synset
+in WordNet 3.0 (``n01440764``, the tench), and networks number the classes in alphabetical order of
+these names. Folders may also be named by these numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from compofa.data.datasets import DataSplits
-from compofa.data.sources import ImageSource
 from compofa.errors import DataError
 
 _OFFSETS = """
@@ -119,49 +116,47 @@ _OFFSETS = """
 """
 
 WNIDS = tuple(f"n{offset}" for offset in _OFFSETS.split())
-"""The names of the class folders, in the order of the outputs."""
+"""WordNet ids, the names of the class folders, in the order of the network outputs."""
 
 _SHOWN = 5
 
 
 def is_imagenet(classes: tuple[str, ...], outputs: int) -> bool:
-    """Whether a network with these class names (or none) and outputs is one for ImageNet."""
+    """Return whether a network with these class names (or none) and outputs is for ImageNet."""
     return classes == WNIDS or (not classes and outputs == len(WNIDS))
 
 
 def by_wnid(splits: DataSplits) -> DataSplits:
-    """Return a data set whose targets are the outputs of ImageNet's networks.
+    """Return a data set whose targets are output indices of ImageNet networks.
 
-    Class folders are named by synsets, also by some of them only, or all are numbered as the
-    outputs are: 0 to 999, with or without leading zeros.
+    Class folders are named by WordNet ids (all 1,000 or a subset), or by all of the numbers 0 to
+    999 with or without leading zeros.
 
     Raises:
-        DataError: They are named otherwise. A few numbers alone are refused too: they may be
+        DataError: They have other names. A subset of the numbers is refused as well: they may be
             positions among fewer classes.
     """
-    places = _numbered(splits.classes) or {wnid: place for place, wnid in enumerate(WNIDS)}
-    odd = [name for name in splits.classes if name not in places]
-    if odd:
-        odd.sort(key=str.isdecimal)  # one name among numbers is what is wrong
-        more = ", …" * (len(odd) > _SHOWN)
+    outputs = _numbered(splits.classes) or {wnid: output for output, wnid in enumerate(WNIDS)}
+    unknown = [name for name in splits.classes if name not in outputs]
+    if unknown:
+        unknown.sort(key=str.isdecimal)  # a name among numbers is the likely mistake
+        more = ", …" * (len(unknown) > _SHOWN)
         raise DataError(
             f"expected class folders named as ImageNet's, such as {WNIDS[0]}, or numbered from 0 "
-            f"to {len(WNIDS) - 1}, got {len(odd)} others among {len(splits.classes)}: "
-            f"{', '.join(odd[:_SHOWN])}{more}"
+            f"to {len(WNIDS) - 1}, got {len(unknown)} others among {len(splits.classes)}: "
+            f"{', '.join(unknown[:_SHOWN])}{more}"
         )
-    index = np.array([places[name] for name in splits.classes], dtype=np.int64)
-    parts = {part: _moved(getattr(splits, part), index) for part in ("train", "validation", "test")}
-    return replace(splits, classes=WNIDS, **parts)
+    return splits.with_classes(WNIDS, np.array([outputs[name] for name in splits.classes]))
 
 
 def require_order(classes: tuple[str, ...]) -> None:
-    """Check that the classes of a data set are in the order of a network's that names none.
+    """Check that numbered classes are in numeric order, for weights that do not name their classes.
 
-    Folders are in the order of text, where 10 comes before 2, and ImageNet's outputs in that of
-    numbers. So these must be of one length.
+    Folders are sorted as text, where 10 precedes 2, but ImageNet outputs are in numeric order, so
+    the numbers need leading zeros.
 
     Raises:
-        DataError: The classes are all of the numbers 0 to 999, in another order.
+        DataError: The classes are the numbers 0 to 999 in another order.
     """
     numbers = [*_numbered(classes).values()]
     if numbers != sorted(numbers):
@@ -173,14 +168,8 @@ def require_order(classes: tuple[str, ...]) -> None:
 
 
 def _numbered(classes: tuple[str, ...]) -> dict[str, int]:
-    """Return the outputs that folders stand for where they are all numbers; else nothing."""
+    """Return the output of each class if they are the numbers 0 to 999, else an empty dict."""
     if not all(name.isascii() and name.isdecimal() for name in classes):
         return {}
     numbers = {name: int(name) for name in classes}
     return numbers if sorted(numbers.values()) == list(range(len(WNIDS))) else {}
-
-
-def _moved(source: ImageSource, index: np.ndarray) -> ImageSource:
-    moved = source.subset(np.arange(len(source)))
-    moved.targets = index[moved.targets]
-    return moved

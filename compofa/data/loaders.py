@@ -1,11 +1,12 @@
-"""Batches for training, evaluation and calibration.
+"""Loaders of batches for training, evaluation and BN calibration.
 
-Each call builds one :class:`torch.utils.data.DataLoader`, which is cheap without workers. Starting
-workers costs about 0.1 s each with fork, and a few seconds with spawn (they import torch again),
-every time a loader is gone through: with small data, no workers are fastest.
+Each function builds one :class:`torch.utils.data.DataLoader`. Starting loader workers takes about
+0.1 s each with fork and a few seconds with spawn (they import torch again), on every iteration over
+a
+loader: small data sets are fastest without.
 
-Batches come from workers through shared memory, on Linux ``/dev/shm``: a container has 64 MB of it
-by default, and a batch of 256 photographs takes 154 MB.
+Loader workers send batches through shared memory, on Linux ``/dev/shm``. A container has 64 MB of
+it by default, and a batch of 256 photographs at 224 pixels takes 154 MB.
 """
 
 import logging
@@ -29,20 +30,20 @@ from compofa.seeds import rng
 
 _LOG = logging.getLogger(__name__)
 _SHARED_MEMORY = "/dev/shm"
-_PREFETCH = (2, 1)  # batches per worker that are made ahead: as many as there is room for
-_WHAT_HELPS = "use fewer or no data workers, smaller batches, or more memory"
+_PREFETCH = (2, 1)  # batches prefetched per loader worker: the first that fits into memory
+_ADVICE = "use fewer loader workers, smaller batches, or more memory"
 
 
 class Batch(NamedTuple):
-    """One step's images.
+    """The images of one step.
 
     Attributes:
-        images: float32 [n, 3, resolution, resolution], normalised. n is smaller than the batch
-            size, at worst 0, where images were broken.
-        targets: int64 [n].
-        resolution: Side, pixels.
-        broken: Path of each image that was skipped, and what is wrong with it: for
-            :class:`compofa.data.BrokenImages`.
+        images: Normalised images, float32 [n, 3, resolution, resolution]. n is below the batch
+        size,
+            and possibly 0, if images were unreadable.
+        targets: Class indices, int64 [n].
+        resolution: Image side in pixels.
+        broken: (path, reason) of each skipped image, for :class:`compofa.data.BrokenImages`.
     """
 
     images: torch.Tensor
@@ -52,13 +53,13 @@ class Batch(NamedTuple):
 
 
 class TransformedImages(Dataset[Batch]):
-    """Makes whole batches from keys; holds no state, so that it can be sent to any worker.
+    """Loads and transforms whole batches. Stateless, so that any loader worker can use it.
 
     Args:
         source: The images.
-        info: Names the transforms.
-        normalisation: Means and deviations.
-        augment: Whether to vary the images (training).
+        info: The data set, with its augmentation.
+        normalisation: Means and standard deviations.
+        augment: Whether to augment the images, as for training.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TransformedImages(Dataset[Batch]):
         self.normalisation = normalisation
 
     def __getitems__(self, keys: list[SampleKey]) -> Batch:
-        """Make one batch of keys that share a resolution."""
+        """Return one batch; all keys have the same resolution."""
         indices = np.array([key.index for key in keys])
         images, kept, broken = self.source.load_all(indices)
         resolution = keys[0].resolution
@@ -82,10 +83,10 @@ class TransformedImages(Dataset[Batch]):
 
 
 class BatchLoader:
-    """Goes through batches that one or several processes make.
+    """Iterates over a DataLoader and raises :class:`LoaderError` if its workers fail.
 
     Args:
-        loader: Makes the batches.
+        loader: Loader of the batches.
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
@@ -95,40 +96,33 @@ class BatchLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start the workers.
+        """Start the loader workers and return an iterator over their batches.
 
         Raises:
-            LoaderError: They cannot be started.
+            LoaderError: Workers cannot be started or, while iterating, died or cannot send a batch.
         """
         try:
-            return _Batches(iter(self.loader))
+            batches = iter(self.loader)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise LoaderError(f"cannot start data workers ({reason}): {_WHAT_HELPS}") from error
+            raise LoaderError(f"cannot start loader workers ({reason}): {_ADVICE}") from error
+        return _checked(batches)
 
 
-class _Batches(Iterator[Batch]):
-    """Batches of workers; see :class:`BatchLoader`."""
-
-    def __init__(self, batches: Iterator[Batch | LoaderError]) -> None:
-        self._batches = batches
-
-    def __next__(self) -> Batch:
-        """Wait for the next batch.
-
-        Raises:
-            LoaderError: A worker was lost, or cannot hand it over.
-        """
+def _checked(batches: Iterator[Batch | LoaderError]) -> Iterator[Batch]:
+    while True:
         try:
-            batch = next(self._batches)
+            batch = next(batches)
+        except StopIteration:
+            return
         except (RuntimeError, OSError, EOFError) as error:
-            if str(error).startswith("Caught "):  # what a worker raised, with its traceback
+            if str(error).startswith("Caught "):  # raised in a loader worker, with its traceback
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise LoaderError(f"lost a data worker ({reason}): {_WHAT_HELPS}") from error
+            raise LoaderError(f"a loader worker died ({reason}): {_ADVICE}") from error
         if isinstance(batch, LoaderError):
             raise batch
-        return batch
+        yield batch
 
 
 def train_loader(
@@ -149,26 +143,28 @@ def train_loader(
 ) -> BatchLoader:
     """Return the batches of one training epoch on one rank.
 
-    The batches are the same, bit for bit, for any number of workers; see
+    Batches are bit-identical for any number of loader workers; see
     :class:`compofa.data.TrainBatches`.
 
     Args:
         source: Training images.
-        info: Names the augmentation.
+        info: The data set, with its augmentation.
         batch_size: Images per rank and step.
-        resolutions: Choices, pixels; one is drawn for each step.
+        resolutions: Resolutions in pixels; one is sampled per step.
         seed: Seed of the run.
         epoch: Epoch since the start of training, from 0.
-        rank: This process, from 0.
-        world_size: Number of processes.
-        first_step: Step of this epoch to begin with.
-        workers: Processes that make batches; 0 makes them in this one.
-        normalisation: By default the data set's own.
-        context: How to start workers: "fork", "spawn" or "forkserver"; None is the platform's.
-        pin_memory: Whether to put batches into page-locked memory, for a GPU.
+        rank: Rank of this process, from 0.
+        world_size: Number of ranks.
+        first_step: First step within the epoch.
+        workers: Number of loader workers; 0 loads batches in this process.
+        normalisation: Means and standard deviations; by default those of the data set.
+        context: Start method of loader workers, "fork", "spawn" or "forkserver"; by default the
+            platform's.
+        pin_memory: Whether to copy batches into page-locked memory, for a GPU.
 
     Raises:
-        DataError: Too few images, a number out of range, or too little shared memory.
+        DataError: There are too few images, a number is out of range, or shared memory is too
+        small.
     """
     batches = TrainBatches(
         len(source), batch_size, resolutions, seed, epoch, rank, world_size, first_step
@@ -191,13 +187,24 @@ def eval_loader(
     context: str | None = None,
     pin_memory: bool = False,
 ) -> BatchLoader:
-    """Return the batches of an evaluation: every image once, in order; see :func:`train_loader`.
+    """Return the batches of an evaluation: every image once, in order.
 
-    With several ranks each takes every ``world_size``-th image; a rank may get none.
+    Rank i takes every ``world_size``-th image from the i-th on, possibly none.
+
+    Args:
+        source: Images to evaluate on.
+        info: The data set, with its transforms.
+        resolution: Image side in pixels.
+        batch_size: Images per batch.
+        rank: Rank of this process, from 0.
+        world_size: Number of ranks.
+        workers: As for :func:`train_loader`, like the arguments below.
+        normalisation: Means and standard deviations.
+        context: Start method of loader workers.
+        pin_memory: Whether to use page-locked memory.
 
     Raises:
-        DataError: There are no images, a number is out of range, or there is too little shared
-            memory.
+        DataError: There are no images, a number is out of range, or shared memory is too small.
     """
     if not len(source):
         raise DataError("expected images to evaluate on, got an empty part of the data set")
@@ -222,29 +229,29 @@ def calibration_loader(
     context: str | None = None,
     pin_memory: bool = False,
 ) -> BatchLoader:
-    """Return training images, prepared as for evaluation, to measure BN statistics on.
+    """Return training images, transformed as for evaluation, to calibrate BN statistics on.
 
     Args:
         source: Training images.
-        info: Names the transforms.
-        resolution: Side, pixels.
+        info: The data set, with its transforms.
+        resolution: Image side in pixels.
         batch_size: Images per batch.
-        seed: Decides on the images: the same for the same seed, whatever the resolution.
-        n_images: How many; all images where there are fewer.
-        rank: This process, from 0: each takes every ``world_size``-th image, some perhaps none.
-        world_size: Number of processes.
-        workers: See :func:`train_loader`, and so for what follows.
-        normalisation: By default the data set's own.
-        context: How to start workers.
-        pin_memory: For a GPU.
+        seed: Seed of the sample of images, which does not depend on the resolution.
+        n_images: Number of images; all of them if there are fewer.
+        rank: Rank of this process, from 0; see :func:`eval_loader`.
+        world_size: Number of ranks.
+        workers: As for :func:`train_loader`, like the arguments below.
+        normalisation: Means and standard deviations.
+        context: Start method of loader workers.
+        pin_memory: Whether to use page-locked memory.
 
     Raises:
-        DataError: There are no training images, a number is out of range, or there is too little
-            shared memory.
+        DataError: There are no images, a number is out of range, or shared memory is too small.
     """
     if not len(source) or n_images < 1:
         raise DataError(
-            f"calibration needs training images: got {n_images} of a part with {len(source)}"
+            f"expected 1 or more calibration images, got {n_images} of {len(source)} training "
+            "images"
         )
     n_images = min(n_images, len(source))
     indices = rng(seed, "calibration").choice(len(source), n_images, replace=False)
@@ -263,7 +270,7 @@ def _loader(
     pin_memory: bool,
 ) -> BatchLoader:
     if workers < 0:
-        raise DataError(f"expected 0 or more data workers, got {workers}")
+        raise DataError(f"expected 0 or more loader workers, got {workers}")
     if workers:
         _require_processes(workers)
     loader = DataLoader(
@@ -271,34 +278,34 @@ def _loader(
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=_prefetch(batch_bytes, len(batches), workers) if workers else None,
-        collate_fn=_hand_over,
-        worker_init_fn=_end_when_a_batch_is_lost,
+        collate_fn=_share,
+        worker_init_fn=_exit_on_send_error,
         multiprocessing_context=context if workers else None,
         pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(0),  # else it draws from the global one
+        generator=torch.Generator().manual_seed(0),  # by default it uses the global one
     )
     return BatchLoader(loader)
 
 
 def _require_processes(workers: int) -> None:
-    """Check that data-loading processes can be started: torch fails half-way, with tracebacks.
+    """Check that loader workers can be started: torch would fail half-way, with tracebacks.
 
     Raises:
-        DataError: Few files may be open (three are for each, beside what batches take on their
-            way), or no semaphore can be made.
+        DataError: The limit of open files is too low (each worker takes three, and batches some
+            more), or semaphores cannot be created.
     """
     most, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 48 + 3 * workers
     if most != resource.RLIM_INFINITY and most < needed:
         raise DataError(
-            f"expected a limit of at least {needed} open files for {workers} data-loading "
-            f"processes, got {most}: raise it (ulimit -n {needed}), or use fewer"
+            f"expected a limit of at least {needed} open files for {workers} loader workers, got "
+            f"{most}: raise it (ulimit -n {needed}), or use fewer loader workers"
         )
     try:
         multiprocessing.Lock()
     except OSError as error:
         raise DataError(
-            f"expected to share memory with {workers} data-loading processes, got: "
-            f"{error.strerror or error}: make /dev/shm writable, or load data without any"
+            f"cannot share memory with {workers} loader workers: {error.strerror or error}: make "
+            "/dev/shm writable, or use no loader workers"
         ) from error
 
 
@@ -307,10 +314,10 @@ def _image_bytes(images: int, resolution: int) -> int:
 
 
 def _prefetch(batch_bytes: int, batches: int, workers: int) -> int:
-    """Return how many batches each worker makes ahead.
+    """Return how many batches each loader worker may prefetch.
 
     Raises:
-        DataError: Shared memory has no room for even one, beside the batch that is in use.
+        DataError: Shared memory is too small for one each, beside the batch in use.
     """
     free = _free_shared_memory()
     for ahead in _PREFETCH:
@@ -318,27 +325,27 @@ def _prefetch(batch_bytes: int, batches: int, workers: int) -> int:
         if free is None or need <= free:
             return ahead
     raise DataError(
-        f"expected {need / 1e6:.3g} MB free in {_SHARED_MEMORY} for batches of {workers} data "
-        f"worker(s), got {free / 1e6:.3g} MB: use fewer or no workers, smaller batches, or give a "
+        f"expected {need / 1e6:.3g} MB free in {_SHARED_MEMORY} for {workers} loader workers, got "
+        f"{free / 1e6:.3g} MB: use fewer loader workers, smaller batches, or give a "
         "container more shared memory (docker run --shm-size)"
     )
 
 
 def _free_shared_memory() -> int | None:
-    """Return the bytes that are free for sharing tensors; None where that is not limited so."""
+    """Return the free bytes of shared memory; None if there is no such limit."""
     if not sys.platform.startswith("linux"):
         return None
     try:
         status = os.statvfs(_SHARED_MEMORY)
     except OSError:
-        return None  # sharing says what is missing
+        return None  # sharing a tensor reports the error
     return 0 if status.f_flag & os.ST_RDONLY else status.f_bavail * status.f_frsize
 
 
-def _hand_over(batch: Batch) -> Batch | LoaderError:
-    """Put a worker's batch into shared memory, or say why not.
+def _share(batch: Batch) -> Batch | LoaderError:
+    """Move a loader worker's batch into shared memory, or return the error.
 
-    Torch would do so in a thread, whose error nobody sees and whose batch is waited for.
+    Torch would do so in a thread whose error is lost, and wait for the batch forever.
     """
     if get_worker_info() is not None:
         try:
@@ -346,15 +353,15 @@ def _hand_over(batch: Batch) -> Batch | LoaderError:
                 tensor.share_memory_()
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
-            return LoaderError(f"a data worker cannot share a batch ({reason}): {_WHAT_HELPS}")
+            return LoaderError(f"a loader worker cannot share a batch ({reason}): {_ADVICE}")
     return batch
 
 
-def _end_when_a_batch_is_lost(worker: int) -> None:
-    """Let a worker end where its thread cannot send a batch, which is noticed: see above."""
+def _exit_on_send_error(worker: int) -> None:
+    """Let a loader worker exit, which torch detects, if its thread cannot send a batch."""
 
     def end(error: Exception, batch: object) -> None:
-        _LOG.error("data worker %d cannot send a batch: %s", worker, " ".join(str(error).split()))
+        _LOG.error("loader worker %d cannot send a batch: %s", worker, " ".join(str(error).split()))
         os._exit(1)
 
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)

@@ -1,8 +1,8 @@
-"""Which images a step gets, at which resolution: pure functions of the seed and the step.
+"""Sampling of images and resolutions, as pure functions of the seed and the step.
 
-Nothing here is shared between processes: the batch sampler writes index, resolution and
-augmentation seed into the keys that a worker receives. So any number of workers, forked or spawned,
-gives the same batches, and a resumed run replays exactly.
+Processes share no state: the batch sampler sends index, resolution and augmentation seed of each
+image to the loader workers. Batches are therefore identical for any number of workers, forked or
+spawned, and a resumed run replays exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class SampleKey(NamedTuple):
-    """What a worker needs to make one image: its index, side (pixels) and augmentation seed."""
+    """Index, resolution (pixels) and augmentation seed of one image of a batch."""
 
     index: int
     resolution: int
@@ -29,6 +29,13 @@ def random_bits(seeds: NDArray[np.uint64], counter: int | NDArray[np.uint64]) ->
     """Return the ``counter``-th value of the SplitMix64 stream of each seed, vectorised.
 
     SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+
+    Args:
+        seeds: uint64, any shape.
+        counter: Index into the streams, from 0; broadcast against ``seeds``.
+
+    Returns:
+        uint64, of the broadcast shape.
     """
     with np.errstate(over="ignore"):
         z = seeds + (np.asarray(counter, np.uint64) + np.uint64(1)) * _GOLDEN
@@ -38,31 +45,33 @@ def random_bits(seeds: NDArray[np.uint64], counter: int | NDArray[np.uint64]) ->
 
 
 def image_order(names: NDArray[np.uint64], *purpose: int | str) -> NDArray[np.uint64]:
-    """Return each image's place in an order that depends on its own name only.
+    """Return pseudorandom sort keys of images; each depends only on the image's own name.
 
     Args:
-        names: 64-bit hashes of the images' names.
-        *purpose: Parts of the seed that the order is drawn from.
+        names: uint64 [n], hashes of the images' names.
+        *purpose: Parts of the seed of the order; see :func:`compofa.seeds.derive_seed`.
+
+    Returns:
+        uint64 [n].
     """
     return random_bits(names, np.uint64(derive_seed(*purpose)))
 
 
-def held_by_share(
+def hold_out_by_share(
     order: NDArray[np.uint64], targets: NDArray[np.int64], share: float
 ) -> NDArray[np.bool_]:
-    """Hold out the images in the first places of all possible ones.
+    """Hold out the images whose sort key is in the lowest ``share`` of the uint64 range.
 
-    So an image is held out, or not, whatever other images there are, but for classes so small that
-    none or all would be: every class keeps its last image, and of two or more the first is held
-    out.
+    Whether an image is held out does not depend on other images, except in very small classes:
+    every class keeps at least one image, and every class of two or more has one held out.
 
     Args:
-        order: Places of the images [n], see :func:`image_order`.
-        targets: Class numbers [n].
-        share: Of the places, from 0 to 1.
+        order: Sort keys, uint64 [n]; see :func:`image_order`.
+        targets: Class indices, int64 [n].
+        share: Share of the images, in [0, 1].
 
     Returns:
-        Whether each image is held out, [n].
+        Mask of the images held out, bool [n].
     """
     within = order < np.uint64(min(int(share * 2**64), 2**64 - 1))
     counts = np.bincount(targets)
@@ -70,36 +79,61 @@ def held_by_share(
     return _first(order, targets, take.clip(np.minimum(counts - 1, 1), counts - 1))
 
 
-def held_by_count(
+def hold_out_by_count(
     order: NDArray[np.uint64], targets: NDArray[np.int64], n_held: int
 ) -> NDArray[np.bool_]:
-    """Hold out the first images of each class, as many in all as asked for.
+    """Hold out ``n_held`` images, those of each class with the lowest sort keys.
 
     Args:
-        order: Places of the images [n], see :func:`image_order`.
-        targets: Class numbers [n].
-        n_held: At most n minus the number of classes; each class has its :func:`quotas`.
+        order: Sort keys, uint64 [n]; see :func:`image_order`.
+        targets: Class indices, int64 [n].
+        n_held: At most n minus the number of classes; divided among classes by :func:`quotas`.
 
     Returns:
-        Whether each image is held out, [n].
+        Mask of the images held out, bool [n].
     """
     return _first(order, targets, quotas(np.bincount(targets), n_held))
 
 
-def quotas(counts: NDArray[np.int64], n_held: int) -> NDArray[np.int64]:
-    """Share ``n_held`` images out among classes in proportion, largest remainders first.
+def stratified_split(
+    targets: NDArray[np.int64], n_held: int, generator: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out images at random, stratified by class (:func:`quotas`).
 
     Args:
-        counts: Images of each class; one of each is not held out.
-        n_held: At most their sum minus the number of classes.
+        targets: Class indices, int64 [n].
+        n_held: At most n minus the number of classes.
+        generator: Source of randomness.
+
+    Returns:
+        Sorted indices of the images kept [n - n_held] and held out [n_held].
+    """
+    counts = np.bincount(targets)
+    take = quotas(counts, n_held)
+    order = generator.permutation(len(targets))
+    order = order[np.argsort(targets[order], kind="stable")]
+    place = np.arange(len(targets)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = place < np.repeat(take, counts)
+    return np.sort(order[~held]), np.sort(order[held])
+
+
+def quotas(counts: NDArray[np.int64], n_held: int) -> NDArray[np.int64]:
+    """Divide ``n_held`` images among classes in proportion, by the largest remainder method.
+
+    Args:
+        counts: Images per class, int64 [classes]; one of each class is never held out.
+        n_held: At most the sum of ``counts`` minus the number of classes.
+
+    Returns:
+        Images to hold out per class, int64 [classes].
     """
     most = np.maximum(counts - 1, 0)
     assert n_held <= most.sum()
     quota = n_held * counts / max(1, counts.sum())
     take = np.minimum(quota.astype(np.int64), most)
     while (missing := n_held - take.sum()) > 0:
-        wish = np.where(take < most, quota - take, -np.inf)
-        order = np.argsort(-wish, kind="stable")[: min(missing, np.count_nonzero(take < most))]
+        remainder = np.where(take < most, quota - take, -np.inf)
+        order = np.argsort(-remainder, kind="stable")[: min(missing, np.count_nonzero(take < most))]
         take[order] += 1
     return take
 
@@ -107,7 +141,7 @@ def quotas(counts: NDArray[np.int64], n_held: int) -> NDArray[np.int64]:
 def _first(
     order: NDArray[np.uint64], targets: NDArray[np.int64], take: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Tell which images are among the first of their class."""
+    """Return the mask of the ``take`` images per class with the lowest sort keys, bool [n]."""
     by_class = np.lexsort((order, targets))
     starts = np.cumsum(np.bincount(targets)) - np.bincount(targets)
     first = np.zeros(len(targets), dtype=bool)
@@ -117,24 +151,24 @@ def _first(
 
 
 def resolution_at(seed: int, step: int, resolutions: Sequence[int]) -> int:
-    """Return the resolution of a training step, the same on every rank and worker.
+    """Return the resolution of a training step in pixels, the same on every rank.
 
     Args:
         seed: Seed of the run.
-        step: Step since the start of training (not of the epoch).
-        resolutions: Choices, pixels; drawn uniformly.
+        step: Steps since the start of training (not of the epoch).
+        resolutions: Resolutions to sample from uniformly, in pixels.
     """
     return int(resolutions[rng(seed, "resolution", step).integers(len(resolutions))])
 
 
 def augmentation_seeds(seed: int, epoch: int, indices: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Return a 63-bit seed for each image in this epoch."""
+    """Return the augmentation seed (63 bits) of each image in an epoch, uint64 [n]."""
     base = np.full(1, derive_seed(seed, "augmentation", epoch), np.uint64)
     return random_bits(base, np.asarray(indices).astype(np.uint64)) >> np.uint64(1)
 
 
 def steps_per_epoch(n_images: int, batch_size: int, world_size: int = 1) -> int:
-    """Return the steps of an epoch: whole global batches, or one smaller one if there is no more.
+    """Return the steps per epoch: the number of whole global batches, but at least 1.
 
     Args:
         n_images: Training images of the data set.
@@ -142,34 +176,36 @@ def steps_per_epoch(n_images: int, batch_size: int, world_size: int = 1) -> int:
         world_size: Number of ranks.
 
     Raises:
-        DataError: There is not one image for each rank.
+        DataError: There is less than one image per rank, or the batch size is below 1.
     """
     if batch_size < 1:
         raise DataError(f"expected a batch size of at least 1, got {batch_size}")
     if n_images < world_size:
-        raise DataError(f"{n_images} training images are too few for {world_size} worker(s)")
+        raise DataError(
+            f"expected one training image per rank, got {n_images} for {world_size} ranks"
+        )
     return max(1, n_images // (batch_size * world_size))
 
 
 class TrainBatches:
     """Batch sampler of one training epoch on one rank.
 
-    The order of the images comes from (seed, epoch), the resolution from (seed, global step), each
-    image's augmentation from (seed, epoch, index). In every step the ranks take disjoint slices of
-    one global batch. Images that do not fill the last batch are left out of the epoch.
+    The order of images is a function of (seed, epoch), the resolution of (seed, global step), and
+    the augmentation of (seed, epoch, index). In every step, ranks take disjoint slices of one
+    global batch. Images that do not fill the last batch are dropped.
 
     Args:
         n_images: Training images of the data set.
         batch_size: Images per rank and step.
-        resolutions: Choices, pixels.
+        resolutions: Resolutions to sample from, in pixels.
         seed: Seed of the run.
         epoch: Epoch since the start of training, from 0.
-        rank: This process, from 0.
-        world_size: Number of processes.
-        first_step: Step of this epoch to begin with, when a run is resumed within an epoch.
+        rank: Rank of this process, from 0.
+        world_size: Number of ranks.
+        first_step: First step within the epoch, for a run resumed within an epoch.
 
     Raises:
-        DataError: Too few images, no resolution, or a rank that does not exist.
+        DataError: There are too few images, or a resolution, rank or step is out of range.
     """
 
     def __init__(
@@ -212,7 +248,16 @@ class TrainBatches:
 
 
 def eval_batches(indices: Sequence[int], batch_size: int, resolution: int) -> list[list[SampleKey]]:
-    """Cut ``indices`` into batches in their order; the last one may be smaller."""
+    """Divide ``indices`` into batches, in order; the last batch may be smaller.
+
+    Args:
+        indices: Indices of images.
+        batch_size: Images per batch.
+        resolution: Image side in pixels.
+
+    Raises:
+        DataError: The batch size or the resolution is below 1.
+    """
     if batch_size < 1 or resolution < 1:
         raise DataError(
             f"expected a positive batch size and resolution, got {batch_size} and {resolution}"

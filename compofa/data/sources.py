@@ -1,4 +1,4 @@
-"""Where images come from: arrays in memory, or files."""
+"""Sources of images: arrays in memory, or files."""
 
 import os
 from abc import ABC, abstractmethod
@@ -13,15 +13,15 @@ from PIL import Image
 from compofa.data.decoding import UnreadableImageError, decode_rgb
 
 RawImage = Image.Image | torch.Tensor
-"""An RGB image: PIL, or uint8 [3, h, w]."""
+"""An RGB image: a PIL image, or a uint8 tensor [3, h, w]."""
 
 
 class ImageSource(ABC):
-    """Images with their classes, random access, picklable.
+    """Labelled images with random access. Picklable, for loader workers.
 
     Attributes:
-        targets: int64 [n], class numbers.
-        size: Side (pixels) of every image; None where they differ.
+        targets: Class indices, int64 [n].
+        size: Side of all images, in pixels; None if sizes differ.
     """
 
     targets: NDArray[np.int64]
@@ -35,21 +35,24 @@ class ImageSource(ABC):
         """Return one image.
 
         Raises:
-            UnreadableImageError: The file is broken.
+            UnreadableImageError: The file cannot be decoded.
         """
 
     @abstractmethod
     def subset(self, indices: NDArray[np.integer]) -> "ImageSource":
-        """Return a source of these images only, in this order."""
+        """Return a source of the images at ``indices``, in this order."""
 
     def load_all(
         self, indices: NDArray[np.integer]
     ) -> tuple[list[RawImage] | torch.Tensor, list[int], tuple[tuple[str, str], ...]]:
-        """Return many images, leaving out the broken ones.
+        """Return several images, skipping unreadable ones.
+
+        Args:
+            indices: Indices of the images, [n].
 
         Returns:
-            The images that could be read (uint8 [m, 3, size, size] when they have one size, else a
-            list), their positions in ``indices``, and of the others the paths and what is wrong.
+            The readable images (uint8 [m, 3, size, size] if they have one size, else a list of m),
+            their m positions in ``indices``, and (path, reason) of each unreadable image.
         """
         images, kept, broken = [], [], []
         for position, index in enumerate(indices):
@@ -65,11 +68,14 @@ class ImageSource(ABC):
 
 
 class MemorySource(ImageSource):
-    """Images held in memory.
+    """Images in memory.
 
     Args:
         images: uint8 [n, 3, size, size].
-        targets: int64 [n].
+        targets: Class indices, int64 [n].
+
+    Raises:
+        ValueError: The shapes or the type are others.
     """
 
     def __init__(self, images: NDArray[np.uint8], targets: NDArray[np.int64]) -> None:
@@ -87,11 +93,11 @@ class MemorySource(ImageSource):
     def load_all(
         self, indices: NDArray[np.integer]
     ) -> tuple[torch.Tensor, list[int], tuple[tuple[str, str], ...]]:
-        """Return many images at once; none is ever broken."""
+        """Return several images at once; all are readable."""
         return torch.from_numpy(self.images[indices]), list(range(len(indices))), ()
 
     def subset(self, indices: NDArray[np.integer]) -> "MemorySource":
-        """Return a source of these images only, in this order."""
+        """Return a source of the images at ``indices``, in this order."""
         return MemorySource(self.images[indices], self.targets[indices])
 
 
@@ -99,12 +105,11 @@ class FilesSource(ImageSource):
     """Images in files.
 
     Args:
-        root: Folder that the paths start from.
-        paths: bytes [n], encoded paths below ``root``: one compact array, for forked workers to
-            share a million of them.
-        targets: int64 [n].
-        size: Resize every image to this side and keep it in memory once decoded (3 size² bytes an
-            image; each worker keeps its own). For small images only.
+        root: Folder that ``paths`` are relative to.
+        paths: Encoded paths, bytes [n]: one compact array, which forked loader workers share.
+        targets: Class indices, int64 [n].
+        size: Resize images to this side, in pixels, and cache them in memory (3 size² bytes per
+            image and loader worker). For small images only.
     """
 
     def __init__(
@@ -129,12 +134,12 @@ class FilesSource(ImageSource):
         """Decode one image.
 
         Raises:
-            UnreadableImageError: The file is broken.
+            UnreadableImageError: The file cannot be decoded.
         """
         return decode_rgb(self.path(index))
 
     def load(self, index: int) -> RawImage:
-        """Return one image: uint8 [3, size, size], or PIL where no size is given."""
+        """Return one image: uint8 [3, size, size], or a PIL image if no size was given."""
         if self.size is None:
             return self.decode(index)
         if self._images is None:
@@ -148,5 +153,5 @@ class FilesSource(ImageSource):
         return torch.from_numpy(self._images[index].copy())
 
     def subset(self, indices: NDArray[np.integer]) -> "FilesSource":
-        """Return a source of these images only, in this order."""
+        """Return a source of the images at ``indices``, in this order."""
         return FilesSource(self.root, self.paths[indices], self.targets[indices], self.size)

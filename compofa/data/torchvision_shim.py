@@ -1,4 +1,4 @@
-"""Importing torchvision, also beside a PyTorch that its compiled operators do not fit."""
+"""Importing torchvision, even if its compiled operators do not match the installed PyTorch."""
 
 import importlib
 import importlib.machinery
@@ -13,12 +13,12 @@ _META = "torchvision._meta_registrations"
 
 
 def import_torchvision() -> ModuleType:
-    """Return torchvision, with its ``datasets`` and ``transforms.v2`` ready to use.
+    """Return torchvision, with ``datasets`` and ``transforms.v2`` imported.
 
-    torchvision's wheels are compiled against CUDA builds of PyTorch. Beside a CPU build their
-    operators cannot be loaded, and the import fails where they are registered. Only then, that one
-    module is replaced by an empty one: datasets, models, and transforms of PIL images and tensors
-    do not need it. What else is wrong with torchvision stays visible.
+    torchvision's wheels are compiled against CUDA builds of PyTorch. With a CPU build their
+    operators cannot be loaded, and the import fails in the module that registers them. Only in that
+    case, that module is replaced by an empty one, which data sets, models and transforms do not
+    need. Other errors of torchvision are not hidden.
 
     Raises:
         DataError: torchvision is not installed.
@@ -26,7 +26,7 @@ def import_torchvision() -> ModuleType:
     if "torchvision" not in sys.modules:
         spec = importlib.util.find_spec("torchvision")
         if spec is None or spec.origin is None:
-            raise DataError("torchvision is needed to read images: pip install torchvision")
+            raise DataError("reading images needs torchvision: pip install torchvision")
         if _META not in sys.modules and not _operators_load(Path(spec.origin).parent):
             sys.modules[_META] = ModuleType(_META)
     torchvision = importlib.import_module("torchvision")

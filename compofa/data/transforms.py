@@ -1,7 +1,7 @@
-"""Image transforms: training augmentation from explicit seeds, and evaluation.
+"""Image transforms for training, with explicit seeds, and for evaluation.
 
-Small images of one size are transformed as a whole batch (``affine``, ``crop``), photographs one by
-one with torchvision (``inception``). The global random states stay as they are.
+Small images of one size are transformed per batch (``affine``, ``crop``), photographs one by one
+with torchvision (``inception``). Global random states are left unchanged.
 """
 
 import functools
@@ -20,11 +20,11 @@ from compofa.data.sampling import random_bits
 from compofa.data.sources import RawImage
 from compofa.data.torchvision_shim import import_torchvision
 
-_MAX_ASPECT = 8  # a longer image is cut to its middle before it is resized for evaluation
+_MAX_ASPECT = 8  # longer images are centre-cropped before they are resized for evaluation
 
 
 def uniforms(seeds: NDArray[np.uint64], n: int) -> NDArray[np.float64]:
-    """Return [len(seeds), n] numbers in [0, 1), each row from its own seed."""
+    """Return uniform numbers in [0, 1), float64 [len(seeds), n], each row from its own seed."""
     bits = random_bits(seeds[:, None], np.arange(n, dtype=np.uint64)[None])
     return (bits >> np.uint64(11)) * 2.0**-53
 
@@ -35,23 +35,23 @@ def train_images(
     resolution: int,
     info: DatasetInfo,
 ) -> torch.Tensor:
-    """Vary training images.
+    """Augment training images.
 
     Args:
-        images: uint8 [n, 3, h, w], or for ``inception`` also a list of n images.
-        seeds: uint64 [n], one per image: all that the variation depends on.
-        resolution: Side of the result, pixels.
-        info: The data set: names the augmentation.
+        images: uint8 [n, 3, h, w]; for ``inception`` also a list of n images.
+        seeds: Augmentation seeds, uint64 [n].
+        resolution: Side of the result, in pixels.
+        info: The data set, with its augmentation.
 
     Returns:
-        [n, 3, resolution, resolution], uint8 in 0...255 or float32 in [0, 1].
+        [n, 3, resolution, resolution], uint8 in [0, 255] or float32 in [0, 1].
     """
     if info.augmentation == "inception":
         crops = [
             random_resized_crop(image, int(seed), resolution)
             for image, seed in zip(images, seeds, strict=True)
         ]
-        return torch.stack(crops) if crops else _nothing(resolution)
+        return torch.stack(crops) if crops else _empty(resolution)
     if info.augmentation == "affine":
         return random_affine(images, seeds, resolution)
     return resize(random_crop(images, seeds, info.pad, info.flip), resolution)
@@ -60,19 +60,31 @@ def train_images(
 def eval_images(
     images: Sequence[RawImage] | torch.Tensor, resolution: int, info: DatasetInfo
 ) -> torch.Tensor:
-    """Prepare images for evaluation: uint8 [n, 3, resolution, resolution]."""
+    """Resize images for evaluation; with ``inception``, crop the centre.
+
+    Args:
+        images: uint8 [n, 3, h, w]; for ``inception`` also a list of n images.
+        resolution: Side of the result, in pixels.
+        info: The data set, with its augmentation.
+
+    Returns:
+        uint8 [n, 3, resolution, resolution].
+    """
     if info.augmentation == "inception":
         crops = [centre_crop(image, resolution) for image in images]
-        return torch.stack(crops) if crops else _nothing(resolution)
+        return torch.stack(crops) if crops else _empty(resolution)
     return resize(images, resolution)
 
 
 def normalise(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
-    """Return float32 images, zero mean and unit deviation.
+    """Normalise images per channel.
 
     Args:
-        images: [n, 3, h, w], uint8 in 0...255 or float32 in [0, 1].
-        normalisation: Means and deviations.
+        images: [n, 3, h, w], uint8 in [0, 255] or float32 in [0, 1].
+        normalisation: Means and standard deviations of images in [0, 1].
+
+    Returns:
+        float32 [n, 3, h, w].
     """
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1) * scale
@@ -83,10 +95,10 @@ def normalise(images: torch.Tensor, normalisation: Normalisation) -> torch.Tenso
 def resize(images: torch.Tensor, resolution: int) -> torch.Tensor:
     """Resize uint8 [n, 3, h, w] bilinearly (antialiased) to uint8 [n, 3, resolution, resolution].
 
-    In uint8 this is several times faster than in float, and exact for any number of threads.
+    In uint8 this is several times faster than in float32, and exact for any number of threads.
     """
     if not len(images):
-        return _nothing(resolution)
+        return _empty(resolution)
     if images.shape[-2:] == (resolution, resolution):
         return images
     return F.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
@@ -95,7 +107,17 @@ def resize(images: torch.Tensor, resolution: int) -> torch.Tensor:
 def random_crop(
     images: torch.Tensor, seeds: NDArray[np.uint64], pad: int, flip: bool
 ) -> torch.Tensor:
-    """Move each image by up to ``pad`` pixels on black and mirror every second one; uint8."""
+    """Crop each image at random after padding it with black, and flip half of them.
+
+    Args:
+        images: uint8 [n, 3, h, w].
+        seeds: uint64 [n].
+        pad: Padding on each side, in pixels.
+        flip: Whether to flip horizontally with probability 0.5.
+
+    Returns:
+        uint8 [n, 3, h, w].
+    """
     n, _, height, width = images.shape
     draws = uniforms(seeds, 3)
     down, right = (draws[:, :2] * (2 * pad + 1)).astype(np.int64).T
@@ -103,8 +125,8 @@ def random_crop(
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
     crops = windows[np.arange(n), :, down, right]
     if flip:
-        mirrored = draws[:, 2] < 0.5
-        crops[mirrored] = crops[mirrored][..., ::-1]
+        flipped = draws[:, 2] < 0.5
+        crops[flipped] = crops[flipped][..., ::-1]
     return torch.from_numpy(crops)
 
 
@@ -116,15 +138,15 @@ def random_affine(
     shift: float = 1 / 8,
     scale: tuple[float, float] = (0.9, 1.1),
 ) -> torch.Tensor:
-    """Rotate, move and scale each image on black, straight to the resolution.
+    """Rotate, translate and scale each image at random on black, and resize it, in one step.
 
     Args:
         images: uint8 [n, 3, h, w].
         seeds: uint64 [n].
-        resolution: Side of the result, pixels.
-        degrees: Largest rotation either way.
-        shift: Largest move either way, as a fraction of the side.
-        scale: Smallest and largest magnification.
+        resolution: Side of the result, in pixels.
+        degrees: Maximal rotation in either direction.
+        shift: Maximal translation in either direction, as a fraction of the side.
+        scale: Minimal and maximal scale factor.
 
     Returns:
         float32 [n, 3, resolution, resolution] in [0, 1].
@@ -136,7 +158,7 @@ def random_affine(
     move = 2 * shift * (2 * draws[:, 1:3] - 1)  # the image spans [-1, 1]
     zoom = 1 / (scale[0] + (scale[1] - scale[0]) * draws[:, 3])
     cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
-    # The grid of affine_grid, written as sums: the same bits in a batch of any size.
+    # As affine_grid, but written as sums: bit-identical for any batch size.
     line = (2 * np.arange(resolution) + 1) / resolution - 1
     x, y = line[None, None, :], line[None, :, None]
     cos, sin, move = cos[:, None, None], sin[:, None, None], move[:, None, None, :]
@@ -151,16 +173,32 @@ def random_affine(
 
 
 def random_resized_crop(image: RawImage, seed: int, resolution: int) -> torch.Tensor:
-    """Crop 8-100 % of a photograph to the resolution, mirror, vary colours; uint8 [3, r, r].
+    """Apply RandomResizedCrop, RandomHorizontalFlip and ColorJitter to one image.
 
-    Scale 0.08-1, brightness 32/255 and saturation 0.5 are those of the published OFA training.
+    Scale 0.08 to 1, brightness 32/255 and saturation 0.5 are those of the published OFA training.
+
+    Args:
+        image: A photograph of any size.
+        seed: Augmentation seed.
+        resolution: Side of the result, in pixels.
+
+    Returns:
+        uint8 [3, resolution, resolution].
     """
     with _seeded(seed):
         return _train_pipeline(resolution)(image)
 
 
 def centre_crop(image: RawImage, resolution: int) -> torch.Tensor:
-    """Resize the shorter side to ceil(r / 0.875) and keep the middle; uint8 [3, r, r]."""
+    """Resize the shorter side to ceil(resolution / 0.875) and crop the centre.
+
+    Args:
+        image: A photograph of any size.
+        resolution: Side of the result, in pixels.
+
+    Returns:
+        uint8 [3, resolution, resolution].
+    """
     width, height = image.size if isinstance(image, Image.Image) else image.shape[:0:-1]
     if max(width, height) > _MAX_ASPECT * min(width, height):
         v2 = import_torchvision().transforms.v2
@@ -196,9 +234,9 @@ def _eval_pipeline(resolution: int) -> Callable[[RawImage], torch.Tensor]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Let torchvision, which draws from the global CPU generator, draw from ``seed`` instead.
+    """Seed the global CPU generator, which torchvision uses, and restore it afterwards.
 
-    ``torch.manual_seed`` would also reset the generators of GPUs.
+    ``torch.manual_seed`` would also seed the generators of GPUs.
     """
     generator = torch.default_generator
     state = generator.get_state()
@@ -209,5 +247,5 @@ def _seeded(seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def _nothing(resolution: int) -> torch.Tensor:
+def _empty(resolution: int) -> torch.Tensor:
     return torch.zeros(0, 3, resolution, resolution, dtype=torch.uint8)

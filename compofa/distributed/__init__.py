@@ -1,1 +1,1 @@
-"""Worker processes that compute together, and CPU threads."""
+"""Distributed ranks (torchrun, Horovod, or a single process), and CPU threads."""

@@ -1,30 +1,29 @@
-"""Workers that train one network together: alone, by Horovod or by ``torch.distributed``.
+"""The interface to the ranks that train one network together, and the single-process case.
 
-The training loop speaks to a :class:`Backend` and never asks which. Three engines stand behind it:
-no other worker, Horovod (``horovodrun``, ``mpirun``) and torch.distributed (``torchrun``).
+The training loop calls a :class:`Backend` and never asks which one it is. There are three: a single
+process (below), torch.distributed (:mod:`compofa.distributed.torchrun`) and Horovod
+(:mod:`compofa.distributed.horovod`). :func:`compofa.distributed.launch.process_group` picks one.
 
-**One all-reduce a step.** A step sums the gradients of several subnets, each backward pass adding
-to the same buffers, and most weights are used by some of the subnets only. Hooks that send a
-gradient as soon as it is there (Horovod's ``DistributedOptimizer``, torch's
-``DistributedDataParallel``) would send it once a subnet, or have to be told which backward pass is
-the last to touch it. So gradients are averaged after all of a step's backward passes, as one flat
-buffer of every weight, unused ones included: every worker sends the same bytes in the same order
-whatever it drew, sums come out with the same bits everywhere, and nothing depends on timing. What
-is given up is the overlap with the last backward pass: for the 31 MB of a MobileNetV3 a few
-milliseconds a step (docs/scale.md). Each worker's gradient is weighted with its number of images,
-which travels in the same buffer, so that the result is the gradient of the mean over all images
-even where some were broken.
+**One all-reduce per step.** A step accumulates the gradients of several subnets, and most weights
+are used by only some of them. Hooks that send each gradient as soon as it is ready (Horovod's
+``DistributedOptimizer``, torch's ``DistributedDataParallel``) would send it once per subnet, or
+would need to know which backward pass touches it last. Gradients are therefore averaged after all
+backward passes of a step, as one flat buffer of all weights including unused ones. Every rank sends
+the same bytes in the same order whichever subnets it sampled, sums are bit-identical on all ranks,
+and nothing depends on timing. The cost is the lost overlap with the last backward pass: a few
+milliseconds per step for the 31 MB of a MobileNetV3 (docs/scale.md). Each rank's gradient is
+weighted by its number of images, which travels in the same buffer, so the result is the gradient of
+the mean over all images even if some images were unreadable.
 
-**Worker 0 reads and decides, the others are told** (:meth:`Backend.from_main`): weights, the
-optimiser's state and the progress of a resumed run are read by one process and sent as they are.
-Nothing is taken from an optimiser that has not stepped yet, where ``broadcast_optimizer_state``
-takes a dummy step that moves weights with decay. Only float32, float64 and (with compression)
-float16 are reduced, which both engines can; everything else is gathered.
+**Rank 0 reads and broadcasts** (:meth:`Backend.from_main`). Weights, optimiser state and the
+progress of a resumed run are read by one process and sent unchanged. Horovod's
+``broadcast_optimizer_state`` is not used: it takes a dummy step, which applies weight decay. Only
+float32, float64 and (with compression) float16 tensors are reduced, which both libraries support;
+all else is gathered.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,70 +37,85 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT_S = 600
-"""Seconds to wait for another worker: longer than saving, and than one measurement, may take."""
+"""Default timeout of collectives, in seconds: longer than saving, or one measurement, may take."""
 
 
 class Backend(ABC):
-    """A group of workers, and this one's place in it.
+    """A group of ranks, seen from one of them.
+
+    A subclass implements the abstract methods. Training and evaluation take any instance; a row in
+    :data:`compofa.distributed.launch.BACKENDS` makes it available as ``--backend``.
 
     Attributes:
-        name: As ``--backend`` says it.
-        rank: This worker, from 0. Worker 0 is the one that reads and writes the run's files.
-        size: Number of workers.
-        local_rank: This worker among those on the same machine, from 0.
-        goes_on: Whether the launcher goes on by itself after a worker's death.
+        name: Value of ``--backend``.
+        command: Command line of the launcher, for error messages.
+        rank: Rank of this process, from 0. Rank 0 reads and writes the files of a run.
+        size: Number of ranks.
+        local_rank: Rank among the processes on the same machine, from 0.
+        restarts: Whether the launcher continues the job by itself after a rank died.
     """
 
     name: str
+    command: str = ""
     rank: int
     size: int
     local_rank: int
-    goes_on: bool = False
+    restarts: bool = False
 
-    # --- what an engine brings ---
+    @classmethod
+    def launched(cls, environment: Mapping[str, str]) -> bool:
+        """Return whether the launcher of this backend started the process of ``environment``."""
+        return False
+
+    # --- implemented by subclasses ---
 
     @abstractmethod
     def gather(self, value: T) -> list[T]:
-        """Return every worker's ``value`` in the order of ranks, on every worker.
+        """Return the ``value`` of every rank, in rank order, on every rank.
 
         Raises:
-            WorkerError: Another worker was lost, as in all that follows.
+            WorkerError: Another rank died or timed out. All collectives below raise it too.
         """
 
     @abstractmethod
     def broadcast(self, value: T) -> T:
-        """Return worker 0's ``value``."""
+        """Return the ``value`` of rank 0."""
 
     @abstractmethod
-    def sum_(self, values: Tensor) -> None:
-        """Replace ``values`` by their sum over all workers, the same bits on each."""
+    def all_reduce(self, values: Tensor) -> None:
+        """Replace ``values`` with their sum over all ranks, in place, bit-identical on each rank.
 
-    def lasting(self, call: Callable[[bool], T]) -> T:
-        """Return ``call(again)``; ``again`` says that this job was at it before a worker died.
+        Args:
+            values: float16, float32 or float64, of the same shape on every rank.
+        """
 
-        An engine that goes on with the workers that are left calls it once more.
+    def run_elastic(self, call: Callable[[bool], T]) -> T:
+        """Return ``call(restarted)``; ``restarted`` is True if the job continues after a death.
+
+        A backend that continues with the remaining ranks calls it again.
         """
         return call(False)
 
-    def saved(self) -> None:  # noqa: B027, most engines need not
-        """Take note that the run's files now hold all that was done. Every worker calls this."""
+    def commit(self) -> None:  # noqa: B027, a no-op for most backends
+        """Declare all progress so far saved to the files of the run. Every rank calls this."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the group; without it, other workers take this one for dead."""
+        """Leave the group. Ranks that exit without it count as dead."""
 
-    # --- what is made of it ---
+    # --- built on the above ---
 
     @property
     def is_main(self) -> bool:
-        """Whether this worker reads and writes the run's files."""
+        """Whether this is rank 0, which reads and writes the files of a run."""
         return self.rank == 0
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Return what ``make`` returns on worker 0; it is not called on the others.
+        """Call ``make`` on rank 0 only, and return its result on every rank.
 
         Raises:
-            CompofaError: It raised one: on worker 0 that, on the others :class:`OtherWorkerError`.
+            CompofaError: ``make`` raised it on rank 0; other ranks raise
+                :class:`~compofa.errors.OtherWorkerError`.
         """
         if self.size == 1:
             return make()
@@ -115,14 +129,14 @@ class Backend(ABC):
         self._raise_first(failure, [failed])
         return value
 
-    def in_turn(self, make: Callable[[], T]) -> T:
-        """Return what ``make`` returns here; each machine's first worker calls it before others.
+    def local_main_first(self, make: Callable[[], T]) -> T:
+        """Call ``make`` on every rank, on local rank 0 of each machine before the others.
 
-        For what ends up in a machine's files, such as a download.
+        For work that fills a machine's files, such as a download.
 
         Raises:
-            CompofaError: It raised one: on the first such worker that, else an
-                :class:`OtherWorkerError`.
+            CompofaError: ``make`` raised it on the lowest failing rank; other ranks raise
+                :class:`~compofa.errors.OtherWorkerError`.
         """
         if self.size == 1:
             return make()
@@ -137,23 +151,28 @@ class Backend(ABC):
         return value
 
     def require_same(self, what: str, value: object) -> None:
-        """Check that all workers have the same ``value``.
+        """Check that all ranks have the same ``value``.
+
+        Args:
+            what: Name of the value, for the message.
+            value: Any comparable value.
 
         Raises:
-            ConfigError: They differ; an :class:`OtherWorkerError` on all but worker 0.
+            ConfigError: Values differ. Other ranks than 0 raise
+                :class:`~compofa.errors.OtherWorkerError`.
         """
         values = self.gather(value)
         if any(other != value for other in values):
-            failure = ConfigError(f"expected the same {what} on all workers, got {values}")
+            failure = ConfigError(f"expected the same {what} on all ranks, got {values}")
             self._raise_first(failure, [True])
 
     def _raise_first(self, failure: CompofaError | None, failed: list[bool]) -> None:
-        """Raise on all workers if one of them failed; the first of those says why."""
+        """Raise on all ranks if any failed; only the lowest failing rank reports its error."""
         if any(failed):
             raise failure if failure and failed.index(True) == self.rank else OtherWorkerError
 
     def sum(self, values: Iterable[float]) -> list[float]:
-        """Return the sums of numbers over all workers, added in the order of ranks."""
+        """Return elementwise sums over all ranks, added in rank order."""
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 
     def average_gradients(
@@ -161,19 +180,19 @@ class Backend(ABC):
         parameters: Iterable[nn.Parameter],
         weight: float,
         half: bool = False,
-        notes: list[float] | None = None,
+        extras: list[float] | None = None,
     ) -> float:
-        """Replace every parameter's gradient by the weighted mean over all workers.
+        """Replace every gradient with the weighted mean over all ranks.
 
         Args:
-            parameters: The same on every worker, each with a gradient.
-            weight: Of this worker: its share of the images that it should have had, 0 to 1.
-            half: Whether to send float16: half the bytes, 11 bits of each number. Sums that leave
-                its range become infinite.
-            notes: Numbers to sum over all workers on the way; the sums take their place.
+            parameters: The same on every rank, each with a gradient.
+            weight: Weight of this rank in [0, 1]: fraction of its batch that could be read.
+            half: Whether to send float16: half the bytes, 11 significant bits. Sums beyond its
+                range become infinite.
+            extras: Further numbers to sum over all ranks in the same message, in place.
 
         Returns:
-            The sum of the weights; where it is 0 the gradients are left alone.
+            Sum of the weights over all ranks. If it is 0, the gradients are unchanged.
         """
         if self.size == 1:
             return weight
@@ -181,145 +200,91 @@ class Backend(ABC):
 
         gradients = [parameter.grad for parameter in parameters]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        notes = [] if notes is None else notes
-        told = flat.new_tensor([weight / self.size, *notes])  # a share, so that sums stay in range
-        if half:  # 11 bits are too few for the shares
-            sent = (flat * told[0]).half()
-            self.sum_(sent)
-            self.sum_(told)
+        extras = [] if extras is None else extras
+        # The weight is divided by the size so that sums stay in the range of float16.
+        scalars = flat.new_tensor([weight / self.size, *extras])
+        if half:  # 11 bits are too few for the scalars
+            sent = (flat * scalars[0]).half()
+            self.all_reduce(sent)
+            self.all_reduce(scalars)
         else:
-            sent = torch.cat([flat * told[0], told])
-            self.sum_(sent)
-            sent, told = sent[: len(flat)], sent[len(flat) :]
-        total, *notes[:] = told.tolist()
+            sent = torch.cat([flat * scalars[0], scalars])
+            self.all_reduce(sent)
+            sent, scalars = sent[: len(flat)], sent[len(flat) :]
+        total, *extras[:] = scalars.tolist()
         if total > 0:
             _scatter(sent.to(flat.dtype) / total, gradients)
         return total * self.size
 
     def average_buffers(self, network: nn.Module) -> None:
-        """Replace the network's float buffers, BN's running statistics, by their means."""
+        """Replace float buffers (BN running statistics) with their means over all ranks."""
         if self.size == 1:
             return
         import torch
 
         buffers = [b for b in network.buffers() if b.is_floating_point()]
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        self.sum_(flat)
+        self.all_reduce(flat)
         _scatter(flat / self.size, buffers)
 
     def device(self, kind: str) -> str:
-        """Return this worker's device: of several GPUs the one with the number of its local rank.
+        """Return the device of this rank: the GPU indexed by its local rank.
 
         Args:
-            kind: ``cpu``, ``cuda``, or, for a single worker, such as ``cuda:1``.
+            kind: ``cpu`` or ``cuda``; a single process may also name a GPU, such as ``cuda:1``.
 
         Raises:
-            ConfigError: There are fewer GPUs than workers, or all workers would share one.
+            ConfigError: The machine has fewer GPUs than local ranks, or ``kind`` names one GPU for
+                several ranks.
         """
         if self.size == 1 or kind == "cpu":
             return kind
         import torch
 
         if kind != "cuda":
-            raise ConfigError(f"--device: expected cpu or cuda with several workers, got {kind!r}")
+            raise ConfigError(f"device: expected cpu or cuda for several ranks, got {kind!r}")
         count = torch.cuda.device_count()
-        if count == 1:  # its own, where the launcher shows each worker one
+        if count == 1:  # some launchers make one GPU visible per rank
             return "cuda:0"
         if self.local_rank >= count:
             raise ConfigError(
-                f"expected a GPU for each worker of a machine, got {count} for worker "
-                f"{self.local_rank} (counted from 0): start fewer workers, or give --device cpu"
+                f"expected one GPU per local rank, got {count} GPUs for local rank "
+                f"{self.local_rank}: start fewer worker processes, or compute on the CPU"
             )
         return f"cuda:{self.local_rank}"
 
     @contextmanager
-    def or_lost(self) -> Iterator[None]:
-        """Turn what engines raise when a worker is gone into one line."""
+    def translate_errors(self) -> Iterator[None]:
+        """Raise the library's errors about unreachable ranks as :class:`WorkerError`."""
         try:
             yield
         except RuntimeError as error:
             first = str(error).strip().split("\n")[0][:200]
             raise WorkerError(
-                f"worker {self.rank} of {self.size}: another worker was lost, or did not answer "
-                f"within --collective-timeout ({first}); go on with --resume"
+                f"rank {self.rank} of {self.size}: another rank died or timed out ({first}): "
+                "resume the run"
             ) from error
 
 
-class Alone(Backend):
-    """No other worker."""
+class SingleProcess(Backend):
+    """The only rank."""
 
     name = "none"
     rank, size, local_rank = 0, 1, 0
 
     def gather(self, value: T) -> list[T]:
-        """Return the one value."""
+        """Return a list of the one value."""
         return [value]
 
     def broadcast(self, value: T) -> T:
-        """Return the value."""
+        """Return ``value``."""
         return value
 
-    def sum_(self, values: Tensor) -> None:
-        """Leave them as they are."""
+    def all_reduce(self, values: Tensor) -> None:
+        """Do nothing: the sum over one rank is its own values."""
 
     def close(self) -> None:
-        """There is no group."""
-
-
-BACKENDS = ("none", "horovod", "torch")
-_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_ELASTIC", "OMPI_COMM_WORLD_RANK")
-_STARTED_BY = {
-    "horovod": "horovodrun -np 4 python … (or mpirun, where Horovod was built with MPI)",
-    "torch": "torchrun --nproc-per-node 4 …",
-}
-
-
-def launcher(environment: Mapping[str, str]) -> str:
-    """Return the engine whose launcher started this process, as its environment says."""
-    if any(name in environment for name in _HOROVODRUN):
-        return "horovod"
-    return "torch" if all(name in environment for name in _TORCHRUN) else "none"
-
-
-@contextmanager
-def workers(
-    wanted: str | None = None, timeout: float = TIMEOUT_S, cuda: bool = False
-) -> Iterator[Backend]:
-    """Join the other workers, for a while.
-
-    Args:
-        wanted: Engine to insist on; by default the one whose launcher started this process.
-        timeout: Seconds to wait for another worker in whatever all do together.
-        cuda: Whether to compute on GPUs.
-
-    Raises:
-        ConfigError: The engine is unknown, not installed, or did not start this process.
-    """
-    found = launcher(os.environ)
-    name = wanted or found
-    if name not in BACKENDS:
-        raise ConfigError(f"--backend: expected {', '.join(BACKENDS)}, got {name!r}")
-    if not timeout > 0:
-        raise ConfigError(f"--collective-timeout: expected seconds above 0, got {timeout:g}")
-    if name != found:
-        if name == "none":
-            raise ConfigError(
-                f"--backend none: expected a process of its own, got one that {found}'s launcher "
-                "started, of several that would write the same files"
-            )
-        raise ConfigError(
-            f"--backend {name}: expected to be started by its launcher, {_STARTED_BY[name]}; "
-            + (f"got {found}'s" if found != "none" else "got none")
-        )
-    if name == "none":
-        yield Alone()
-        return
-    from compofa.distributed import engines
-
-    backend = engines.ENGINES[name](timeout, cuda)
-    yield backend
-    backend.close()  # not after a failure: the others must find this worker gone
+        """Do nothing: there is no group to leave."""
 
 
 def _scatter(flat: Tensor, into: Iterable[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""How many CPU threads torch computes with, for a while."""
+"""The number of CPU threads that torch computes with, within a block."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SMALL_IMAGES = 64
-"""Up to this side in pixels one thread is the default: layers are too small to share. A second
-thread gains a third on two free cores and costs several times as much when one is busy."""
+"""Largest image side, in pixels, for which one thread is the default: such layers are too small to
+split. A second thread is a third faster on two idle cores, and several times slower if one is
+busy."""
 
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with ``count`` threads inside, and with as many as before afterwards.
+    """Set the number of torch threads within a block and restore it afterwards.
 
     Args:
-        count: Threads; ``None`` changes nothing.
+        count: Number of threads; ``None`` leaves it unchanged.
     """
-    import torch  # commands read the defaults above without it
+    import torch  # late: commands read the defaults above without torch
 
     before = torch.get_num_threads()
     if count is not None:
@@ -28,8 +29,13 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def usual_threads(resolution: int, wanted: int | None = None) -> int | None:
-    """Return ``wanted``, or 1 for small images, or ``None`` for torch's own choice."""
+def default_threads(resolution: int, wanted: int | None = None) -> int | None:
+    """Return ``wanted`` if given, else 1 for small images, else ``None`` (torch's default).
+
+    Args:
+        resolution: Image side in pixels.
+        wanted: Number of threads that the user asked for.
+    """
     if wanted is not None:
         return wanted
     return 1 if resolution <= SMALL_IMAGES else None

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of either."""
+"""Atomic file replacement: readers see either the old content or the new."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from compofa.errors import CompofaError
 
-_DRAFT = ".draft"  # ending of files and folders that are being written
+_DRAFT = ".draft"  # suffix of temporary files and folders
 
 
 def write_atomic(
@@ -21,23 +21,23 @@ def write_atomic(
     writer: Callable[[BinaryIO], None],
     previous: str | Path | None = None,
 ) -> None:
-    """Replace ``path`` with what ``writer`` writes, in one step.
+    """Replace ``path`` atomically with the output of ``writer``.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and then takes
-    the place of ``path``. When anything fails, ``path`` stays as it was and the temporary file
-    is removed. A process that is killed leaves the temporary file: :func:`remove_drafts`.
+    The content is written to a temporary file in the same folder, flushed to disk and renamed.
+    After an error, ``path`` is unchanged and the temporary file is removed. A killed process leaves
+    the temporary file; see :func:`remove_drafts`.
 
-    A symbolic link stays, and the file it leads to is replaced; an existing file passes its mode
-    on, and its owner where that is permitted. What :func:`is_stream` tells of is written to.
+    For a symbolic link, its target is replaced. The mode of an existing file is preserved, and its
+    owner if permitted. Streams (:func:`is_stream`) are written to directly.
 
     Args:
-        path: The file.
-        writer: Writes its content.
-        previous: A file in the same folder that gets what ``path`` held, if anything. Where the
-            file system knows no hard links, there is a moment in which only this one is there.
+        path: The file to replace.
+        writer: Called with the open binary file.
+        previous: File in the same folder to keep the old content in. On file systems without hard
+            links, ``path`` is briefly missing.
 
     Raises:
-        CompofaError: The folder cannot be written or the disk is full.
+        CompofaError: The folder cannot be written, or the disk is full.
     """
     temporary = None
     try:
@@ -46,16 +46,16 @@ def write_atomic(
             return
         target = Path(os.path.realpath(path))
         if target.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
+            raise IsADirectoryError(None, "is a folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(_DRAFT, f".{target.name}.", target.parent)
         with os.fdopen(handle, "wb") as file:
-            _take_after(target, file.fileno())
+            _copy_attributes(target, file.fileno())
             writer(file)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None:
-            _keep(target, Path(previous))
+            _link_previous(target, Path(previous))
         os.replace(temporary, target)
         temporary = None
         _flush_folder(target.parent)
@@ -67,21 +67,21 @@ def write_atomic(
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether ``path`` cannot be replaced, only written to.
+    """Return whether ``path`` can only be written to, not replaced.
 
-    That is a device, a FIFO or a socket, and whatever this process's stdout or stderr is, be it
-    ``/dev/stdout`` or the name of the file that it was redirected to.
+    This holds for devices, FIFOs and sockets, and for the file behind stdout or stderr, whether
+    given as ``/dev/stdout`` or by the name of a file that it is redirected to.
     """
     try:
         found = os.stat(path)
     except (OSError, ValueError):
         return False
-    plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return not plain or _standard(found) is not None
+    replaceable = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return not replaceable or _standard(found) is not None
 
 
 def _standard(found: os.stat_result) -> int | None:
-    """Return the descriptor of stdout or stderr that is open on ``found``, if one is."""
+    """Return the descriptor of stdout or stderr if it refers to the file ``found``, else None."""
     for descriptor in (1, 2):
         with suppress(OSError):  # a daemon may have closed it
             if os.path.samestat(found, os.fstat(descriptor)):
@@ -90,7 +90,7 @@ def _standard(found: os.stat_result) -> int | None:
 
 
 def _write_through(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
-    """Write to a stream, all at once: not every writer can do without seeking."""
+    """Write to a stream from a buffer, since some writers need to seek."""
     buffer = io.BytesIO()
     writer(buffer)
     standard = _standard(os.stat(path))
@@ -99,8 +99,8 @@ def _write_through(path: str | Path, writer: Callable[[BinaryIO], None]) -> None
         file.write(buffer.getbuffer())
 
 
-def _take_after(target: Path, handle: int) -> None:
-    """Give a new file the mode and owner of the one that it is to replace, if there is one."""
+def _copy_attributes(target: Path, handle: int) -> None:
+    """Copy mode and owner of ``target`` to an open file; the default mode if it does not exist."""
     try:
         found = target.stat()
     except FileNotFoundError:
@@ -111,23 +111,23 @@ def _take_after(target: Path, handle: int) -> None:
     os.fchmod(handle, stat.S_IMODE(found.st_mode) & 0o777)
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """Let ``previous`` be what ``path`` is."""
+def _link_previous(path: Path, previous: Path) -> None:
+    """Make ``previous`` a hard link to ``path``, if that exists."""
     link = previous.with_name(f".{path.name}.link{_DRAFT}")
     try:
         link.unlink(missing_ok=True)
         os.link(path, link)
-    except FileNotFoundError:  # nothing to keep
+    except FileNotFoundError:  # no earlier version
         return
-    except OSError:  # a file system without hard links, or two of them
+    except OSError:  # no hard links, or another file system
         shutil.move(path, previous)
         return
     os.replace(link, previous)
-    link.unlink(missing_ok=True)  # it stays where both were one file already
+    link.unlink(missing_ok=True)  # still there if both were the same file
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let the new name survive a power cut, too, where the file system can flush folders."""
+    """Flush a rename to disk, on file systems that can flush folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -138,12 +138,12 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def draft_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder beside ``path``, for what is to be moved there; it is gone afterwards.
+    """Yield a temporary folder beside ``path``, to assemble what will be moved to ``path``.
 
-    A process that is killed leaves it: :func:`remove_drafts`.
+    A killed process leaves the folder; see :func:`remove_drafts`.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The folder cannot be created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,16 +152,16 @@ def draft_folder(path: str | Path) -> Iterator[Path]:
 
 
 def remove_drafts(folder: str | Path, name: str | None = None) -> None:
-    """Remove what processes that were killed while they wrote have left in ``folder``.
+    """Remove temporary files and folders that killed processes left in ``folder``.
 
-    What belongs to other users, and cannot be removed, stays.
+    Those that may not be removed, such as other users', are skipped.
 
     Args:
-        folder: The folder; nobody else may be writing what is removed.
-        name: The file or folder in it whose drafts are meant; by default those of all.
+        folder: The folder. No other process may be writing the files concerned.
+        name: File or folder whose drafts to remove; by default all drafts are.
 
     Raises:
-        CompofaError: The disk fails.
+        CompofaError: Reading or removing fails for another reason than permissions.
     """
     draft = re.compile(rf"\.{'.*' if name is None else re.escape(name)}\.\w+{re.escape(_DRAFT)}")
     try:
@@ -178,19 +178,22 @@ def remove_drafts(folder: str | Path, name: str | None = None) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace ``path`` with ``text``, as :func:`write_atomic` does.
+    """Replace ``path`` atomically with ``text`` as UTF-8; see :func:`write_atomic`.
 
-    It is written as UTF-8; bytes of file names that are not (lone surrogates) become escapes.
+    Lone surrogates, from file names that are not UTF-8, are written as escapes.
+
+    Raises:
+        CompofaError: The folder cannot be written, or the disk is full.
     """
     data = text.encode(errors="backslashreplace")
     write_atomic(path, lambda file: file.write(data) and None)
 
 
 def require_writable(folder: str | Path) -> Path:
-    """Make ``folder`` if need be, and prove that a file can be written in it.
+    """Create ``folder`` if needed, and check that files can be created in it.
 
     Raises:
-        CompofaError: The folder cannot be made or written.
+        CompofaError: The folder cannot be created or written.
     """
     folder = Path(folder)
     try:
@@ -205,14 +208,14 @@ def require_writable(folder: str | Path) -> Path:
 
 
 def require_other(path: str | Path, *inputs: str | Path | None) -> None:
-    """Check that what is to be written is none of the files that are read.
+    """Check that an output is not one of the inputs.
 
     Args:
-        path: The file.
-        inputs: What is read; those that are no files do not matter.
+        path: The output.
+        inputs: The inputs; those that do not exist are ignored.
 
     Raises:
-        CompofaError: It is one of ``inputs``, under that name, another or a link.
+        CompofaError: ``path`` and an input are the same file, by name or by link.
     """
     for source in () if is_stream(path) else filter(None, inputs):
         with suppress(OSError, ValueError):

@@ -26,14 +26,14 @@ from compofa.io.untrusted import parse_json, printable, read_text
 from compofa.io.web import (
     CHUNK,
     WINDOW_BYTES,
-    CutError,
-    ask,
-    below,
+    ConnectionLostError,
     chunks,
-    describe,
-    reason_of,
-    shown,
-    unverified,
+    error_message,
+    file_facts,
+    is_unencrypted,
+    join_url,
+    open_url,
+    redacted,
     validator_of,
 )
 
@@ -65,7 +65,7 @@ def published_file(name: str, base_url: str | None = None, bar: bool = True) -> 
     """
     base, path = base_url or os.environ.get(ENVIRONMENT) or BASE_URL, published_path(name)
     try:
-        url = below(base, name)
+        url = join_url(base, name)
     except OSError as error:
         raise CheckpointError(
             f"cannot download {name} ({ENVIRONMENT}: {error}): put that file at {path}"
@@ -131,15 +131,15 @@ def fetch(
                     _write_record(path, _checksum(Path(part.name)))
                     os.replace(part.name, path)
                     return path
-        except CutError as error:
+        except ConnectionLostError as error:
             kept = path.with_name(f"{path.name}.part").is_file()
             again = "try again to go on from there" if kept else "try again"
             raise CheckpointError(
-                f"cannot download {shown(url)} ({error}): {again}, or {by_hand}"
+                f"cannot download {redacted(url)} ({error}): {again}, or {by_hand}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise CheckpointError(
-                f"cannot download {shown(url)} ({reason_of(error)}): {by_hand}"
+                f"cannot download {redacted(url)} ({error_message(error)}): {by_hand}"
             ) from error
     check_file(path)
     if check is not None:
@@ -187,8 +187,8 @@ def check_file(path: Path) -> None:
 
 def _download(url: str, part: BinaryIO, bar: bool, check: Check | None, most: int) -> None:
     """Complete ``part``; attempts that add a good deal do not count as failed."""
-    if unverified(url):
-        log.warning("%s: over http, nothing verifies what comes", shown(url))
+    if is_unencrypted(url):
+        log.warning("%s: over http, nothing verifies what comes", redacted(url))
     failed = 0
     while True:
         before = part.tell()
@@ -198,7 +198,7 @@ def _download(url: str, part: BinaryIO, bar: bool, check: Check | None, most: in
             os.fsync(part.fileno())
             _accept(part, check, ended)
             return
-        except CutError:
+        except ConnectionLostError:
             failed = 0 if part.tell() >= before + WINDOW_BYTES else failed + 1
             if failed >= ATTEMPTS:
                 raise
@@ -209,7 +209,7 @@ def _accept(part: BinaryIO, check: Check | None, ended: bool) -> None:
     """Hold what came against ``check``; what is refused is dropped.
 
     Raises:
-        CutError: It may be the start of the file: the server does not say how long that is.
+        ConnectionLostError: The file may be truncated: the server does not state its length.
         OSError: It is something else.
     """
     reason = None if ended else "the server does not say how long the file is"
@@ -223,7 +223,7 @@ def _accept(part: BinaryIO, check: Check | None, ended: bool) -> None:
     if reason is not None:
         part.truncate(0)
         part.seek(0)
-        raise OSError(reason) if ended else CutError(reason)
+        raise OSError(reason) if ended else ConnectionLostError(reason)
 
 
 def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
@@ -233,23 +233,23 @@ def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
         Whether it is sure that what came is all.
 
     Raises:
-        CutError: Another attempt may do better.
+        ConnectionLostError: Another attempt may succeed.
         OSError: None will.
     """
     from tqdm import tqdm
 
     start, known = part.seek(0, os.SEEK_END), _read_facts(part)
     validator = validator_of(known)
-    start = start if validator and known.get("url") == shown(url) else 0
-    response = ask(url, start, known.get(validator) if validator else None)
+    start = start if validator and known.get("url") == redacted(url) else 0
+    response = open_url(url, start, known.get(validator) if validator else None)
     with response:
-        facts = {"url": shown(url), **describe(response, start)}
+        facts = {"url": redacted(url), **file_facts(response, start)}
         same = ("length", validator) if known.get("length") else (validator,)
         other = any(facts.get(key) != known.get(key) for key in same)
         if (response.status == 206 and other) or response.status == 416:
             part.truncate(0)
             _facts(part).unlink(missing_ok=True)
-            raise CutError("the file there is another one than before")
+            raise ConnectionLostError("the file there is another one than before")
         total = facts["length"]
         if (total or 0) > most:
             raise OSError(f"expected at most {most:,} bytes, got {total:,}")
@@ -270,7 +270,7 @@ def _attempt(url: str, part: BinaryIO, bar: bool, most: int) -> bool:
     if total is not None and part.tell() != total:
         if part.tell() > total:
             part.truncate(0)
-        raise CutError(f"expected {total:,} bytes, got {part.tell():,}")
+        raise ConnectionLostError(f"expected {total:,} bytes, got {part.tell():,}")
     return total is not None or response.chunked  # whose end is marked
 
 

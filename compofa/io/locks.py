@@ -1,14 +1,14 @@
-"""One writer at a time: a lock on what a command writes, held by its process and gone with it.
+"""Exclusive locks on the outputs of a command, so that each has one writer at a time.
 
-It is a POSIX record lock (``fcntl.lockf``) on a small file, ``.lock`` in a folder or ``.NAME.lock``
-beside a file, which says who holds it. The kernel releases the lock when the process ends, however
-it ends; a lock file that a killed process has left is taken over. Record locks belong to the
-process: data-loading processes do not inherit one and so cannot keep it alive, as they would with
-``flock``. For the same reason threads of one process do not exclude each other.
+A lock is a POSIX record lock (``fcntl.lockf``) on a small file that names its holder: ``.lock`` in
+a folder, or ``.NAME.lock`` beside a file. The kernel releases it when the process ends in any way,
+so a lock file that a killed process left does not block others. Record locks belong to one process:
+unlike with ``flock``, loader workers do not inherit and prolong them. For the same reason, threads
+of one process do not exclude each other.
 
-Between machines the lock holds as far as the file system passes it on: NFS 4, NFS 3 with its lock
-daemon, Lustre mounted with ``flock``; not NFS mounted with ``nolock`` or ``local_lock``. Where a
-file system has no locks at all, a warning says so and the output is written without one.
+Across machines, locks work on NFS 4, NFS 3 with a lock daemon, and Lustre mounted with ``flock``,
+but not on NFS mounted with ``nolock`` or ``local_lock``. On file systems without locks, a warning
+is logged and the output is written without one.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAKEN = (errno.EACCES, errno.EAGAIN)
+_LOCKED = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 
 
 @contextmanager
 def exclusive(path: str | Path, folder: bool | None = False, wait: bool = False) -> Iterator[None]:
-    """Be the only process that writes ``path`` within the block.
+    """Lock ``path`` for writing within the block.
 
-    Drafts that a killed process has left of it are removed. Folders that are missing are made, and
-    removed again if nothing was written to them. Devices and pipes are not locked.
+    Drafts of ``path`` that a killed process left are removed. Missing folders are created, and
+    removed again if they stay empty. Devices and pipes are not locked.
 
     Args:
-        path: The file, or the folder, that is about to be written.
-        folder: Whether it is a folder that the block may write any file of; ``None`` for a file or
-            a folder that is replaced as a whole.
-        wait: Whether to wait for another process that is writing it.
+        path: The file or folder to write.
+        folder: True for a folder in which the block may write any file, False for a file, ``None``
+            for a file or folder that is replaced as a whole.
+        wait: Whether to wait for another process that holds the lock.
 
     Raises:
-        BusyError: Another process is writing it; nothing was touched.
-        CompofaError: The lock cannot be made: the folder cannot be written, or the disk is full.
+        BusyError: Another process holds the lock. Nothing was changed.
+        CompofaError: The lock cannot be created: the folder cannot be written, or the disk is full.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     handle = None
     try:
         try:
@@ -65,7 +65,7 @@ def exclusive(path: str | Path, folder: bool | None = False, wait: bool = False)
             if folder is False and os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if folder or not is_stream(path):
-                _make_folders(lock.parent, made)
+                _make_folders(lock.parent, created)
                 handle = _acquire(lock, path, wait)
         except OSError as error:
             what = "to the output folder " if folder else ""
@@ -75,39 +75,39 @@ def exclusive(path: str | Path, folder: bool | None = False, wait: bool = False)
         yield
     finally:
         if handle is not None:
-            with suppress(OSError):  # it holds nothing any more
+            with suppress(OSError):  # the file has no further use
                 lock.unlink()
             os.close(handle)
-        for each in reversed(made):
-            with suppress(OSError):  # something was written to it
+        for each in reversed(created):
+            with suppress(OSError):  # not empty
                 each.rmdir()
 
 
 @contextmanager
 def exclusive_by_main(backend: Backend, path: str | Path, folder: bool = False) -> Iterator[None]:
-    """Let worker 0 hold :func:`exclusive` within a block that all workers enter.
+    """Hold :func:`exclusive` on rank 0 within a block that all ranks enter.
 
     Raises:
-        BusyError: Another process is writing ``path``; an OtherWorkerError on all but worker 0.
-        CompofaError: The lock cannot be made.
+        BusyError: Another process holds the lock. Other ranks than 0 raise OtherWorkerError.
+        CompofaError: The lock cannot be created.
     """
     with ExitStack() as stack:
         backend.from_main(lambda: stack.enter_context(exclusive(path, folder)))
         yield
 
 
-def _make_folders(folder: Path, made: list[Path]) -> None:
-    """Make a folder and those above it; those that were missing are appended to ``made``."""
+def _make_folders(folder: Path, created: list[Path]) -> None:
+    """Create a folder and its parents, and append those that were missing to ``created``."""
     if not folder.is_dir():
         if folder.parent != folder:
-            _make_folders(folder.parent, made)
-        with suppress(FileExistsError):  # it was made meanwhile, or opening the lock says what is
+            _make_folders(folder.parent, created)
+        with suppress(FileExistsError):  # created meanwhile, or opening the lock reports it
             folder.mkdir()
-            made.append(folder)
+            created.append(folder)
 
 
 def _acquire(lock: Path, path: str | Path, wait: bool) -> int | None:
-    """Return an open file that holds the lock; ``None`` where the file system has no locks."""
+    """Return a descriptor that holds the lock; ``None`` if the file system has no locks."""
     while True:
         with ExitStack() as stack:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -119,13 +119,13 @@ def _acquire(lock: Path, path: str | Path, wait: bool) -> int | None:
                     raise
                 lock.unlink(missing_ok=True)
                 log.warning(
-                    "%s: its file system has no locks (%s): let no other process write it",
+                    "%s: no locks on this file system (%s): other processes must not write it",
                     path, error.strerror,
                 )  # fmt: skip
                 return None
-            if _is_at(handle, lock):  # else its last holder has just removed it
+            if _is_at(handle, lock):  # else its previous holder just removed it
                 stack.pop_all()
-                _sign(handle)
+                _write_holder(handle)
                 return handle
 
 
@@ -133,14 +133,14 @@ def _lock(handle: int, path: str | Path, wait: bool) -> None:
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in _TAKEN:
+        if error.errno not in _LOCKED:
             raise
         if not wait:
             raise BusyError(
-                f"{path} is being written by {holder(handle)}: wait for it, stop it, or choose "
-                "another output"
+                f"{path} is being written by {read_holder(handle)}: wait for it, stop it, or "
+                "choose another output"
             ) from None
-        log.info("waiting for %s, which writes %s", holder(handle), path)
+        log.info("waiting for %s to write %s", read_holder(handle), path)
         fcntl.lockf(handle, fcntl.LOCK_EX)
 
 
@@ -151,8 +151,8 @@ def _is_at(handle: int, lock: Path) -> bool:
         return False
 
 
-def _sign(handle: int) -> None:
-    """Write who holds the lock; it is held, too, where a full disk does not take that."""
+def _write_holder(handle: int) -> None:
+    """Write who holds the lock. It is held even if a full disk prevents that."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since})
     with suppress(OSError):
@@ -160,10 +160,10 @@ def _sign(handle: int) -> None:
         os.pwrite(handle, text.encode(), 0)
 
 
-def holder(handle: int) -> str:
-    """Say who holds the lock of an open lock file, as far as its holder has written that."""
+def read_holder(handle: int) -> str:
+    """Return a description of the holder of an open lock file, for messages."""
     try:
-        data = parse_json(os.pread(handle, _MOST_BYTES, 0))
+        data = parse_json(os.pread(handle, _MAX_BYTES, 0))
         return f"process {data['pid']!s:.16} on {data['host']!s:.64} since {data['since']!s:.32}"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"

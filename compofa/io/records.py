@@ -1,4 +1,4 @@
-"""Evaluation records: one JSON line a measurement, written once, read by all that comes after."""
+"""Evaluation records: append-only files with one JSON line per measurement."""
 
 from __future__ import annotations
 
@@ -22,23 +22,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """What one evaluation measured, and under which conditions.
+    """Result and conditions of one evaluation.
 
     Attributes:
-        subnet: The network.
-        top1: Share of images whose class is the first guess, in percent.
-        top5: Share of images whose class is among the first five guesses, in percent; with five
-            classes or fewer always 100.
-        images: Images evaluated.
-        macs: Multiply-accumulates for one image.
-        params: Learned parameters.
-        net: Name of the network or path of the checkpoint.
+        subnet: The evaluated subnet.
+        top1: Top-1 accuracy in percent.
+        top5: Top-5 accuracy in percent; 100 for five classes or fewer.
+        images: Number of images evaluated.
+        macs: Multiply-accumulates per image.
+        params: Number of parameters.
+        net: Name of the network, or path of its checkpoint.
         dataset: Name of the data set.
         part: ``train``, ``validation`` or ``test``.
-        calibration_images: Training images that BN statistics were measured on.
-        seed: Seed of the choice of subnets and calibration images.
-        checkpoint: First 16 hexadecimal digits of the checkpoint's SHA-256.
-        device: Device that ran it.
+        calibration_images: Number of training images for BN calibration.
+        seed: Seed of the sampled subnets and calibration images.
+        checkpoint: First 16 hexadecimal digits of the SHA-256 of the checkpoint.
+        device: Device of the evaluation.
+
+    Raises:
+        DataError: Accuracies are outside [0, 100] or top-5 is below top-1; or ``images``, ``macs``
+        or
+            ``params`` is below 1, or ``calibration_images`` below 0.
     """
 
     subnet: Subnet
@@ -56,15 +60,9 @@ class EvalRecord:
     device: str
 
     def __post_init__(self) -> None:
-        """Check the figures.
-
-        Raises:
-            DataError: Accuracies outside 0 to 100 %, top-5 below top-1, or counts below 1
-                (calibration images: 0).
-        """
-        if not 0 <= self.top1 <= self.top5 <= 100:  # NaN is not
+        if not 0 <= self.top1 <= self.top5 <= 100:  # or NaN
             raise DataError(
-                "expected top-1 and top-5 from 0 to 100 %, the second no less than the first, got "
+                "expected top-1 and top-5 from 0 to 100 %, with top-5 not below top-1, got "
                 f"{self.top1} and {self.top5}"
             )
         counts = (self.images, self.macs, self.params, self.calibration_images + 1)
@@ -76,12 +74,12 @@ class EvalRecord:
 
     @property
     def conditions(self) -> tuple[object, ...]:
-        """What was measured on what: equal of records that are one measurement, written twice."""
+        """Key of the measurement; records with equal keys are duplicates."""
         return (self.subnet, self.checkpoint, self.dataset, self.part, self.images,
                 self.calibration_images, self.seed)  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as one JSON object, the subnet in the field's form."""
+        """Return the record as JSON-compatible data, the subnet in OFA's config format."""
         return {
             **self.subnet.to_config(),
             **{k: v for k, v in asdict(self).items() if k != "subnet"},
@@ -89,10 +87,10 @@ class EvalRecord:
 
     @classmethod
     def from_json(cls, data: Any) -> EvalRecord:
-        """Read what :meth:`to_json` wrote; numbers may be text, as in a table.
+        """Return a record from the output of :meth:`to_json`; numbers may be strings, as in a CSV.
 
         Raises:
-            DataError: A field is missing, of another type or out of its range.
+            DataError: A field is missing, has another type or is out of range.
         """
         try:
             return cls(
@@ -111,9 +109,9 @@ def _value(name: str, kind: type, value: Any) -> Any:
             number = kind(value)
             if isinstance(value, str) or number == value:
                 return number
-    except (ValueError, OverflowError):  # no number, infinite, or one that a float cannot hold
+    except (ValueError, OverflowError):  # not a number, infinite, or out of the range of float
         pass
-    what = {str: "text", int: "a whole number", float: "a number"}[kind]
+    what = {str: "text", int: "an integer", float: "a number"}[kind]
     raise DataError(f"{name}: expected {what}, got {value!r:.40}")
 
 
@@ -134,7 +132,11 @@ _FIELDS: dict[str, type] = {
 
 
 def append_record(path: str | Path, record: EvalRecord) -> None:
-    """Append one JSON line to ``path``."""
+    """Append a record to ``path`` as one JSON line.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
     line = json.dumps(record.to_json()) + "\n"
     try:
         with Path(path).open("a") as file:
@@ -144,35 +146,32 @@ def append_record(path: str | Path, record: EvalRecord) -> None:
 
 
 def read_records(path: str | Path) -> list[EvalRecord]:
-    """Read the records of ``path``, each measurement once.
+    """Return the records in ``path``, without duplicates.
 
-    A last line that was cut off is left out, and so is what two programs wrote twice: of records
-    of the same :attr:`EvalRecord.conditions`, the first is kept.
+    An incomplete last line, of an interrupted program, is ignored. Of records with the same
+    :attr:`EvalRecord.conditions`, the first is kept.
 
     Raises:
-        DataError: The file is missing, or a line is neither a record nor the beginning of one at
-            the end of the file.
+        DataError: The file is missing, or a line is not a record.
     """
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read records from {path}: {error}") from error
     records: dict[tuple[object, ...], EvalRecord] = {}
-    count = 0
+    duplicates = 0
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             record = EvalRecord.from_json(_parsed(line))
         except DataError as error:
-            if number == len(lines) and not text.endswith("\n") and _begun(line):
+            if number == len(lines) and not text.endswith("\n") and _is_incomplete(line):
                 break
             raise DataError(f"{path}, line {number}: {error}") from error
-        records.setdefault(record.conditions, record)
-        count += 1
-    if again := count - len(records):
-        log.warning(
-            "%s: %d record(s) of measurements that it has already are left out", path, again
-        )
+        if records.setdefault(record.conditions, record) is not record:
+            duplicates += 1
+    if duplicates:
+        log.warning("%s: ignoring %d duplicate record(s)", path, duplicates)
     return list(records.values())
 
 
@@ -183,21 +182,21 @@ def _parsed(line: str) -> Any:
         raise DataError(f"not an evaluation record: {error}") from error
 
 
-def _begun(line: str) -> bool:
-    """Whether ``line`` may be the beginning of a record: of the first list of its subnet."""
+def _is_incomplete(line: str) -> bool:
+    """Return whether ``line`` may be a truncated record: one that begins as one does."""
     starts = [f'{{"{form.columns[0]}": [' for form in config_formats()]
     return any(line[: len(start)] == start[: len(line)] for start in starts)
 
 
 def trim_records(path: str | Path, records: Iterable[EvalRecord]) -> None:
-    """Rewrite ``path`` with ``records`` if it holds anything else, such as half a line."""
+    """Rewrite ``path`` with ``records`` if it has other content, such as an incomplete line."""
     text = "".join(json.dumps(record.to_json()) + "\n" for record in records)
     if Path(path).read_text() != text:
         write_text_atomic(path, text)
 
 
 def write_csv(path: str | Path, records: Iterable[EvalRecord]) -> None:
-    """Write records as a table, lists such as ``e`` space-separated, replacing ``path``."""
+    """Write records as CSV, with lists such as ``e`` separated by spaces, replacing ``path``."""
     text = io.StringIO()
     rows = [record.to_json() for record in records]
     columns = [*format_of({key for row in rows for key in row}).columns, *_FIELDS]

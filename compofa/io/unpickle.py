@@ -1,12 +1,12 @@
-"""Reading what ``torch.save`` wrote without running it: nothing in a file is imported or called.
+"""Reading files of ``torch.save`` safely: nothing in a file is imported or called.
 
-A pickle is a program for a machine with a stack. The machine here knows dense tensors and plain
-data; any other object, whatever the program does to make it, becomes :class:`Skipped`: the name of
-its type without its content. So a checkpoint of another program is read although NumPy scalars,
-loggers or settings stand beside its weights. Every step is counted, which bounds time and memory.
+A pickle is a program for a stack machine. This interpreter builds dense tensors and plain data. Any
+other object becomes :class:`Skipped`, the name of its type without its content, so checkpoints of
+other programs can be read even if they contain NumPy scalars, loggers or settings beside the
+weights. Counting instructions bounds time and memory.
 
-Both of torch's formats are read: archives, and the older one of five pickles and then the numbers,
-which Once-for-All's published files have.
+Both formats of torch are supported: zip archives, and the legacy format of five pickles followed by
+the storages, which Once-for-All's published files have.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-_STEPS = 5_000_000  # of a file; a checkpoint with the state of its optimiser takes some 50,000
-_TENSOR_STEPS = 64  # that a tensor counts for: it takes more memory than any other value
+_STEPS = 5_000_000  # limit per file; a checkpoint with optimiser state takes about 50,000
+_TENSOR_STEPS = 64  # cost of a tensor, which takes more memory than other values
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ARCHIVE = b"PK\x03\x04"
 
@@ -34,7 +34,7 @@ _STORAGES = {
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
     "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
     "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-    "QInt8": torch.int8, "QUInt8": torch.uint8, "QInt32": torch.int32,  # their codes
+    "QInt8": torch.int8, "QUInt8": torch.uint8, "QInt32": torch.int32,  # as their integer codes
     "QUInt4x2": torch.uint8, "QUInt2x4": torch.uint8,
 }  # fmt: skip
 _STORAGE_TYPES = {
@@ -51,10 +51,10 @@ _MAKERS = ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newob
 
 
 class Skipped:
-    """An object that is neither a dense tensor nor plain data.
+    """Placeholder of an object that is neither a dense tensor nor plain data.
 
     Attributes:
-        name: Its type, or the function that makes it, by the name in the file.
+        name: Qualified name of its type, or of the function that would create it.
     """
 
     __slots__ = ("name",)
@@ -64,38 +64,39 @@ class Skipped:
 
 
 class _Storage:
-    """Numbers that tensors are views of."""
+    """A storage: the bytes that tensors are views of, and their dtype."""
 
-    __slots__ = ("dtype", "numbers")
+    __slots__ = ("content", "dtype")
 
-    def __init__(self, numbers: Tensor, dtype: torch.dtype) -> None:
-        self.numbers, self.dtype = numbers, dtype
+    def __init__(self, content: Tensor, dtype: torch.dtype) -> None:
+        self.content, self.dtype = content, dtype
 
 
 def unpickle(file: BinaryIO) -> Any:
-    """Return what ``torch.save`` wrote: tensors on the CPU, plain data, and what was skipped.
+    """Return the content of a file of ``torch.save``, with tensors on the CPU.
 
-    Parameters come as tensors, ordered mappings as ``dict``, ``torch.Size`` as a tuple.
+    Parameters are returned as tensors, ordered dicts as ``dict``, ``torch.Size`` as a tuple, and
+    objects of other types as :class:`Skipped`.
 
     Args:
-        file: A file on the disk, open at its start.
+        file: A file on disk, open at its start.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError, TypeError, LookupError, RuntimeError, MemoryError, zipfile.BadZipFile: It is
-            damaged, something else, or of far more content than bytes.
+        OSError: The file cannot be read. ValueError, TypeError, LookupError, RuntimeError,
+        MemoryError, zipfile.BadZipFile: The file is
+            damaged, has another format, or would expand to far more bytes than its size.
     """
     size = os.fstat(file.fileno()).st_size
-    archived = file.read(len(_ARCHIVE)) == _ARCHIVE  # which is how torch tells
+    archived = file.read(len(_ARCHIVE)) == _ARCHIVE  # as torch.load distinguishes them
     file.seek(0)
     if not archived:
-        return _read_pickles(file, size)
+        return _read_legacy(file, size)
     with zipfile.ZipFile(file) as archive:
         return _read_archive(archive, size)
 
 
 def skipped_names(data: Any) -> set[str]:
-    """Return the names of what was skipped in ``data``."""
+    """Return the names of all :class:`Skipped` objects in ``data``."""
     names, seen, todo = set(), set(), [data]
     while todo:
         value = todo.pop()
@@ -113,20 +114,20 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Any:
     if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
         raise ValueError("a compressed archive")  # torch.save never compresses
     if (claimed := sum(record.file_size for record in archive.infolist())) > size:
-        raise ValueError(f"{size} bytes that claim to hold {claimed}")
-    if not any(record.CRC for record in records.values()):  # see torch.serialization
+        raise ValueError(f"a file of {size} bytes that declares {claimed} bytes of content")
+    if not any(record.CRC for record in records.values()):  # torch can be set to omit them
         for record in records.values():
-            del record.CRC  # which zipfile takes for one that is not to be compared
+            del record.CRC  # so that zipfile does not compare it
     pickles = [name for name in records if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError("an archive of something else")
+        raise ValueError("an archive without exactly one data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     order = records.get(f"{root}byteorder")
     if order is not None and archive.read(order) != b"little":
-        raise ValueError("numbers in another byte order")
+        raise ValueError("big-endian byte order")
     storages: dict[Any, Tensor] = {}
 
-    def numbers(key: Any, count: int, width: int) -> Tensor:
+    def read_storage(key: Any, count: int, width: int) -> Tensor:
         if key not in storages:
             content = bytearray(archive.read(records[f"{root}data/{key}"]))
             storages[key] = (
@@ -134,60 +135,60 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Any:
             )
         return storages[key]
 
-    return _Machine(numbers).run(io.BytesIO(archive.read(records[pickles[0]])))
+    return _Interpreter(read_storage).run(io.BytesIO(archive.read(records[pickles[0]])))
 
 
-def _read_pickles(file: BinaryIO, size: int) -> Any:
+def _read_legacy(file: BinaryIO, size: int) -> Any:
     storages: dict[Any, tuple[Tensor, int]] = {}
     total = 0
 
-    def numbers(key: Any, count: int, width: int) -> Tensor:
+    def read_storage(key: Any, count: int, width: int) -> Tensor:
         nonlocal total
         if key not in storages:
             total += count * width
             if total > size:
-                raise ValueError("content of far more bytes than the file has")
+                raise ValueError("storages larger than the file")
             storages[key] = torch.empty(count * width, dtype=torch.uint8), count
         return storages[key][0]
 
-    machine = _Machine(numbers)
-    if machine.run(file) != _MAGIC or machine.run(file) != _PROTOCOL:
-        raise ValueError("a file of something else")
-    system = machine.run(file)
+    interpreter = _Interpreter(read_storage)
+    if interpreter.run(file) != _MAGIC or interpreter.run(file) != _PROTOCOL:
+        raise ValueError("not a file of torch.save")
+    system = interpreter.run(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError("numbers in another byte order")
-    data, keys = machine.run(file), machine.run(file)
+        raise ValueError("big-endian byte order")
+    data, keys = interpreter.run(file), interpreter.run(file)
     if not isinstance(keys, list) or sorted(keys) != sorted(storages):
-        raise ValueError("numbers of other tensors")
+        raise ValueError("storages that do not match the tensors")
     for key in keys:
         content, count = storages[key]
         if file.read(8) != struct.pack("<q", count):
-            raise ValueError("another count of numbers than its tensors have")
+            raise ValueError("a storage of another size than declared")
         if len(content) and file.readinto(content.numpy()) != len(content):
-            raise ValueError("fewer numbers than its tensors have")
+            raise ValueError("a truncated storage")
     if file.read(1):
-        raise ValueError("more numbers than its tensors have")
+        raise ValueError("data after the last storage")
     return data
 
 
-class _Machine:
-    """What runs pickles.
+class _Interpreter:
+    """Interpreter of pickles.
 
     Args:
-        numbers: Returns the bytes of a storage, [n], for its key, how many numbers it should have
-            and the bytes of each.
+        read_storage: Called with the key of a storage, its number of elements and the bytes per
+            element; returns its content, uint8 [bytes].
     """
 
-    def __init__(self, numbers: Callable[[Any, int, int], Tensor]) -> None:
-        self._numbers = numbers
-        self._left = _STEPS
+    def __init__(self, read_storage: Callable[[Any, int, int], Tensor]) -> None:
+        self._read_storage = read_storage
+        self._steps_left = _STEPS
         self._known: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": self._mapping,
             "collections.defaultdict": lambda factory=None: {},
             "_codecs.encode": self._encode,
             "torch.Size": lambda sizes=(): sizes,
             "torch._utils._rebuild_tensor": self._tensor,
-            "torch._utils._rebuild_tensor_v2": self._tensor_v2,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._tensor_v3,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
@@ -197,7 +198,7 @@ class _Machine:
         }
 
     def run(self, file: BinaryIO) -> Any:
-        """Run one pickle and return what it makes."""
+        """Execute one pickle and return its result."""
         stack: list[Any] = []
         outer: list[list[Any]] = []
         memo: dict[int, Any] = {}
@@ -221,7 +222,7 @@ class _Machine:
                     stack.append(Skipped("builtins.set"))
                 case "LIST" | "TUPLE" | "DICT" | "FROZENSET" | "OBJ" | "INST":
                     items, stack = stack, outer.pop()
-                    stack.append(_collected(opcode.name, items, argument))
+                    stack.append(_build(opcode.name, items, argument))
                 case "TUPLE1" | "TUPLE2" | "TUPLE3":
                     count = int(opcode.name[-1])
                     stack[-count:] = [tuple(_last(stack, count))]
@@ -260,7 +261,7 @@ class _Machine:
                     make = _last(stack, 3)[0]
                     stack[-3:] = [Skipped(_name(make))]
                 case "BUILD":
-                    stack.pop()  # the state of an object, or an attribute of a mapping
+                    stack.pop()  # state of an object, which is ignored
                     _last(stack, 1)
                 case "BINPERSID":
                     stack.append(self._persistent(stack.pop()))
@@ -269,26 +270,26 @@ class _Machine:
                 case "STOP":
                     return stack.pop()
                 case _:
-                    raise ValueError(f"a pickle with {opcode.name}")
-        raise ValueError("a pickle without an end")
+                    raise ValueError(f"an unsupported pickle opcode, {opcode.name}")
+        raise ValueError("a truncated pickle")
 
     def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
-            raise ValueError("content of too many objects")
+        self._steps_left -= steps
+        if self._steps_left < 0:
+            raise ValueError("too many objects")
 
     def _call(self, make: Any, args: Any) -> Any:
-        """Return what ``make(*args)`` stands for."""
+        """Return the result of ``make(*args)`` if ``make`` is known, else a placeholder."""
         name = _name(make)
         if type(args) is not tuple:
-            raise TypeError("a call without arguments")
+            raise TypeError("a call whose arguments are not a tuple")
         if name in _MAKERS and args and isinstance(args[0], Skipped):
             return args[0]
         known = self._known.get(name)
         return Skipped(name) if known is None else known(*args)
 
     def _persistent(self, saved: Any) -> Any:
-        """Return the storage that ``saved`` names; what else may stand there are classes."""
+        """Return the storage (or, in old files, the class) of a persistent id."""
         kind, *rest = saved
         if kind == "module":
             return rest[0]
@@ -296,17 +297,17 @@ class _Machine:
             raise ValueError("an unknown persistent id")
         storage_type, key, _, count, *view = rest
         if any(part is not None for part in view):
-            raise ValueError("a view of numbers of another tensor")
+            raise ValueError("a view of another storage")
         dtype = _STORAGE_TYPES.get(_name(storage_type))
         if type(count) is not int or count < 0 or type(key) not in (str, int):
             raise TypeError("a storage of unknown size")
         if dtype is None:
             return Skipped(_name(storage_type))
         self._spend(_TENSOR_STEPS)
-        numbers = self._numbers(key, count, dtype.itemsize)
-        if len(numbers) != count * dtype.itemsize:
-            raise ValueError(f"expected {count * dtype.itemsize} bytes, got {len(numbers)}")
-        return _Storage(numbers, dtype)
+        content = self._read_storage(key, count, dtype.itemsize)
+        if len(content) != count * dtype.itemsize:
+            raise ValueError(f"expected {count * dtype.itemsize} bytes, got {len(content)}")
+        return _Storage(content, dtype)
 
     def _mapping(self, pairs: Iterable[Any] = ()) -> dict[Any, Any]:
         pairs = list(pairs)
@@ -314,48 +315,42 @@ class _Machine:
         return dict(pairs)
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        """Bytes, as protocol 2 writes them."""
+        """Return bytes, which protocol 2 writes as Latin-1 text."""
         if encoding not in ("latin1", "latin-1"):
-            raise ValueError("bytes in an unknown encoding")
+            raise ValueError("bytes encoded other than as Latin-1")
         self._spend(len(text))
         return text.encode("latin-1")
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
-        dtype = storage.dtype if isinstance(storage, _Storage) else None
-        return self._view(storage, offset, size, stride, dtype)
-
-    def _tensor_v2(
-        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, hooks: Any,
-        metadata: Any = None,
+    def _tensor(
+        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None,
+        hooks: Any = None, metadata: Any = None, dtype: Any = None,
     ) -> Any:  # fmt: skip
-        return Skipped("torch.Tensor") if metadata else self._tensor(storage, offset, size, stride)
-
-    def _tensor_v3(
-        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, hooks: Any, dtype: Any,
-        metadata: Any = None,
-    ) -> Any:  # fmt: skip
-        found = None if metadata else _DTYPES.get(_name(dtype))
-        return self._view(storage, offset, size, stride, found)
-
-    def _view(
-        self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None
-    ) -> Any:
-        """Return the tensor of this shape; of numbers that are not known, what was skipped."""
-        if not isinstance(storage, _Storage) or dtype is None:
+        """Return a view of a storage, or a placeholder if its type is unknown."""
+        kind = None
+        if isinstance(storage, _Storage) and not metadata:
+            kind = storage.dtype if dtype is None else _DTYPES.get(_name(dtype))
+        if kind is None:
             return Skipped("torch.Tensor")
         self._spend(_TENSOR_STEPS)
         if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-            raise TypeError("a tensor of unknown shape")
-        numbers = storage.numbers.view(dtype)
+            raise TypeError("a tensor of invalid shape")
+        content = storage.content.view(kind)
         steps = (s * (n - 1) for n, s in zip(size, stride, strict=True))
-        if math.prod(size) and offset + sum(steps) >= len(numbers):
-            raise ValueError("a tensor of more numbers than it comes with")
-        return numbers.as_strided(size, stride, offset)
+        if math.prod(size) and offset + sum(steps) >= len(content):
+            raise ValueError("a tensor larger than its storage")
+        return content.as_strided(size, stride, offset)
+
+    def _tensor_v3(
+        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any,
+        metadata: Any = None,
+    ) -> Any:  # fmt: skip
+        """Return the same; here the dtype comes before the metadata."""
+        return self._tensor(storage, offset, size, stride, grad, hooks, metadata, dtype)
 
 
 def _last(stack: list[Any], count: int) -> list[Any]:
     if len(stack) < count:
-        raise ValueError("a pickle that takes what it does not have")
+        raise ValueError("a pickle that pops from an empty stack")
     return stack[-count:]
 
 
@@ -369,8 +364,8 @@ def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(items[::2], items[1::2], strict=True)
 
 
-def _collected(kind: str, items: list[Any], argument: Any) -> Any:
-    """Return what the items since the last mark are put together to."""
+def _build(kind: str, items: list[Any], argument: Any) -> Any:
+    """Return the object built from the items since the last mark."""
     if kind == "LIST":
         return items
     if kind == "TUPLE":
@@ -383,7 +378,7 @@ def _collected(kind: str, items: list[Any], argument: Any) -> Any:
 
 
 def _extend(target: Any, items: list[Any], pairs: bool = False) -> None:
-    """Add to a list or a mapping; what was skipped takes anything and keeps nothing."""
+    """Extend a list or a dict; a placeholder ignores the items."""
     if isinstance(target, Skipped):
         return
     if type(target) is not (dict if pairs else list):

@@ -1,8 +1,8 @@
-"""Reading plain data, JSON and YAML, from files that may be broken or made to do harm.
+"""Reading JSON, YAML and text from untrusted files, which may be damaged or malicious.
 
-What is wrong with a text is a ValueError of one line, for the caller to say what was expected.
-Neither the standard library's JSON nor PyYAML's safe loader is enough by itself: deep nesting ends
-in a RecursionError, and a few lines of YAML aliases stand for 10^9 values.
+Errors in a text are one-line ValueErrors, to which callers add what they expected. The standard
+library's JSON parser and PyYAML's safe loader do not suffice: deep nesting causes a RecursionError,
+and a few lines of YAML aliases expand to 10^9 values.
 """
 
 from __future__ import annotations
@@ -13,47 +13,56 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 256 << 20
+"""Default limit of the size of a file."""
 MAX_YAML_DEPTH = 16
 _UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f"  # control characters, the escape of terminals among them
-    "\u2028-\u202e\u2066-\u2069"  # line separators, directions of writing
+    "[\x00-\x1f\x7f-\x9f"  # control characters, including terminal escapes
+    "\u2028-\u202e\u2066-\u2069"  # line separators, bidirectional controls
     "\ud800-\udfff]"  # undecodable bytes of file names
 )
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` with what a terminal, a picture or a file cannot show as escapes, ``\x1b``.
+    r"""Return ``text`` with unprintable characters as escapes such as ``\x1b``.
 
-    For names from files, whoever wrote them: control characters, changes of the direction of
-    writing, and file names that are not UTF-8. Anything else stays.
+    For names from untrusted files. Control characters, bidirectional controls and undecodable bytes
+    of file names are escaped; all else is unchanged.
     """
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def read_text(path: str | Path, most: int = MAX_BYTES) -> str:
-    """Read a UTF-8 text file of at most ``most`` bytes, without a byte order mark.
+def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
+    """Return the content of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: The file.
+        limit: Maximal size in bytes.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger, or no UTF-8.
+        OSError: The file cannot be read.
+        ValueError: The file is larger than ``limit`` or not UTF-8.
     """
     try:
-        return read_bytes(path, most).decode("utf-8-sig")
+        return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError("bytes that are not UTF-8 text") from None
+        raise ValueError("not UTF-8 text") from None
 
 
-def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
-    """Read a file of at most ``most`` bytes.
+def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a file.
+
+    Args:
+        path: The file.
+        limit: Maximal size in bytes.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger.
+        OSError: The file cannot be read.
+        ValueError: The file is larger than ``limit``.
     """
     with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"more than {most} bytes")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit} bytes")
     return data
 
 
@@ -61,7 +70,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: It is malformed, nested too deeply, or has numbers of too many digits.
+        ValueError: The text is malformed or nested too deeply, or an integer has too many digits.
     """
     try:
         return json.loads(text)
@@ -72,12 +81,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML that holds nothing but plain data: no tags, no anchors, no aliases.
+    """Parse YAML of plain data.
 
     Raises:
-        ValueError: It is something else, malformed or nested too deeply.
+        ValueError: The text is malformed, nested deeper than 16 levels, or has a tag, an anchor or
+            an alias.
     """
-    import yaml  # late: most callers have found JSON, or a plainer form, before they come here
+    import yaml  # late: most files are JSON and do not need it
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
@@ -93,7 +103,7 @@ def parse_yaml(text: str) -> Any:
                 depth -= 1
             if depth > MAX_YAML_DEPTH:
                 raise ValueError("YAML nested too deeply")
-        return loader(text).get_single_data()  # a safe loader either way
+        return loader(text).get_single_data()  # both loaders are safe ones
     except RecursionError:
         raise ValueError("YAML nested too deeply") from None
     except (yaml.YAMLError, TypeError, LookupError, AttributeError) as error:

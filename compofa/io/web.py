@@ -1,4 +1,4 @@
-"""Asking a server for a file, or for the rest of one, over https or http."""
+"""Requests for a file, or the rest of one, over HTTPS or HTTP."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any
 
 TIMEOUT_S, CHUNK = 30.0, 1 << 20
 WINDOW_S, WINDOW_BYTES = 60.0, 60_000
-"""Fewer bytes in so many seconds count as a connection that ended."""
+"""A connection that transfers fewer bytes in this time counts as lost."""
 
 
-class CutError(Exception):
-    """The connection ended, or nothing came; another attempt may go on from there."""
+class ConnectionLostError(Exception):
+    """The connection was lost or timed out. Another attempt may continue the transfer."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to https, and from http to http."""
+    """Follows redirects to https, and from http to http."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        """Return the request that follows.
+        """Return the request of a redirect.
 
         Raises:
-            OSError: It would be of another kind.
+            OSError: The redirect is to another scheme.
         """
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme, req.type) != ("http", "http"):
@@ -39,8 +39,21 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def ask(url: str, start: int, validator: str | None) -> Any:
-    """Ask for a file from byte ``start`` on, if it is the one of ``validator``; else for all."""
+def open_url(url: str, start: int, validator: str | None) -> Any:
+    """Request a file from byte ``start`` on, or all of it if it no longer matches ``validator``.
+
+    Args:
+        url: URL with https or http.
+        start: Number of bytes received already.
+        validator: ETag or modification date of these bytes.
+
+    Returns:
+        The open response; status 416 if the file has no byte ``start``.
+
+    Raises:
+        ConnectionLostError: The server is unreachable or overloaded (HTTP status 408, 429, 5xx).
+        OSError: The URL is invalid, or the server returned another error.
+    """
     try:
         request = _request(url)
         opener = urllib.request.build_opener(_Redirects)
@@ -48,28 +61,28 @@ def ask(url: str, start: int, validator: str | None) -> Any:
             request.add_header("Range", f"bytes={start}-")
             request.add_header("If-Range", validator or "")
         return opener.open(request, timeout=TIMEOUT_S)
-    except (ValueError, http.client.InvalidURL):  # which quote what may be secret
+    except (ValueError, http.client.InvalidURL):  # they quote credentials
         raise OSError("not a URL") from None
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # it has no such bytes: what is here is not the start of it
+        if error.code == 416:  # range not satisfiable: the received bytes are of another file
             return error
         error.close()
         if error.code in (408, 429) or error.code >= 500:
-            raise CutError(f"HTTP status {error.code}") from error
+            raise ConnectionLostError(f"HTTP status {error.code}") from error
         raise OSError(f"HTTP status {error.code}") from error
     except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-        raise CutError(reason_of(error)) from error
+        raise ConnectionLostError(error_message(error)) from error
 
 
 def _request(url: str) -> urllib.request.Request:
-    """Return the request for a URL, its name and password in a header for its host alone.
+    """Return the request for a URL, with its credentials in a header that redirects do not keep.
 
     Raises:
-        OSError: It is neither https nor http, or no URL.
+        OSError: The URL is invalid, or its scheme is not https or http.
     """
     parts = _split(url)
     if parts.scheme not in ("https", "http"):
-        raise OSError(f"not a URL of https or http: {(parts.scheme or 'no scheme')[:20]}")
+        raise OSError(f"expected a URL of https or http, got {(parts.scheme or 'no scheme')[:20]}")
     user, _, host = parts.netloc.rpartition("@")
     headers = {"User-Agent": "compofa", "Accept-Encoding": "identity"}
     request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers)
@@ -79,11 +92,18 @@ def _request(url: str) -> urllib.request.Request:
     return request
 
 
-def describe(response: Any, start: int) -> dict[str, Any]:
-    """Return what tells one file from another: its length, its tag, the time of its last change.
+def file_facts(response: Any, start: int) -> dict[str, Any]:
+    """Return the ETag, modification date and length in bytes of the file of a response.
+
+    Args:
+        response: Response of :func:`open_url`.
+        start: First byte that was requested.
+
+    Returns:
+        ``etag``, ``modified`` and ``length``, each None if unknown.
 
     Raises:
-        OSError: The answer is not the file, or not the part of it that was asked for.
+        OSError: The response is not the file, or not the requested part of it.
     """
     headers = response.headers
     facts: dict[str, Any] = {
@@ -97,16 +117,16 @@ def describe(response: Any, start: int) -> dict[str, Any]:
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start:
-            raise OSError("expected the rest of the file, got another part of it")
+            raise OSError(f"expected the file from byte {start}, got another part of it")
         return facts | {"length": int(match[2])}
     length = headers.get("Content-Length", "")
     return facts | {"length": int(length) if re.fullmatch(r"\d{1,18}", length) else None}
 
 
 def validator_of(facts: Mapping[str, Any]) -> str | None:
-    """Return which of the facts can be held against the server's: RFC 9110, section 13.1.5.
+    """Return the key of the strong validator in ``facts``, or None (RFC 9110, section 13.1.5).
 
-    A weak tag, ``W/"…"``, stays the same for other bytes of the same meaning.
+    Weak ETags, ``W/"…"``, do not identify the bytes of a file.
     """
     for key, form in (("etag", r'"[!#-~]*"'), ("modified", r"\w{3}, [\w: ]{20,24} GMT")):
         if isinstance(facts.get(key), str) and re.fullmatch(form, facts[key], re.ASCII):
@@ -115,66 +135,66 @@ def validator_of(facts: Mapping[str, Any]) -> str | None:
 
 
 def chunks(response: Any) -> Iterator[bytes]:
-    """Yield the content as it comes.
+    """Yield the content of a response as it is received.
 
     Raises:
-        CutError: The connection ended before the content, or is too slow.
+        ConnectionLostError: The connection was lost or is too slow.
     """
     since, got = time.monotonic(), 0
     while True:
         try:
             chunk = response.read1(CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise CutError(reason_of(error)) from error
+            raise ConnectionLostError(error_message(error)) from error
         if not chunk:
             return
         got += len(chunk)
         if time.monotonic() - since >= WINDOW_S:
             if got < WINDOW_BYTES:
-                raise CutError(f"{got:,} bytes in {WINDOW_S:g} s")
+                raise ConnectionLostError(f"{got:,} bytes in {WINDOW_S:g} s")
             since, got = time.monotonic(), 0
         yield chunk
 
 
-def shown(url: str) -> str:
-    """Return a URL without what may be secret in it: a name and password, a query."""
+def redacted(url: str) -> str:
+    """Return a URL without credentials, query and fragment, for messages."""
     try:
         parts = _split(url)
     except OSError:
-        return "what is no URL"
+        return "an invalid URL"
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _split(url: str) -> urllib.parse.SplitResult:
     try:
         return urllib.parse.urlsplit(url)
-    except ValueError:  # it quotes what may be secret
+    except ValueError:  # it quotes credentials
         raise OSError("not a URL") from None
 
 
-def below(base: str, name: str) -> str:
-    """Return the URL of a file below ``base``, whose query stays.
+def join_url(base: str, name: str) -> str:
+    """Return the URL of a file below ``base``, with the same query.
 
     Raises:
-        OSError: ``base`` is no URL.
+        OSError: ``base`` is not a URL.
     """
     parts = _split(base)
     path = f"{parts.path.rstrip('/')}/{urllib.parse.quote(name)}"
     return parts._replace(path=path).geturl()
 
 
-def unverified(url: str) -> bool:
-    """Whether a file comes over a network with nothing to tell that it was changed on the way.
+def is_unencrypted(url: str) -> bool:
+    """Return whether a file is transferred over a network without encryption.
 
     Raises:
-        OSError: ``url`` is no URL.
+        OSError: ``url`` is not a URL.
     """
     parts = _split(url)
     return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
-def reason_of(error: BaseException) -> str:
-    """Return what an error says, in one line."""
+def error_message(error: BaseException) -> str:
+    """Return the message of an error, in one line."""
     inner = getattr(error, "reason", None) or error
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return " ".join(str(text).split())[:160]

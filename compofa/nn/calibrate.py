@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import DataError
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
@@ -57,7 +57,7 @@ def calibrate(
     else:
         static = copy.deepcopy(network)
     static.eval()
-    backend = backend or Alone()
+    backend = backend or SingleProcess()
     features = [batch for batch in batches if len(batch)]
     counts = backend.gather(len(features))
     if not any(counts):

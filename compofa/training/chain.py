@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import ConfigError
 from compofa.io.locks import exclusive_by_main
 from compofa.training.config import TrainConfig, run_folder
@@ -81,7 +81,7 @@ def train_task(
         BusyError: Another process is training in ``output``.
         CompofaError: Something the user can mend; nothing is half-written.
     """
-    phases, backend, stop = plan(config), backend or Alone(), stop or Stopping()
+    phases, backend, stop = plan(config), backend or SingleProcess(), stop or Stopping()
     with exclusive_by_main(backend, output, folder=True):
         return _train_phases(phases, Path(output), resume, overwrite, bar, backend, stop)
 

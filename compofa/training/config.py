@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compofa.data import dataset_info
-from compofa.distributed.threads import usual_threads
+from compofa.distributed.threads import default_threads
 from compofa.errors import CompofaError, ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import entry, network_spec
@@ -170,7 +170,10 @@ class TrainConfig:
         unset = {name: value for name, value in filled.items() if getattr(self, name) is None}
         config = replace(self, **unset)
         sizes = tuple(sorted(set(config.image_size)))
-        late = {"image_size": sizes, "threads": usual_threads(max(sizes, default=0), self.threads)}
+        late = {
+            "image_size": sizes,
+            "threads": default_threads(max(sizes, default=0), self.threads),
+        }
         if config.warmup_epochs is None:
             late["warmup_epochs"] = max(0, min(phase.warmup_epochs, config.epochs - 1))
         if config.lr is None:

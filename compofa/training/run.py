@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.threads import cpu_threads
 from compofa.errors import StoppedError, TrainingError
 from compofa.io.atomic import write_text_atomic
@@ -75,7 +75,7 @@ def train(
         BusyError: Another process is training in ``output``.
         CompofaError: Something the user can mend; nothing is half-written.
     """
-    config, backend, stop = config.resolved(), backend or Alone(), stop or Stopping()
+    config, backend, stop = config.resolved(), backend or SingleProcess(), stop or Stopping()
     with exclusive_by_main(backend, output, folder=True):
         return train_phase(
             config,
@@ -186,7 +186,7 @@ class Run:
             journal.write({"epoch": epoch, "step": (epoch + 1) * trainer.steps, **metrics})
         self.saver.save()
         _say(epoch, config, metrics)
-        self.backend.saved()
+        self.backend.commit()
 
     def _validate(self) -> dict[str, dict[str, float]]:
         """Validate; a request to end does not wait for it.

@@ -152,7 +152,7 @@ def set_up(
         used = replace(splits, normalisation=Normalisation(begun.mean, begun.std))
     else:
         spec, used = config.network(len(splits.classes)), splits
-    device = backend.in_turn(lambda: backend.device(config.device))
+    device = backend.local_main_first(lambda: backend.device(config.device))
     if state is not None:
         data = backend.from_main(lambda: _same_data(folder, state["checkpoint"], used, config.seed))
         origins, start = state["origins"], None
@@ -192,8 +192,8 @@ def set_up(
 
 def _open_data(config: TrainConfig, backend: Backend, by_position: bool) -> DataSplits:
     """Load the data set, the same one on all workers."""
-    backend.in_turn(lambda: check_device(config.device))
-    splits = backend.in_turn(
+    backend.local_main_first(lambda: check_device(config.device))
+    splits = backend.local_main_first(
         lambda: load_dataset(
             config.dataset,
             config.data_path,

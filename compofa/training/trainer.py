@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from compofa.data import BrokenImages, DataSplits, dataset_info, steps_per_epoch, train_loader
 from compofa.data.loaders import Batch
-from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import CheckpointError, TrainingError
 from compofa.evaluate import Evaluator
 from compofa.networks.network_spec import FixedNetwork
@@ -56,7 +56,7 @@ class Trainer:
         splits: DataSplits,
         backend: Backend | None = None,
     ) -> None:
-        self.backend = backend or Alone()
+        self.backend = backend or SingleProcess()
         self.config = config
         self.net = net
         self.phase = config.recipe_phase
@@ -279,7 +279,7 @@ class Trainer:
     def _share_broken(self) -> None:
         """Tell all workers which images any of them could not read."""
         broken = self.backend.gather(tuple(self.broken.paths))  # their workers have named them
-        self.backend.in_turn(lambda: self.broken.count(path for paths in broken for path in paths))
+        self.backend.local_main_first(lambda: self.broken.count(sum(broken, ())))
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Sum the gradients of the step's subnets, average over workers and update the weights.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from compofa.distributed.backend import Alone, Backend
+from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import DataError
 from compofa.evaluate import Evaluator
 from compofa.io.atomic import is_stream
@@ -84,7 +84,7 @@ def collect(
         DataError: ``output`` cannot be read or written, or holds something else.
         ConfigError: Workers have read different checkpoints.
     """
-    backend = backend or Alone()
+    backend = backend or SingleProcess()
     backend.require_same("checkpoint", checkpoint.digest)
     with exclusive_by_main(backend, output):
         return _collect(checkpoint, net, subnets, evaluator, Path(output), bar, backend)
@@ -120,7 +120,7 @@ def _collect(
                     append_record(output, record)
                 known[record.subnet] = record
                 shown.update()
-            backend.saved()
+            backend.commit()
     return [known[subnet] for subnet in subnets]
 
 

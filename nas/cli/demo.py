@@ -42,7 +42,7 @@ def _demo(args: argparse.Namespace) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from compofa.data import load_dataset
-    from compofa.distributed.backend import Alone
+    from compofa.distributed.backend import SingleProcess
     from compofa.evaluate import Evaluator
     from compofa.io.checkpoint import load_checkpoint, save_checkpoint
     from compofa.io.records import write_csv
@@ -56,7 +56,7 @@ def _demo(args: argparse.Namespace) -> None:
     with logging_redirect_tqdm():
         result = train_phase(
             config, args.output, resume=False, overwrite=True, bar=not args.quiet,
-            backend=Alone(), stop=Stopping(),
+            backend=SingleProcess(), stop=Stopping(),
         )  # fmt: skip
     path = args.output / "compofa-digits.pt"
     save_checkpoint(path, load_checkpoint(result.best).slim())

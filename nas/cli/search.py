@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compofa.cli.common import Parser, run, sizes
+from compofa.cli.common import Parser, int_list, run
 from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
@@ -70,7 +70,7 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--resolutions",
-        type=sizes,
+        type=int_list,
         nargs="+",
         metavar="R",
         help="input resolutions (default: 160 176 192 208 224; a checkpoint's own)",

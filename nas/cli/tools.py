@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from compofa.cli.common import Parser, add_workers, joined, only_main_speaks, run, sizes
+from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.io.atomic import is_stream, require_other
 from compofa.io.locks import exclusive
@@ -106,7 +106,7 @@ def parser() -> Parser:
     )
     sub.add_argument(
         "--resolutions",
-        type=sizes,
+        type=int_list,
         nargs="+",
         metavar="R",
         help="input resolutions (default: 160 176 192 208 224)",
@@ -132,7 +132,7 @@ def parser() -> Parser:
     )
     sub.add_argument(
         "--resolutions",
-        type=sizes,
+        type=int_list,
         nargs="+",
         metavar="R",
         help="input resolutions; by default the data set's own",
@@ -145,7 +145,7 @@ def parser() -> Parser:
     sub.add_argument("--batch-size", type=int, default=256, help="images at once")
     sub.add_argument("--workers", type=int, default=0, help="data-loading processes")
     sub.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
-    add_workers(sub)
+    add_backend_options(sub)
     sub.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     sub.add_argument(
         "--output", required=True, metavar="JSONL", help="file that records are appended to"
@@ -308,15 +308,15 @@ def _collect(args: argparse.Namespace) -> None:
         return trained, draw_subnets(space, args.samples, args.seed), evaluator
 
     def attempt(again: bool) -> list[EvalRecord]:
-        only_main_speaks(workers)
-        trained, subnets, evaluator = workers.in_turn(opened)
+        log_on_main(workers)
+        trained, subnets, evaluator = workers.local_main_first(opened)
         return collect(
             trained.checkpoint, args.net, subnets, evaluator, args.output,
             bar=not args.quiet, backend=workers,
         )  # fmt: skip
 
-    with joined(args) as workers:
-        records = workers.lasting(attempt)
+    with join_ranks(args) as workers:
+        records = workers.run_elastic(attempt)
         if not workers.is_main:
             return
     top1 = [record.top1 for record in records]
