@@ -1,8 +1,8 @@
-"""Tables of subnets: CSV with the columns ks, e, d and r, and whatever stands beside them.
+"""Tables of subnets: CSV with one row per subnet, and whatever stands beside them.
 
-``ks`` and ``e`` hold a number a block slot, 0 past a stage's depth, separated by spaces; ``d`` a
-depth a stage. Subnets with elastic widths have ``w`` in place of ``ks``, all in the form of
-:data:`compofa.space.config.WIDE`. Files ending in ``.gz`` are gzipped.
+A subnet has the columns of its family's config format, such as ``ks``, ``e``, ``d`` and ``r``: the
+numbers of a list are separated by spaces, with 0 past a stage's depth. Files ending in ``.gz`` are
+gzipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +20,12 @@ import numpy as np
 
 from compofa.errors import SpaceError, TableError
 from compofa.io.atomic import write_atomic
-from compofa.space.config import KERNEL, WIDE, WIDTHS
-from compofa.space.config import columns as form_columns
+from compofa.networks.families import format_of
+from compofa.space.arrays import SubnetArrays
+from compofa.space.config import ConfigFormat, RowError
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import SubnetArrays
 
-KEYS = ("ks", "e", "d", "r")
 MAX_FILE_BYTES = 256 << 20
-WIDE_KEYS = ("d", "e", "w", "r")
 _NAMED = 5
 _LARGEST = 1e9
 """The largest number of a subnet, so that whole ones stay exact."""
@@ -89,8 +88,9 @@ def read_subnets(
             message names the line.
     """
     path, header, rows = source if isinstance(source, Table) else read_csv(source)
-    keys = WIDE_KEYS if "w" in header and "ks" not in header else KEYS
-    wanted = list(dict.fromkeys((*keys, *columns)))
+    form = format_of(header)
+    lists = [key for key, _ in form.keys]
+    wanted = list(dict.fromkeys((*form.columns, *columns)))
     missing = [key for key in wanted if key not in header]
     if missing:
         raise TableError(
@@ -102,7 +102,8 @@ def read_subnets(
     for line, row in enumerate(rows, 2):
         for key, numbers in values.items():
             try:
-                numbers.append(_row(key, row[header.index(key)], numbers))
+                text = row[header.index(key)]
+                numbers.append(_row(key, text, numbers, key in lists))
             except ValueError as error:
                 raise TableError(f"{path}, line {line}: {error}") from error
     whole = {key: np.array(numbers) for key, numbers in values.items()}
@@ -110,19 +111,21 @@ def read_subnets(
         key: table.astype(np.int64) if (table == np.rint(table)).all() else table
         for key, table in whole.items()
     }
-    r = integers.pop("r")[:, 0]
-    if keys == KEYS:
-        arrays = SubnetArrays(*(integers[key] for key in KEYS[:3]), r)
-    else:
-        arrays = _wide(integers, r, path)
+    integers["r"] = integers["r"][:, 0]
+    try:
+        arrays = form.read_table(integers)
+    except RowError as error:
+        raise TableError(f"{path}, {lines([error.row])}: {error}") from error
+    except SpaceError as error:
+        raise TableError(f"{path}: {error}") from error
     return arrays, {name: whole[name][:, 0] for name in columns}
 
 
 def without_repeats(arrays: SubnetArrays, values: np.ndarray) -> tuple[SubnetArrays, np.ndarray]:
     """Return the rows that say something new: of equal subnets with equal values [n] the first."""
-    wide = np.column_stack([*arrays[:3], arrays.w, arrays.r, values])
-    rows = np.sort(np.unique(wide, axis=0, return_index=True)[1])
-    return SubnetArrays(*(array[rows] for array in arrays)), values[rows]
+    held = [*arrays.blocks.values(), arrays.depths, arrays.outer, arrays.resolutions, values]
+    rows = np.sort(np.unique(np.column_stack(held), axis=0, return_index=True)[1])
+    return arrays[rows], values[rows]
 
 
 def _text(path: Path) -> str:
@@ -134,39 +137,11 @@ def _text(path: Path) -> str:
     return data.decode("utf-8-sig")
 
 
-def _wide(values: Mapping[str, np.ndarray], r: np.ndarray, path: Path) -> SubnetArrays:
-    """Return the subnets of ``d``, ``e`` and ``w`` (:data:`~compofa.space.config.WIDE`)."""
-    slots = max(form.slots for form in WIDE)
-    places = form_columns(WIDE, slots)
-    shapes = {"d": len(WIDE), "e": len(places), "w": WIDTHS}
-    got = {key: values[key].shape[1] for key in shapes}
-    if got != shapes:
-        raise TableError(f"{path}: expected {shapes} numbers in each row, got {got}")
-    d = np.stack(
-        [
-            [form.blocks(number) for number in column]
-            for form, column in zip(WIDE, values["d"].T.tolist(), strict=True)
-        ],
-        axis=1,
-    )
-    if d.min() < 0:
-        row = int((d < 0).any(axis=1).argmax())
-        numbers = " ".join(map(str, values["d"][row].tolist()))
-        raise TableError(f"{path}, {lines([row])}: d: expected numbers from 0 to 2, got {numbers}")
-    e = np.zeros((len(r), len(WIDE) * slots))
-    e[:, places] = values["e"]
-    e[:, 0] = 1
-    kept = np.arange(slots) < d[:, :, None]
-    kept = kept.reshape(len(r), -1)
-    return SubnetArrays(kept * KERNEL, e * kept, d, r, values["w"])
-
-
-def _row(key: str, text: str, before: list[list[float]]) -> list[float]:
+def _row(key: str, text: str, before: list[list[float]], many: bool) -> list[float]:
     try:
         numbers = [float(item) for item in text.split()]
     except ValueError:
         raise ValueError(f"{key}: expected numbers, got {text!r:.60}") from None
-    many = key in ("ks", "e", "d", "w")
     wanted = len(before[0]) if before else max(1, len(numbers)) if many else 1
     if len(numbers) != wanted or not np.isfinite(numbers).all():
         raise ValueError(f"{key}: expected {wanted} finite number(s), got {text!r:.60}")
@@ -179,7 +154,7 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
     """Check that every subnet is in ``space``, whatever its resolution.
 
     Args:
-        arrays: The subnets; a last stage that always is one block may be one slot without a depth.
+        arrays: The subnets.
         space: The space.
         path: For messages.
 
@@ -190,47 +165,29 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
         TableError: Some are not; the message names the lines and says what is wrong with the
             first.
     """
-    arrays = _with_tail(arrays, space)
-    if arrays.w.shape[1] != len(space.widths):
-        raise TableError(
-            f"{path}: expected {len(space.widths)} numbers in w, got {arrays.w.shape[1]}"
-        )
-    if (
-        arrays.d.shape[1] != len(space.stages)
-        or arrays.ks.shape[1] != arrays.e.shape[1]
-        or (arrays.ks.shape[1] != len(space.stages) * space.slots)
-    ):
-        raise TableError(
-            f"{path}: expected {len(space.stages) * space.slots} numbers in ks and e and "
-            f"{len(space.stages)} in d, got {arrays.ks.shape[1]}, {arrays.e.shape[1]} and "
-            f"{arrays.d.shape[1]}"
-        )
-    fits = space.restrict(resolutions=sorted({int(r) for r in arrays.r}))
+    form, slots = space.config_format, space.slots
+    shape = {name: len(space.stages) * slots for name in space.names}
+    wanted = {**shape, "depth": len(space.stages), form.outer: len(space.outer)}
+    held = {**arrays.blocks, "depth": arrays.depths, form.outer: arrays.outer}
+    got = {name: values.shape[1] for name, values in held.items()}
+    if got != wanted:
+        keys = {name: key for key, name in form.keys}
+        shown = [
+            ", ".join(f"{count} in {keys[name]}" for name, count in counts.items() if name in keys)
+            for counts in (wanted, got)
+        ]
+        raise TableError(f"{path}: expected numbers of {shown[0]}, got {shown[1]}")
+    fits = space.restrict(resolutions=sorted({int(r) for r in arrays.resolutions}))
     try:
         return fits.arrays(fits.genes_of(arrays))
     except SpaceError:
         wrong = [
-            (place, faults[0])
-            for place, row in enumerate(zip(*arrays, strict=True))
-            if (faults := _faults(SubnetArrays(*(value[None] for value in row)), fits))
+            (place, faults[0]) for place, row in enumerate(arrays) if (faults := _faults(row, fits))
         ]
         raise TableError(
             f"{path}: not in space {space.name}: {lines([place for place, _ in wrong])}; "
             f"{lines([wrong[0][0]])}: {wrong[0][1]}"
         ) from None
-
-
-def _with_tail(arrays: SubnetArrays, space: SearchSpace) -> SubnetArrays:
-    """Give a last stage that is written as one block its further slots and its depth."""
-    slots = len(space.stages) * space.slots
-    if not space.tail or arrays.ks.shape[1] != slots - space.slots + 1:
-        return arrays
-    past = ((0, 0), (0, space.slots - 1))
-    return arrays._replace(
-        ks=np.pad(arrays.ks, past),
-        e=np.pad(arrays.e, past),
-        d=np.pad(arrays.d, ((0, 0), (0, 1)), constant_values=1),
-    )
 
 
 def lines(rows: Sequence[int]) -> str:
@@ -242,16 +199,17 @@ def lines(rows: Sequence[int]) -> str:
 
 def _faults(row: SubnetArrays, space: SearchSpace) -> list[str]:
     """Say what keeps a single subnet out of ``space``."""
-    if not np.isin(row.d, range(space.slots + 1)).all():
-        depths = " ".join(map(str, row.d[0].tolist()))
-        return [f"d: expected whole numbers from 0 to {space.slots}, got {depths}"]
-    row = row._replace(d=row.d.astype(np.int64))
-    return space.why_not(next(space.subnets_of(row)))
+    if not np.isin(row.depths, range(space.slots + 1)).all():
+        depths = " ".join(map(str, row.depths[0].tolist()))
+        return [f"depth: expected whole numbers from 0 to {space.slots}, got {depths}"]
+    row = replace(row, depths=row.depths.astype(np.int64))
+    return space.faults(next(space.subnets_of(row)))
 
 
 def write_subnets(
     path: str | Path,
     arrays: SubnetArrays,
+    form: ConfigFormat,
     columns: Mapping[str, Sequence[object]],
     first: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
@@ -260,13 +218,12 @@ def write_subnets(
     Args:
         path: The file.
         arrays: The subnets.
-        columns: Values behind ks, e, d and r; ``None`` becomes an empty field.
+        form: Their config format.
+        columns: Values behind those of the subnets; ``None`` becomes an empty field.
         first: Values before them.
     """
     before = dict(first or {})
-    wide = arrays.w.shape[1] > 0
-    written = arrays.in_form(arrays.ks.shape[1] // arrays.d.shape[1])
-    keys = WIDE_KEYS if wide else KEYS
+    written, keys = form.table(arrays), form.columns
     rows: list[Sequence[object]] = [[*before, *keys, *columns]]
     for row, numbers in enumerate(zip(*(written[key].tolist() for key in keys), strict=True)):
         *lists, r = numbers

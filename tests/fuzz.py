@@ -54,7 +54,7 @@ from compofa.io.locks import read_holder
 from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
-from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import network_spec
 from compofa.space.subnet import Subnet
 from compofa.training.journal import Journal

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import network_spec
 from compofa.nn.extract import extract

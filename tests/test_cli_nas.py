@@ -20,8 +20,8 @@ from test_trained import tiny_checkpoint
 import nas.accuracy.fit
 import nas.cost.measured
 from compofa.io.records import read_records
-from compofa.networks.backbones import MOBILENET_V3
-from compofa.space.subnet import SubnetArrays
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.space.arrays import SubnetArrays
 from nas.accuracy.predictor import MODELS, NAMES, FittedPredictor
 from nas.cli.search import main as search
 from nas.cli.tools import main

@@ -25,7 +25,8 @@ from compofa.io.convert import save_as
 from compofa.io.formats import mmrazor
 from compofa.io.formats.names import FORMATS, from_ours, recognise, to_ours
 from compofa.io.open import open_network
-from compofa.networks.backbones import MOBILENET_V3, backbone
+from compofa.networks.families import backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.nn.build import build
 from compofa.nn.supernet import Supernet

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.layout import layout, macs, params
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.cost.base import LayerSumCost, macs_cost, params_cost
 from nas.tables import read_subnets
 

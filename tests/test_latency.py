@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from compofa.errors import ConfigError, SpaceError, TableError
-from compofa.networks.backbones import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.layout import layout
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.fit import SHIPPED, fit_file, fit_network, read_measured, reproduce

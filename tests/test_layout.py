@@ -9,17 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import (
-    MOBILENET_V3,
-    MOBILENET_V3_SMALL_IMAGES,
-    PROXYLESS,
-    RESNET50D,
-    RESNET50D_SMALL_IMAGES,
-    Backbone,
-    backbone,
-    divisible8,
-)
-from compofa.networks.layout import layout, macs, mid_channels, params, se_channels
+from compofa.networks.backbone import Backbone
+from compofa.networks.families import backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.families.proxyless import PROXYLESS
+from compofa.networks.families.resnet50d import RESNET50D, RESNET50D_SMALL_IMAGES
+from compofa.networks.kinds import divisible8, mid_channels, se_channels
+from compofa.networks.layout import layout, macs, params
 from compofa.nn.static import StaticNetwork
 from compofa.seeds import rng
 from compofa.space.subnet import Subnet

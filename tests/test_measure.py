@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compofa.errors import ConfigError, TableError
-from compofa.networks.backbones import MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3_SMALL_IMAGES
 from nas.cost.devices import load_cost
 from nas.cost.lookup import TableCost
 from nas.cost.measured import measure, space_layers

@@ -16,7 +16,8 @@ from compofa.io.formats.names import from_ours, from_slots
 from compofa.io.formats.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.io.formats.specialised import find_specialised
 from compofa.io.open import open_network
-from compofa.networks.layout import LayerSpec, at_resolution
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import at_resolution
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
 from compofa.nn.extract import extract

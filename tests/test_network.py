@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import MOBILENET_V3_SMALL_IMAGES
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import network_spec
 from compofa.space.coupling import parse_coupling

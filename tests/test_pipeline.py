@@ -12,9 +12,10 @@ import pytest
 import nas.report.figure
 from compofa.errors import CompofaError, ConfigError, SearchError, SpaceError, TableError
 from compofa.io.untrusted import printable
-from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost, params_cost
 from nas.search.evolution import Evolution
 from nas.search.pipeline import (

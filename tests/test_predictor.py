@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from compofa.errors import DataError, SpaceError, TableError
-from compofa.networks.backbones import MOBILENET_V3, RESNET50D
-from compofa.space.subnet import SubnetArrays
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.networks.families.resnet50d import RESNET50D
+from compofa.space.arrays import SubnetArrays
 from nas.accuracy.distill import one_hot, recombine
 from nas.accuracy.fit import fit_accuracy
 from nas.accuracy.predictor import NAMES, FittedPredictor, load_accuracy_model

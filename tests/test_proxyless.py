@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compofa.errors import SpaceError, TableError
-from compofa.networks.backbones import PROXYLESS
+from compofa.networks.families.proxyless import PROXYLESS
 from compofa.networks.layout import layout, macs, params
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import network_spec
@@ -18,7 +18,8 @@ from compofa.nn.extract import extract
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost, params_cost
 from nas.tables import require_members
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from compofa.errors import SearchError
-from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.space.subnet import Subnet
 from nas.report.figure import write_plot
 from nas.report.html import TEMPLATE, FoundRow, ReportData, Series, write_report

@@ -27,8 +27,10 @@ from compofa.io.formats.mmrazor import to_choices
 from compofa.io.formats.names import from_ours, recognise, to_ours
 from compofa.io.open import open_network, recognise_network
 from compofa.io.records import EvalRecord
-from compofa.networks.backbones import MOBILENET_V3, RESNET50D, RESNET50D_SMALL_IMAGES
-from compofa.networks.layout import LayerSpec, layout, macs, params
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.networks.families.resnet50d import RESNET50D, RESNET50D_SMALL_IMAGES
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout, macs, params
 from compofa.networks.network_spec import FixedNetwork, network_from_json
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import network_spec
@@ -37,9 +39,10 @@ from compofa.nn.extract import extract
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
+from compofa.space.arrays import SubnetArrays
 from compofa.space.coupling import parse_coupling
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import KERNEL, SUPERNET
 from nas.accuracy.fit import fit_accuracy

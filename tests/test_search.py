@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from compofa.errors import SearchError
-from compofa.networks.backbones import MOBILENET_V3
-from compofa.space.search_space import SearchSpace, StageSpace
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.space.search_space import SearchSpace
+from compofa.space.stage_space import StageSpace
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.lookup import TableCost
 from nas.search import operators

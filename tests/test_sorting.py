@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from compofa.networks.layout import mid_channels, se_channels
+from compofa.networks.kinds import mid_channels, se_channels
 from compofa.networks.zoo import network_spec
+from compofa.nn.blocks import MBConv
 from compofa.nn.sorting import sort_channels
-from compofa.nn.static import MBConv
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 

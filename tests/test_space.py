@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import MOBILENET_V3, PROXYLESS
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.networks.families.proxyless import PROXYLESS
 from compofa.seeds import rng
 from compofa.space.coupling import parse_coupling
 from compofa.space.genes import GeneCode
-from compofa.space.search_space import SearchSpace, StageSpace
+from compofa.space.search_space import SearchSpace
+from compofa.space.stage_space import StageSpace
 from compofa.space.subnet import Subnet
 
 FREE = MOBILENET_V3.free_space()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import MOBILENET_V3
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.seeds import rng
 from compofa.space.subnet import Subnet, as_number, numbers
 

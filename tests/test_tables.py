@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from compofa.errors import CompofaError, TableError
-from compofa.networks.backbones import MOBILENET_V3
-from compofa.space.subnet import SubnetArrays
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.space.arrays import SubnetArrays
 from nas.tables import lines, read_subnets, require_members, write_subnets
 
 SPACE = MOBILENET_V3.compound_space(resolutions=(160, 224))

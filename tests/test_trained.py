@@ -22,7 +22,8 @@ from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cli.search import main
 from nas.cost.timing import Settings

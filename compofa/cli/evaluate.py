@@ -175,7 +175,7 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
         config = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"{source}: expected a subnet as JSON: {error}") from None
-    subnet = Subnet.from_config(config, resolution)
+    subnet = space.from_config(config, resolution)
     space.require(subnet, resolution=False)
     return subnet
 

@@ -18,7 +18,9 @@ from compofa.io.atomic import is_stream
 from compofa.io.formats.names import FORMATS
 from compofa.io.locks import exclusive
 from compofa.io.untrusted import parse_json, read_text
-from compofa.networks.backbones import MOBILENET_V3, RESNET50D, Backbone
+from compofa.networks.backbone import Backbone
+from compofa.networks.families import BACKBONES, format_of
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.space.subnet import Subnet
 
@@ -280,12 +282,13 @@ def _convert_subnet(args: argparse.Namespace) -> None:
 
 
 def _family(path: str) -> Backbone:
-    """Return the backbone that a subnet's file belongs to: only ResNet50D's have widths."""
+    """Return the first backbone whose subnets are written as in a file."""
     try:
         config = parse_json(read_text(path))
     except (OSError, ValueError):  # MMRazor's YAML, or a fault that reading the subnet reports
         return MOBILENET_V3
-    return RESNET50D if isinstance(config, dict) and "w" in config else MOBILENET_V3
+    form = format_of(config if isinstance(config, dict) else {})
+    return next(table for table in BACKBONES.values() if table.config_format == form)
 
 
 def _say(output: str | Path, text: str) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compofa.errors import CheckpointError, ConfigError, SpaceError
-from compofa.networks.layout import LayerSpec, macs, params
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import macs, params
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.published import SPECIALISED, Specialised
 from compofa.networks.zoo import NETWORKS, PUBLISHED, network_spec

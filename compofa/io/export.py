@@ -25,10 +25,12 @@ from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceErro
 from compofa.io.atomic import is_stream, write_atomic, write_text_atomic
 from compofa.io.untrusted import parse_json, read_text
 from compofa.io.weights import copy_checked
+from compofa.networks.families import subnet_from_config
 from compofa.networks.layout import macs, params
 from compofa.networks.network_spec import FixedNetwork, Network, network_from_json
 from compofa.nn.build import build
-from compofa.nn.static import ConvBN, StaticNetwork
+from compofa.nn.blocks import ConvBN
+from compofa.nn.static import StaticNetwork
 from compofa.space.subnet import Subnet
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -181,7 +183,7 @@ def _network_of(content: bytes, source: str) -> StaticNetwork:
     weights = load(content)
     header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
     card = parse_json(header["__metadata__"]["compofa"])
-    subnet = Subnet.from_config(card["subnet"])
+    subnet = subnet_from_config(card["subnet"])
     network = build(FixedNetwork.of(network_from_json(card["network"]), subnet)).eval()
     network = fold_bn(network) if card["bn_folded"] else network
     copy_checked(network, weights, source)

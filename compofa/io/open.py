@@ -18,14 +18,13 @@ from compofa.io.formats.names import recognise, to_ours
 from compofa.io.formats.specialised import EXTRA, find_specialised, read_specialised
 from compofa.io.tensors import read_hashed
 from compofa.io.zoo import specialised_definition, specialised_files, supernet_path
-from compofa.networks.backbones import backbone
+from compofa.networks.layout import weight_shapes
 from compofa.networks.network_spec import Network
 from compofa.networks.published import Specialised, specialised
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import NETWORKS, PUBLISHED, entry, network_spec
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
-from compofa.space.subnet import SLOTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +138,7 @@ def _open_file(path: Path, arch: str | NetworkSpec | None) -> OpenedNetwork:
         weights = to_ours(state, checkpoint.network.space.slots)
         checkpoint = replace(checkpoint, weights=weights, digest=digest)
     else:
-        weights = to_ours(state, SLOTS)
+        weights = to_ours(state)
         spec = _definition(weights, arch, str(path))
         checkpoint = Checkpoint(spec, weights, dataset="imagenet", digest=digest)
     return _opened(checkpoint, kind, path)
@@ -163,32 +162,37 @@ def _definition(
 def recognise_network(state: Mapping[str, Tensor], source: str = "state dict") -> NetworkSpec:
     """Return the named network that weights without a definition belong to.
 
-    It is the first of :data:`compofa.networks.zoo.NETWORKS` with the same widths outside the
-    stages, preferably one whose kernels are elastic if and only if there are kernel matrices.
+    It is the one of :data:`compofa.networks.zoo.NETWORKS` whose layers have most of their channels
+    from the weights, and at least half; of equals preferably one whose kernels are elastic if and
+    only if there are kernel matrices.
 
     Args:
         state: The weights by this library's names.
         source: Name of the weights in error messages.
 
     Raises:
-        CheckpointError: No network has these widths.
+        CheckpointError: No network is of these weights.
     """
-    convs = {name: state.get(f"{name}.conv.weight") for name in ("stem", "final_expand", "mix")}
-    widths = {n: len(w) for n, w in convs.items() if w is not None and w.ndim}
-    fits = [
-        name
-        for name, row in NETWORKS.items()
-        if backbone(row.backbone, row.width_mult).fixed_widths == widths
-    ]
-    if not fits:
-        first, before, after = (widths.get(name, 0) for name in convs)
+    shapes, classes = {name: tuple(w.shape) for name, w in state.items()}, _classes(state)
+    shares = {name: _share(network_spec(name, classes), shapes) for name in NETWORKS}
+    best = max(shares.values())
+    if best < 0.5:
+        convs = [f"{name} {list(shape)}" for name, shape in shapes.items() if len(shape) == 4]
         raise CheckpointError(
-            f"{source}: expected weights of one of {', '.join(NETWORKS)}, got {first} channels "
-            f"after the first convolution, {before} before the pool and {after} after it"
+            f"{source}: expected weights of one of {', '.join(NETWORKS)}, got "
+            f"{', '.join(convs[:3]) or 'no convolutions'}"
         )
     elastic = any(".matrices." in name for name in state)
-    best = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
-    return network_spec(best, _classes(state))
+    fits = [name for name, share in shares.items() if share == best]
+    found = next((name for name in fits if NETWORKS[name].elastic_kernel == elastic), fits[0])
+    return network_spec(found, classes)
+
+
+def _share(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the share of a network's convolutions that have these channels."""
+    wanted = weight_shapes(spec.layers_of(spec.space.largest))
+    held = sum(shapes.get(name, ())[:2] == shape[:2] for name, shape in wanted.items())
+    return held / len(wanted)
 
 
 def _classes(state: Mapping[str, Tensor], otherwise: int = 1000) -> int:

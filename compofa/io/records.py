@@ -14,6 +14,7 @@ from typing import Any
 from compofa.errors import DataError, SpaceError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.untrusted import parse_json, read_text
+from compofa.networks.families import config_formats, format_of, subnet_from_config
 from compofa.space.subnet import Subnet
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class EvalRecord:
         """
         try:
             return cls(
-                subnet=Subnet.from_config(data),
+                subnet=subnet_from_config(data),
                 **{name: _value(name, kind, data[name]) for name, kind in _FIELDS.items()},
             )
         except (KeyError, DataError, SpaceError) as error:
@@ -174,10 +175,6 @@ def read_records(path: str | Path) -> list[EvalRecord]:
     return list(records.values())
 
 
-_BEGINNINGS = tuple(f'{{"{key}": [' for key in ("ks", "d"))
-"""Beginnings of the line of a record: the first list of its subnet."""
-
-
 def _parsed(line: str) -> Any:
     try:
         return parse_json(line)
@@ -186,8 +183,9 @@ def _parsed(line: str) -> Any:
 
 
 def _is_incomplete(line: str) -> bool:
-    """Return whether ``line`` may be a truncated record."""
-    return any(line[: len(start)] == start[: len(line)] for start in _BEGINNINGS)
+    """Return whether ``line`` may be a truncated record: one that begins as one does."""
+    starts = [f'{{"{form.columns[0]}": [' for form in config_formats()]
+    return any(line[: len(start)] == start[: len(line)] for start in starts)
 
 
 def trim_records(path: str | Path, records: Iterable[EvalRecord]) -> None:
@@ -201,8 +199,7 @@ def write_csv(path: str | Path, records: Iterable[EvalRecord]) -> None:
     """Write records as CSV, with lists such as ``e`` separated by spaces, replacing ``path``."""
     text = io.StringIO()
     rows = [record.to_json() for record in records]
-    wide = any("w" in row for row in rows)
-    columns = [*(("d", "e", "w") if wide else ("ks", "e", "d")), "r", *_FIELDS]
+    columns = [*format_of({key for row in rows for key in row}).columns, *_FIELDS]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:

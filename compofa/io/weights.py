@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compofa.errors import CheckpointError
 from compofa.io.formats.names import in_slots, to_ours
 from compofa.nn.elastic import ElasticKernel, transform_kernel
-from compofa.nn.static import MBConv, StaticNetwork
+from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 
 _LISTED = 4
@@ -114,7 +114,9 @@ def _fit_kernels(
 ) -> dict[str, Tensor]:
     """Derive the depthwise kernels of ``net`` from larger ones in ``tensors``."""
     fitted = dict(tensors)
-    for path, kernels, elastic in _depthwise(net):
+    sizes = net.kernel_sizes if isinstance(net, Supernet) else {}
+    for path, kernels in sizes.items():
+        elastic = isinstance(net.get_submodule(path), ElasticKernel)
         weight = fitted.get(f"{path}.conv.weight")
         if weight is None:
             continue
@@ -135,16 +137,6 @@ def _fit_kernels(
             if matrix is not None and (not smaller or _is_identity(matrix)):
                 del fitted[f"{path}.matrices.{size}"]
     return fitted
-
-
-def _depthwise(net: Supernet | StaticNetwork) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Yield path, kernel sizes and whether they are elastic, per depthwise layer of a supernet."""
-    for stage, blocks in enumerate(net.stages if isinstance(net, Supernet) else ()):
-        for position, block in enumerate(blocks):
-            if isinstance(block, MBConv):
-                elastic = isinstance(block.depthwise, ElasticKernel)
-                kernels = net.spec.space.stages[stage].kernels
-                yield f"stages.{stage}.{position}.depthwise", kernels, elastic
 
 
 def _is_identity(matrix: Tensor) -> bool:

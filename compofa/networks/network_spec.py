@@ -13,26 +13,19 @@ from dataclasses import field as attribute
 from typing import Any, ClassVar
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import RESNET50D
-from compofa.networks.layout import LayerSpec, at_resolution, mid_channels, params
+from compofa.networks.families import BACKBONES, inverted, layer_kinds, resnet50d
+from compofa.networks.kinds import KINDS, LayerSpec
+from compofa.networks.layout import at_resolution, params
 from compofa.networks.supernet_spec import MAX_RESOLUTION, NetworkSpec, field
-from compofa.space.config import WIDE, WIDTHS
+from compofa.space.config import ConfigFormat
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import Block, Number, Subnet, as_number
+from compofa.space.subnet import Block, Subnet, numbers
 
-ACTS = ("relu", "relu6", "hswish", "none")
-KINDS = {
-    "stem": ("conv",),
-    "first": ("mbconv",),
-    "stem_out": ("conv",),
-    "stem_pool": ("maxpool",),
-    "stages": ("mbconv", "bottleneck", "conv"),
-    "final_expand": ("conv",),
-    "mix": ("conv", "mix"),
-    "pool": ("pool",),
-    "classifier": ("linear",),
-}
-"""What a layer may be, by its name; ``stages`` stands for the blocks of all stages."""
+if TYPE_CHECKING:
+    from compofa.nn.static import StaticNetwork
+
+ACTS = ["relu", "relu6", "hswish", "none"]
+"""Activations that are known; :func:`compofa.nn.blocks.register_activation` adds more."""
 MAX_LAYERS, MAX_CHANNELS, MAX_PARAMS = 512, 1_000_000, 100_000_000
 
 _SIZES = ("in_size", "out_size")
@@ -51,16 +44,18 @@ class FixedNetwork:
         dropout: Probability before the classifier, in training.
         bn_eps: Epsilon of every batch normalisation.
         bn_momentum: Momentum of every batch normalisation.
-        widths: Which of its supernet's width multipliers it has, as in
-            :class:`compofa.space.subnet.Subnet`; the layers say what widths these are, and networks
-            are compared by them.
+        outer: Values of its choices outside the blocks, as in
+            :class:`compofa.space.subnet.Subnet`; the layers say what these mean, and networks are
+            compared by them.
+        backbone: Name of the backbone that it is a subnet of, where that is known.
     """
 
     layers: tuple[LayerSpec, ...]
     dropout: float = 0.1
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
-    widths: tuple[int, ...] = attribute(default=(), compare=False)
+    outer: tuple[int, ...] = attribute(default=(), compare=False)
+    backbone: str = attribute(default="", compare=False)
 
     elastic: ClassVar[bool] = False
     """Whether there are subnets to choose from."""
@@ -82,11 +77,16 @@ class FixedNetwork:
             raise SpaceError(
                 f"expected at most {MAX_PARAMS:,} parameters, got {params(self.layers):,}"
             )
-        known = all(type(index) is int and 0 <= index < 16 for index in self.widths)
-        if len(self.widths) not in (0, WIDTHS) or not known:
-            raise SpaceError(f"widths: expected {WIDTHS} indices or none, got {self.widths!r:.80}")
-        if self.widths and not has_wide_depths(self.layers):
-            raise SpaceError(f"widths: expected none with depths {self.depths}, got {self.widths}")
+        known = all(type(value) is int and 0 <= value < 16 for value in self.outer)
+        form, pairs = self.config_format, []
+        if self.outer and form.stages:
+            known = known and len(self.outer) == form.count and len(self.depths) == len(form.stages)
+            pairs = [*zip(self.depths, form.stages, strict=False)]
+        if not known or any(depth not in [n for _, n in how.depths] for depth, how in pairs):
+            raise SpaceError(
+                f"outer: expected the {form.count} choices of a network of depths {self.depths}, "
+                f"got {self.outer!r:.80}"
+            )
         self.check_resolution(self.resolution)
         if self.layers != at_resolution(self.layers, self.resolution):
             raise SpaceError("expected layers whose sizes follow from the resolution")
@@ -103,7 +103,8 @@ class FixedNetwork:
         spec.space.free().require(subnet, resolution=False)
         table = spec.backbone
         layers = spec.layers_of(subnet)
-        return cls(layers, spec.dropout, table.bn_eps, table.bn_momentum, subnet.widths)
+        outer = tuple(map(int, subnet.outer))
+        return cls(layers, spec.dropout, table.bn_eps, table.bn_momentum, outer, table.name)
 
     def at(self, resolution: int) -> FixedNetwork:
         """Return the same network for images of another side.
@@ -153,18 +154,22 @@ class FixedNetwork:
         raise SpaceError(f"expected a supernet, got one specialised network: {self.subnet}")
 
     @property
-    def subnet(self) -> Subnet:
-        """Kernel sizes and expand ratios of its blocks, for records and for reading.
+    def config_format(self) -> ConfigFormat:
+        """How it is written as a subnet."""
+        if self.backbone in BACKBONES:
+            return BACKBONES[self.backbone].config_format
+        return resnet50d.FORMAT if self.outer else inverted.FORMAT
 
-        A bottleneck's ratio is the least of Once-for-All's that gives its middle channels.
-        """
-        stages = _stages(self.layers)
-        kept = stages if self.widths else filter(None, stages)
-        return Subnet(self.resolution, tuple(map(tuple, kept)), self.widths)
+    @property
+    def subnet(self) -> Subnet:
+        """The choices of its blocks, for records and for reading."""
+        stages, form = _stages(self.layers), self.config_format
+        kept = stages if form.stages else filter(None, stages)
+        return Subnet(self.resolution, tuple(map(tuple, kept)), self.outer, form)
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Number of blocks of each stage; that of ResNet50D's stem may be 0."""
+        """Number of blocks of each stage, which may be 0."""
         return tuple(map(len, _stages(self.layers)))
 
     def layers_of(self, subnet: Subnet) -> tuple[LayerSpec, ...]:
@@ -176,22 +181,27 @@ class FixedNetwork:
         """
         mine = self.subnet
         same = subnet.stages == mine.stages
-        if self.widths:  # in narrow networks several ratios give the same bottleneck
-            same = subnet.depths == mine.depths and subnet.widths == mine.widths
+        if self.outer:  # in narrow networks several ratios give the same bottleneck
+            same = subnet.depths == mine.depths and subnet.outer == mine.outer
         if not same:
             raise SpaceError(f"expected the network {mine}, got {subnet}")
         return self.at(subnet.resolution).layers
 
     def to_json(self) -> dict[str, Any]:
         """Return the definition as JSON data."""
-        named = [f.name for f in fields(LayerSpec) if f.name not in _SIZES]
+        named = [f.name for f in fields(LayerSpec) if f.name not in (*_SIZES, "options")]
         return {
             "resolution": self.resolution,
             "dropout": self.dropout,
             "bn_eps": self.bn_eps,
             "bn_momentum": self.bn_momentum,
-            "widths": list(self.widths),
-            "layers": [{name: getattr(layer, name) for name in named} for layer in self.layers],
+            "outer": list(self.outer),
+            "backbone": self.backbone,
+            "layers": [
+                {name: getattr(layer, name) for name in named}
+                | ({"options": dict(layer.options)} if layer.options else {})
+                for layer in self.layers
+            ],
         }
 
     @classmethod
@@ -212,7 +222,8 @@ class FixedNetwork:
             return cls(
                 at_resolution(layers, resolution),
                 *(field(data, key, float, int) for key in ("dropout", "bn_eps", "bn_momentum")),
-                tuple(field(data, "widths", list)) if "widths" in data else (),
+                tuple(field({"outer": data.get("widths", []), **data}, "outer", list)),
+                field({"backbone": "", **data}, "backbone", str),
             )
         except SpaceError as error:
             raise SpaceError(f"not a network definition: {error}") from None
@@ -231,31 +242,15 @@ def network_from_json(data: Any) -> Network:
     return kind.from_json(data)
 
 
-def has_wide_depths(layers: Sequence[LayerSpec]) -> bool:
-    """Whether the stages have as many blocks as those of a ResNet50D with elastic widths."""
-    depths = [len(stage) for stage in _stages(layers)]
-    return len(depths) == len(WIDE) and all(
-        any(depth == count for _, count in form.depths)
-        for depth, form in zip(depths, WIDE, strict=True)
-    )
-
-
 def _stages(layers: Sequence[LayerSpec]) -> list[list[Block]]:
     blocks = [layer for layer in layers if layer.name.startswith("stages.")]
     numbers = [int(layer.name.split(".")[1]) for layer in blocks]
     stages: list[list[Block]] = [[] for _ in range(max(numbers, default=-1) + 1)]
     for number, layer in zip(numbers, blocks, strict=True):
-        stages[number].append((layer.kernel, _ratio(layer)))
+        block = KINDS[layer.kind].block
+        assert block is not None, layer.kind  # checked
+        stages[number].append(block(layer))
     return stages
-
-
-def _ratio(layer: LayerSpec) -> Number:
-    """Return the expand ratio of a block; 1 for a convolution."""
-    if layer.kind == "bottleneck":
-        out, mid = layer.out_channels, layer.mid_channels
-        known = (ratio for ratio in RESNET50D.expands if mid_channels(out, ratio) == mid)
-        return next(known, as_number(round(mid / out, 4)))
-    return as_number(round(layer.mid_channels / layer.in_channels, 4)) or 1
 
 
 def _read_layer(data: Any) -> LayerSpec:
@@ -263,9 +258,13 @@ def _read_layer(data: Any) -> LayerSpec:
     values = {
         f.name: field(data, f.name, _TYPES[f.type])
         for f in fields(LayerSpec)
-        if f.name not in _SIZES and (f.default is MISSING or f.name in data)
+        if f.name not in (*_SIZES, "options") and (f.default is MISSING or f.name in data)
     }
-    return LayerSpec(**values, in_size=1, out_size=1)
+    options = field({"options": {}, **data}, "options", dict)
+    pairs = [(str(name)[:40], *numbers(str(name)[:40], value)) for name, value in options.items()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise SpaceError("options: expected one number each")
+    return LayerSpec(**values, in_size=1, out_size=1, options=tuple(pairs))
 
 
 def _check_layer(layer: LayerSpec) -> None:
@@ -275,12 +274,13 @@ def _check_layer(layer: LayerSpec) -> None:
         SpaceError: It could not be built, or has what its kind has no use for.
     """
     where = f"layer {layer.name[:40]!r}"
-    kinds = KINDS.get("stages" if _STAGE_BLOCK.fullmatch(layer.name) else layer.name, ())
+    known = layer_kinds()
+    kinds = known.get("stages" if _STAGE_BLOCK.fullmatch(layer.name) else layer.name, ())
     if layer.kind not in kinds:
-        known = " or ".join(kinds) if kinds else f"a name of {', '.join(KINDS)}"
-        raise SpaceError(f"{where}: expected {known}, got {layer.kind[:40]!r}")
+        wanted = " or ".join(kinds) if kinds else f"a name of {', '.join(known)}"
+        raise SpaceError(f"{where}: expected {wanted}, got {layer.kind[:40]!r}")
     channels = (layer.in_channels, layer.out_channels)
-    block = layer.kind in ("mbconv", "bottleneck")
+    block = KINDS[layer.kind].fields is not None and layer.kind != "conv"
     whole = block or layer.kind in ("conv", "maxpool")
     inner = (layer.mid_channels, layer.se_channels)
     same = layer.stride == 1 and channels[0] == channels[1]
@@ -295,14 +295,19 @@ def _check_layer(layer: LayerSpec) -> None:
         "middle channels as what comes in, without expansion": layer.kind != "mbconv"
         or layer.expand
         or layer.mid_channels == layer.in_channels,
-        "expansion and SE in inverted blocks alone": layer.kind == "mbconv"
+        "expansion and SE in inverted blocks alone": layer.kind not in ("conv", "bottleneck")
         or not (layer.expand or layer.se_channels),
         "a residual in every bottleneck": layer.residual or layer.kind != "bottleneck",
         "a residual of the same shape": not layer.residual
         or layer.downsample
         or (same and (block or layer.kind == "conv")),
-        "downsampling in bottlenecks alone": layer.kind == "bottleneck" or not layer.downsample,
+        "downsampling in bottlenecks alone": layer.kind not in ("conv", "mbconv")
+        or not layer.downsample,
         "as many channels out as in": "pool" not in layer.kind or channels[0] == channels[1],
+        "convolutions with odd kernels and channels": all(
+            conv.kernel in range(1, 16, 2) and min(conv.shape) >= 1 and max(conv.shape) <= 1e6
+            for conv in (layer.convs if min(*channels, *inner, layer.stride) >= 0 else ())
+        ),
     }
     fault = next((wanted for wanted, right in faults.items() if not right), None)
     if fault:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import backbone
+from compofa.networks.families import backbone
 from compofa.networks.layout import layout
 from compofa.networks.network_spec import FixedNetwork
 from compofa.space.subnet import Subnet
@@ -127,8 +127,9 @@ class Specialised:
                 self.kernels.split("-"), self.expands.split("-"), strict=True
             )
         )
-        layers = layout(table, Subnet(self.resolution, stages))
-        return FixedNetwork(layers, dropout, table.bn_eps, table.bn_momentum)
+        subnet = Subnet(self.resolution, stages, format=table.config_format)
+        layers = layout(table, subnet)
+        return FixedNetwork(layers, dropout, table.bn_eps, table.bn_momentum, backbone=table.name)
 
     @property
     def folder(self) -> str:

@@ -8,9 +8,13 @@ from types import NoneType
 from typing import Any, ClassVar
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import Backbone, backbone
-from compofa.networks.layout import LayerSpec, layout
-from compofa.space.search_space import SearchSpace, StageSpace
+from compofa.networks.backbone import Backbone
+from compofa.networks.families import backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
+from compofa.space.choice import Choice
+from compofa.space.search_space import SearchSpace
+from compofa.space.stage_space import StageSpace
 from compofa.space.subnet import Subnet, numbers
 
 MAX_RESOLUTION = 2048
@@ -45,13 +49,20 @@ class NetworkSpec:
                 f"backbone {self.backbone.name} has {len(self.backbone.stages)} stages, "
                 f"space {self.space.name} has {len(self.space.stages)}"
             )
+        if self.space.names != self.backbone.names:
+            raise SpaceError(
+                f"backbone {self.backbone.name} has blocks with the choices "
+                f"{', '.join(self.backbone.names)}, space {self.space.name} has "
+                f"{', '.join(self.space.names)}"
+            )
         known = range(len(self.backbone.widths))
-        if len(self.space.widths) != self.backbone.choices or any(
-            index not in known for indices in self.space.widths for index in indices
+        if len(self.space.outer) != self.backbone.outer_count or any(
+            value not in known for choice in self.space.outer for value in choice.values
         ):
             raise SpaceError(
-                f"backbone {self.backbone.name} has {self.backbone.choices} elastic widths of "
-                f"{len(known)} choices, space {self.space.name} has {self.space.widths}"
+                f"backbone {self.backbone.name} has {self.backbone.outer_count} elastic widths of "
+                f"{len(known)} values, space {self.space.name} has "
+                f"{[choice.values for choice in self.space.outer]}"
             )
         if not 1 <= self.classes <= 1_000_000:
             raise SpaceError(f"expected 1 to 1000000 classes, got {self.classes}")
@@ -82,21 +93,15 @@ class NetworkSpec:
     def largest_only(self) -> NetworkSpec:
         """Return the definition of this network's largest subnet alone: a teacher's."""
         stages = tuple(
-            StageSpace((max(s.depths),), (max(s.kernels),), (max(s.expands),))
-            for s in self.space.stages
+            StageSpace((max(s.depths),), tuple(map(_largest, s.choices))) for s in self.space.stages
         )
-        space = replace(
-            self.space,
-            name=f"{self.space.name}-largest",
-            stages=stages,
-            widths=tuple((max(indices),) for indices in self.space.widths),
-        )
+        outer = tuple(map(_largest, self.space.outer))
+        space = replace(self.space, name=f"{self.space.name}-largest", stages=stages, outer=outer)
         return replace(self, space=space, kernel_transform=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the definition as JSON data."""
         space = self.space
-        widths = {"widths": [list(indices) for indices in space.widths]} if space.widths else {}
         return {
             "backbone": self.backbone.name,
             "width_mult": self.backbone.width_mult,
@@ -110,13 +115,12 @@ class NetworkSpec:
                 "stages": [
                     {
                         "depths": list(stage.depths),
-                        "kernels": list(stage.kernels),
-                        "expands": list(stage.expands),
+                        "choices": {c.name: list(c.values) for c in stage.choices},
                         "coupling": [list(p) for p in stage.coupling] if stage.coupling else None,
                     }
                     for stage in space.stages
                 ],
-                **widths,
+                "outer": [list(choice.values) for choice in space.outer],
             },
         }
 
@@ -128,22 +132,25 @@ class NetworkSpec:
             SpaceError: Something is missing, of another type or out of range.
         """
         try:
+            table = backbone(field(data, "backbone", str), field(data, "width_mult", float, int))
             space = field(data, "space", dict)
-            widths = tuple(
-                _integers({"widths": indices}, "widths", 15, least=0)
-                for indices in (field(space, "widths", list) if "widths" in space else ())
+            listed = field({"outer": space.get("widths", []), **space}, "outer", list)
+            outer = tuple(
+                Choice("width", _integers({"outer": values}, "outer", 15, least=0))
+                for values in listed
             )
-            least = 0 if widths else 1
-            stages = tuple(_stage(stage, least) for stage in field(space, "stages", list))
+            stages = tuple(_stage(stage, table) for stage in field(space, "stages", list))
             if not 1 <= len(stages) <= 16:
                 raise SpaceError(f"expected 1 to 16 stages, got {len(stages)}")
             slots = field(space, "slots", int)
             if slots != max(max(stage.depths) for stage in stages):
                 raise SpaceError(f"expected as many slots as the largest depth, got {slots}")
             resolutions = _integers(space, "resolutions", 4096)
+            name = field(space, "name", str)[:80]
+            form = table.config_format
             return cls(
-                backbone(field(data, "backbone", str), field(data, "width_mult", float, int)),
-                SearchSpace(field(space, "name", str)[:80], stages, slots, resolutions, widths),
+                table,
+                SearchSpace(name, stages, slots, resolutions, outer, form),
                 field(data, "classes", int),
                 field(data, "kernel_transform", bool),
                 field(data, "dropout", float, int),
@@ -169,22 +176,48 @@ def field(data: Any, key: str, *kinds: type) -> Any:
     return data[key]
 
 
-def _stage(data: Any, least: int) -> StageSpace:
-    depths = _integers(data, "depths", 16, least)
-    expands = tuple(numbers("expands", field(data, "expands", list)))
-    if not expands or any(not 0 < expand <= 16 for expand in expands):
-        raise SpaceError(f"expected expand ratios above 0 and at most 16, got {expands}")
+_FIRST_NAMES = {"kernel": "kernels", "expand": "expands"}
+"""How the first version called these choices."""
+
+
+def _stage(data: Any, table: Backbone) -> StageSpace:
+    depths = _integers(data, "depths", 16, 0)
+    if isinstance(data, Mapping) and "choices" not in data:
+        data = {**data, "choices": {n: data.get(_FIRST_NAMES.get(n, n), []) for n in table.names}}
+    held = field(data, "choices", dict)
+    if tuple(held) != table.names:
+        raise SpaceError(f"choices: expected {', '.join(table.names)}, got {', '.join(held)!r:.80}")
+    choices = tuple(_choice(held, table, name) for name in table.names)
     coupling = field(data, "coupling", list, NoneType)
     if coupling is not None:
         coupling = tuple(tuple(numbers("coupling", pair)) for pair in coupling)
         if any(len(pair) != 2 for pair in coupling) or not (
-            {d for d, _ in coupling} == set(depths) and {e for _, e in coupling} == set(expands)
+            {d for d, _ in coupling} == {*depths}
+            and {value for _, value in coupling} == {*choices[-1].values}
         ):
-            raise SpaceError("expected a coupling of the stage's own depths and expand ratios")
-    kernels = _integers(data, "kernels", 15)
-    if any(kernel % 2 == 0 for kernel in kernels):
-        raise SpaceError(f"expected odd kernel sizes, got {kernels}")
-    return StageSpace(depths, kernels, expands, coupling)
+            raise SpaceError("expected a coupling of the stage's own depths and last choice")
+    return StageSpace(depths, choices, coupling)
+
+
+def _choice(held: Mapping[str, Any], table: Backbone, name: str) -> Choice:
+    """Read the values of a choice: of the kind and about the size of those of the backbone."""
+    values = tuple(numbers(name, field(held, name, list)))
+    known = table.values(name)
+    whole = all(type(value) is int for value in known) and name != table.names[-1]
+    odd = whole and all(value % 2 for value in known)
+    least, most = (0 if 0 in known else 1e-3), max(16, *known)
+    fit = all(
+        least <= value <= most and (type(value) is int or not whole) and (value % 2 or not odd)
+        for value in values
+    )
+    if not values or len(values) > 256 or not fit:
+        kind = ("odd " if odd else "") + ("integers" if whole else "numbers")
+        raise SpaceError(f"{name}: expected {kind} from {least:g} to {most}, got {values!r:.80}")
+    return Choice(name, values)
+
+
+def _largest(choice: Choice) -> Choice:
+    return Choice(choice.name, (max(choice.values),))
 
 
 def _integers(data: Mapping[str, Any], key: str, limit: int, least: int = 1) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compofa.errors import SpaceError
-from compofa.networks.backbones import backbone
+from compofa.networks.families import backbone
 from compofa.networks.published import SPECIALISED
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.space.coupling import Coupling
@@ -135,10 +135,9 @@ def network_spec(
     row = entry(net_id)
     table = backbone(row.backbone, row.width_mult if width_mult is None else width_mult)
     elastic = row.elastic_kernel if elastic_kernel is None else elastic_kernel
-    if elastic and len(table.kernels) == 1:
+    if elastic and not table.can_fix:
         raise SpaceError(
-            f"{net_id}: expected a network with several kernel sizes for elastic kernels, got "
-            f"only {table.kernels[0]}"
+            f"{net_id}: expected a network with several kernel sizes for elastic kernels, got one"
         )
     pairs = coupling or row.coupling if isinstance(coupling, str) else coupling
     space = table.compound_space(pairs, elastic, resolutions)

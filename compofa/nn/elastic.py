@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compofa.errors import TrainingError
-from compofa.networks.layout import LayerSpec
-from compofa.nn.static import ConvBN
+from compofa.networks.kinds import LayerSpec
+from compofa.nn.blocks import ConvBN
 
 Take = Callable[[nn.Parameter, tuple[slice, ...]], Tensor]
 """Makes the tensor that a subnet computes with from a parameter of the supernet and a part of it.
@@ -124,19 +124,27 @@ def _move_gradient(
     view.grad = None
 
 
-def bind(layer: nn.Module, spec: LayerSpec, take: Take) -> nn.Module:
+def bind(layer: nn.Module, whole: LayerSpec, spec: LayerSpec, take: Take) -> nn.Module:
     """Return the layer that ``spec`` describes, made of a part of a larger one.
 
     Args:
         layer: The larger layer, of the same kind; it stays as it is.
-        spec: What to return; nowhere larger.
+        whole: What ``layer`` is.
+        spec: What to return; nowhere larger. Convolutions that it lacks are left out.
         take: :func:`sliced` or :func:`viewed`.
 
     Returns:
         A layer in the same mode, whose BN statistics are views.
     """
     bound = twin(layer)
-    for conv in spec.convs:
+    kept = spec.convs
+    if len(kept) < len(whole.convs):
+        names = {conv.name for conv in kept}
+        for conv in whole.convs:
+            if conv.name not in names:
+                path, _, last = conv.name.rpartition(".")
+                bound.get_submodule(path)._modules[last] = None
+    for conv in kept:
         module, kernel = bound, conv.kernel
         for name in conv.name.split(".") if conv.name else ():
             module = module._modules[name]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-from torch import Tensor
 
-from compofa.networks.layout import mid_channels, se_channels
-from compofa.nn.static import Bottleneck, ConvBN, MBConv, SqueezeExcite
+from compofa.networks.kinds import KINDS
 from compofa.nn.supernet import Supernet
 from compofa.space.subnet import Number
 
@@ -20,77 +17,33 @@ def sort_channels(net: Supernet, groups: Sequence[Number] = ()) -> None:
     Importance is the L1 norm of the project convolution's weights (of the gate's, for the
     hidden channels of SE), as in Once-for-All. Networks of the full width compute what they did
     before; narrower ones change, unless their width is trained already: name it in ``groups``.
-    Both inner widths of a bottleneck are sorted, each by the convolution behind it. Output widths
-    are not, as in Once-for-All: the sums of a stage and the stage behind it share them.
+    Output widths are not sorted, as in Once-for-All: the sums of a stage and the stage behind it
+    share them. Blocks without a method ``sort_channels`` stay as they are.
 
     Args:
         net: The supernet.
-        groups: Expand ratios that were trained. Channels stay within the groups between their
-            widths, so the networks of these ratios compute what they did before.
+        groups: Values of the choice coupled with the depth (expand ratios) that were trained.
+            Channels stay within the groups between their widths, so the networks of these values
+            compute what they did before.
     """
+    table, space = net.spec.backbone, net.spec.space
+    specs = {spec.name: spec for spec in net.specs}
     with torch.no_grad():
-        for stage, blocks in enumerate(net.stages):
-            for block in blocks:
-                if isinstance(block, Bottleneck):
-                    outs = _outputs(net, stage)
-                    widths = [mid_channels(out, expand) for out in outs for expand in groups]
-                    _reorder_bottleneck(block, widths)
-                elif isinstance(block, MBConv):
-                    ins = block.expand.conv.in_channels
-                    widths = [mid_channels(ins, expand) for expand in groups]
-                    _reorder_block(block, _order(block.project.conv.weight, widths))
-                    if block.se is not None:
-                        hidden = [se_channels(width) for width in widths]
-                        _reorder_hidden(block.se, _order(block.se.expand.weight, hidden))
-
-
-def _order(weight: Tensor, widths: Sequence[int]) -> Tensor:
-    """Return the input channels of ``weight`` by importance, group after group of ``widths``."""
-    importance = weight.abs().sum((0, 2, 3))
-    edges = sorted({0, len(importance), *(w for w in widths if w < len(importance))})
-    return torch.cat(
-        [
-            start + importance[start:end].argsort(descending=True, stable=True)
-            for start, end in pairwise(edges)
-        ]
-    )
-
-
-def _outputs(net: Supernet, stage: int) -> list[int]:
-    """Return the output widths that a stage's blocks can have."""
-    table, row = net.spec.backbone, net.spec.backbone.stages[stage]
-    indices = net.spec.space.widths[row.choice]
-    return [table.width(row.width * table.widths[index]) for index in indices]
-
-
-def _reorder_bottleneck(block: Bottleneck, widths: Sequence[int]) -> None:
-    for part, behind in ((block.conv2, block.conv3), (block.conv1, block.conv2)):
-        order = _order(behind.conv.weight, widths)
-        _reorder_outputs(part, order)
-        _permute(behind.conv.weight, order, 1)
-
-
-def _reorder_outputs(part: ConvBN, order: Tensor) -> None:
-    _permute(part.conv.weight, order)
-    for tensor in (part.bn.weight, part.bn.bias, part.bn.running_mean, part.bn.running_var):
-        _permute(tensor, order)
-
-
-def _reorder_block(block: MBConv, order: Tensor) -> None:
-    for part in (block.expand, block.depthwise):
-        _reorder_outputs(part, order)
-    if block.se is not None:
-        _permute(block.se.reduce.weight, order, 1)
-        _permute(block.se.expand.weight, order)
-        _permute(block.se.expand.bias, order)
-    _permute(block.project.conv.weight, order, 1)
-
-
-def _reorder_hidden(gate: SqueezeExcite, order: Tensor) -> None:
-    _permute(gate.reduce.weight, order)
-    _permute(gate.reduce.bias, order)
-    _permute(gate.expand.weight, order, 1)
-
-
-def _permute(tensor: Tensor, order: Tensor, dim: int = 0) -> None:
-    tensor.copy_(tensor.index_select(dim, order))
+        for index, (row, blocks) in enumerate(zip(table.stages, net.stages, strict=True)):
+            scales = [1.0]
+            if row.choice is not None:
+                scales = [table.widths[int(value)] for value in space.outer[row.choice].values]
+            outs = [table.width(row.width * scale) for scale in scales]
+            for position, block in enumerate(blocks):
+                if not hasattr(block, "sort_channels"):
+                    continue
+                spec, fields = specs[f"stages.{index}.{position}"], KINDS[row.kind].fields
+                assert fields is not None
+                values = dict(zip(table.names, net.largest.stages[index][position], strict=True))
+                widths = [
+                    fields(row, {**values, table.names[-1]: value}, spec.in_channels, out,
+                           position == 0)["mid_channels"]
+                    for out in outs
+                    for value in groups
+                ]  # fmt: skip
+                block.sort_channels(widths)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compofa.networks.layout import LayerSpec, layout
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
 from compofa.networks.supernet_spec import NetworkSpec
+from compofa.nn.blocks import ConvBN, build_layers
 from compofa.nn.elastic import ElasticKernel, bind, sliced, twin, viewed
 from compofa.nn.extract import build_static, extract
-from compofa.nn.static import Bottleneck, LayeredNetwork, MBConv, StaticNetwork, build_layers
+from compofa.nn.static import LayeredNetwork, StaticNetwork
 from compofa.seeds import derive_seed
-from compofa.space.choice import read_choice
-from compofa.space.subnet import Number, Subnet
-
-Choice = Number | Sequence[Number]
+from compofa.space.choose import Values, choose
+from compofa.space.subnet import Subnet
 
 
 class Supernet(LayeredNetwork):
@@ -31,6 +32,9 @@ class Supernet(LayeredNetwork):
         spec: Its definition.
         specs: Its layers, those of the largest subnet.
         active: The subnet that ``forward`` runs when it is given none; the largest at first.
+        largest: The subnet of all its weights.
+        kernel_sizes: The kernel sizes that each depthwise convolution of the stages has in some
+            subnet, by module path.
     """
 
     def __init__(self, spec: NetworkSpec, seed: int = 0) -> None:
@@ -38,13 +42,16 @@ class Supernet(LayeredNetwork):
         specs = layout(table, capacity.largest, spec.classes)
         layers = build_layers(specs, table.bn_eps, table.bn_momentum)
         super().__init__(specs, layers, spec.dropout)
-        for stage, blocks in zip(spec.space.stages, self.stages, strict=True):
-            for block in blocks if spec.kernel_transform and len(stage.kernels) > 1 else ():
-                if isinstance(block, MBConv):
-                    block.depthwise = ElasticKernel(block.depthwise, stage.kernels)
+        self.kernel_sizes = _kernel_sizes(spec)
+        for path, kernels in self.kernel_sizes.items() if spec.kernel_transform else ():
+            part = self.get_submodule(path)
+            if len(kernels) > 1 and isinstance(part, ConvBN):
+                self.set_submodule(path, ElasticKernel(part, kernels))
         self.spec = spec
         self.active = spec.space.largest
+        self.largest = capacity.largest
         self._capacity = capacity
+        self._whole = {layer.name: layer for layer in specs}
         initialise(self, seed)
         self.to(memory_format=torch.channels_last)
 
@@ -67,8 +74,9 @@ class Supernet(LayeredNetwork):
             SpaceError: The weights hold no such subnet.
         """
         subnet = (self.active if subnet is None else subnet).at(images.shape[-1])
-        specs = self._layers_of(subnet)
-        return self._run(images, (bind(self.get_submodule(s.name), s, sliced) for s in specs))
+        specs, whole = self._layers_of(subnet), self._whole
+        layers = (bind(self.get_submodule(s.name), whole[s.name], s, sliced) for s in specs)
+        return self._run(images, layers)
 
     def bind(self, subnet: Subnet, kept: dict[Hashable, nn.Module] | None = None) -> StaticNetwork:
         """Return a subnet as a plain network over this network's memory.
@@ -99,9 +107,11 @@ class Supernet(LayeredNetwork):
         layers = {}
         for spec in specs:
             widths = (spec.in_channels, spec.mid_channels, spec.out_channels)
-            key = (spec.name, widths, spec.kernel, self.training, torch.is_grad_enabled())
+            shape = (spec.name, widths, spec.kernel, spec.options)
+            key = (*shape, self.training, torch.is_grad_enabled())
             if key not in kept:
-                kept[key] = bind(self.get_submodule(spec.name), spec, viewed)
+                layer = self.get_submodule(spec.name)
+                kept[key] = bind(layer, self._whole[spec.name], spec, viewed)
             layers[spec.name] = kept[key]
         network = StaticNetwork(specs, layers=layers)
         network.dropout = twin(self.dropout)
@@ -113,30 +123,23 @@ class Supernet(LayeredNetwork):
         self._capacity.require(subnet, resolution=False)
         return layout(self.spec.backbone, subnet, self.spec.classes)
 
-    def set_active_subnet(
-        self,
-        ks: Choice | None = None,
-        e: Choice | None = None,
-        d: Choice | None = None,
-        r: int | None = None,
-        w: Choice | None = None,
-    ) -> Subnet:
-        """Choose what ``forward`` runs, as in Once-for-All.
+    def set_active_subnet(self, **values: Values) -> Subnet:
+        """Choose what ``forward`` runs, as in Once-for-All: ``net.set_active_subnet(ks=5, d=3)``.
 
         Args:
-            ks: Kernel size: a number, one a stage or one a block slot.
-            e: Expand ratio, likewise. In a compound space it follows from ``d`` when left out.
-            d: Depth: a number or one a stage.
-            r: Resolution to note in the subnet, in pixels.
-            w: Index of the width multiplier: a number or one for each elastic width.
+            values: By key of the family's config format, or name of the choice, one number for all
+                or a list: ``ks`` and ``e`` (kernel sizes, expand ratios) one per stage or block
+                slot, ``d`` (depths) one per stage, ``w`` (indices of width multipliers) one per
+                elastic width. ``r`` is the resolution to note in the subnet, in pixels. In a
+                compound space ``e`` follows from ``d`` when left out.
 
         Returns:
             The subnet chosen. What is left out stays as it was.
 
         Raises:
-            SpaceError: A value is outside the space; every fault is listed.
+            SpaceError: An unknown key or a value outside the space; every fault is listed.
         """
-        self.active = read_choice(self.spec.space, self.active, ks=ks, e=e, d=d, r=r, w=w)
+        self.active = choose(self.spec.space, self.active, values)
         return self.active
 
     def sample_active_subnet(self, rng: np.random.Generator | int | None = None) -> Subnet:
@@ -161,6 +164,28 @@ class Supernet(LayeredNetwork):
         return network.train(self.training)
 
 
+def _kernel_sizes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+    """Return the kernel sizes of each depthwise convolution of the stages, by module path."""
+    space, found = spec.space, {}
+    largest = space.free().largest
+    for place, name in enumerate(space.names):
+        for value in sorted({v for stage in space.stages for v in stage.values(name)}):
+            stages = tuple(
+                tuple(
+                    (*block[:place], value, *block[place + 1 :])
+                    if value in stage.values(name) else block
+                    for block in blocks
+                )
+                for stage, blocks in zip(space.stages, largest.stages, strict=True)
+            )  # fmt: skip
+            for layer in layout(spec.backbone, replace(largest, stages=stages), spec.classes):
+                for conv in layer.convs if layer.name.startswith("stages.") else ():
+                    if conv.groups > 1:
+                        path = f"{layer.name}.{conv.name}"
+                        found.setdefault(path, set()).add(conv.kernel)
+    return {path: tuple(sorted(kernels)) for path, kernels in found.items()}
+
+
 def initialise(network: nn.Module, seed: int) -> None:
     """Set weights as the published runs do: He normal by fan-out, BN to 1 and 0.
 
@@ -179,5 +204,5 @@ def initialise(network: nn.Module, seed: int) -> None:
             bound = module.in_features**-0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Bottleneck) and module.downsample is None:
-            nn.init.zeros_(module.conv3.bn.weight)
+        elif hasattr(module, "begin_as_input"):
+            module.begin_as_input()

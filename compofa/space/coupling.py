@@ -1,6 +1,6 @@
-"""Couplings of depth and expand ratio: what makes a space compound.
+"""Couplings: what makes a space compound.
 
-A new coupling is one table: pairs (depth, expand ratio), one a depth.
+A coupling is a table: pairs (depth, value of the choice coupled with it), one per depth.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from compofa.space.subnet import Number, as_number
 
 Coupling = tuple[tuple[int, Number], ...]
 
-COUPLINGS: dict[str, Coupling | None] = {"simple": ((2, 3), (3, 4), (4, 6)), "none": None}
-"""Named couplings of depth and expand ratio; ``simple`` is CompOFA's heuristic (section 3.2) for
-MobileNetV3. What it means for another backbone stands in that backbone's table."""
+COUPLINGS = ("simple", "none")
+"""Named couplings: ``simple`` is the family's own, for MobileNetV3 CompOFA's heuristic (section
+3.2); ``none`` leaves every choice free."""
 
 
-def parse_coupling(text: str) -> Coupling | None:
+def parse_coupling(text: str) -> Coupling | str:
     """Read a coupling: a name of :data:`COUPLINGS`, or pairs such as ``2:3,3:4,4:6``.
 
     Returns:
-        Pairs (depth, expand ratio), ordered by depth; ``None`` for ``none``: a free space.
+        The name, or pairs (depth, value) ordered by depth.
 
     Raises:
         SpaceError: The text is neither a known name nor a list of pairs with distinct depths.
     """
     if text in COUPLINGS:
-        return COUPLINGS[text]
+        return text
     try:
         pairs = [pair.split(":") for pair in text.split(",")]
         coupling = tuple(sorted((int(depth), as_number(float(expand))) for depth, expand in pairs))

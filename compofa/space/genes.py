@@ -1,12 +1,11 @@
 """Genes: subnets as vectors of small integers, and their translation to arrays and back.
 
-Each gene picks one of a few choices. A free stage has a gene for its depth and one for each
-block's expand ratio and kernel size. A compound stage (CompOFA, Sahni et al., ICLR 2021) has one
-gene for depth and expand ratio together. A choice of which only one is left has no gene. Genes of
-elastic widths follow those of the stages; the last gene picks the resolution.
+Each gene picks one of a few values. A free stage has a gene for its depth and one for each choice
+of each block. A compound stage (CompOFA, Sahni et al., ICLR 2021) has one gene for its depth and
+the choice coupled with it together. A choice of which only one value is left has no gene. Genes of
+choices outside the blocks follow those of the stages; the last gene picks the resolution.
 
 :class:`GeneCode` holds this as tables, so that many subnets are translated by a few gathers.
-This module needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -19,28 +18,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compofa.errors import SpaceError
-from compofa.space.subnet import Number, SubnetArrays
+from compofa.space.arrays import SubnetArrays
+from compofa.space.choice import Choice
+from compofa.space.config import DEPTH, RESOLUTION
+from compofa.space.subnet import Number
 
 if TYPE_CHECKING:
-    from compofa.space.stages import StageSpace
+    from compofa.space.stage_space import StageSpace
 
 Row = tuple[int, Sequence[Number]]
 
 
 @dataclass(frozen=True)
 class Gene:
-    """One choice of a space: where it applies and the values it picks from.
+    """One entry of a gene vector: where it applies and what it picks from.
 
     Attributes:
-        stage: Index of the stage it shapes; -1 for a width and for the resolution.
-        slot: Index of the block within the stage; ``None`` when it is the stage's as a whole.
-        choices: Each a mapping from ``d``, ``e``, ``ks``, ``r`` or a width (``w0``, ``w1``, …)
-            to a value.
+        stage: Index of the stage it shapes; -1 outside the stages.
+        slot: Index of the block within the stage; ``None`` where it is the stage's as a whole.
+        options: What each of its values stands for: the name of a choice and its value, or two
+            such pairs where two choices are coupled.
     """
 
     stage: int
     slot: int | None
-    choices: tuple[Mapping[str, Number], ...]
+    options: tuple[Mapping[str, Number], ...]
 
 
 class Lookup:
@@ -79,22 +81,21 @@ class GeneCode:
     """The genes of a space and what they stand for.
 
     Attributes:
-        genes: The genes, stage by stage, then the widths, the resolution last.
+        genes: The genes: stage by stage, then those of choices outside the blocks, the
+            resolution's last.
         depths: The depth of each stage.
-        kernels: The kernel size of each block slot, kept or not.
-        expands: The expand ratio of each block slot, kept or not.
+        blocks: For each choice of a block, by name, its value in each block slot, kept or not.
         resolution: The resolution.
-        widths: The index of each elastic width.
+        outer: The value of each choice outside the blocks.
         active: Whether each block slot is kept.
         used: Whether each gene matters: those of blocks past the depth do not.
     """
 
     genes: tuple[Gene, ...]
     depths: Lookup
-    kernels: Lookup
-    expands: Lookup
+    blocks: Mapping[str, Lookup]
     resolution: Lookup
-    widths: Lookup
+    outer: Lookup
     active: Lookup
     used: Lookup
 
@@ -104,68 +105,74 @@ class GeneCode:
         stages: Sequence[StageSpace],
         slots: int,
         resolutions: Sequence[int],
-        widths: Sequence[Sequence[int]] = (),
+        outer: Sequence[Choice] = (),
     ) -> GeneCode:
         """Lay out the genes of a space.
 
         Args:
-            stages: The choices of each stage.
+            stages: The choices of each stage, of the same names in all.
             slots: Blocks reserved for each stage, at least the largest depth.
             resolutions: Allowed input resolutions in pixels.
-            widths: Allowed indices of each elastic width.
+            outer: Choices outside the blocks.
         """
         genes: list[Gene] = []
-        rows: dict[str, list[Row]] = {key: [] for key in ("d", "ks", "e", "active", "used", "w")}
+        depths: list[Row] = []
+        active: list[Row] = []
+        used: list[Row] = []
+        blocks: dict[str, list[Row]] = {name: [] for name in stages[0].names}
         for index, stage in enumerate(stages):
-            first = len(genes)
-            pairs = tuple({"d": d} if e is None else {"d": d, "e": e} for d, e in stage.pairs)
-            genes.append(Gene(index, None, pairs))
-            rows["d"].append((first, [pair["d"] for pair in pairs]))
-            for key, choices in (("e", stage.expands), ("ks", stage.kernels)):
-                coupled = [pair[key] for pair in pairs if key in pair]
-                if coupled or len(choices) == 1:
-                    rows[key] += [(first, coupled or choices * len(pairs))] * slots
+            first, coupled = len(genes), stage.choices[-1].name
+            options = tuple(
+                {DEPTH: depth} if value is None else {DEPTH: depth, coupled: value}
+                for depth, value in stage.pairs
+            )
+            genes.append(Gene(index, None, options))
+            depths.append((first, [option[DEPTH] for option in options]))
+            for choice in reversed(stage.choices):
+                name, values = choice.name, choice.values
+                decided = [option[name] for option in options if name in option]
+                if decided or len(values) == 1:
+                    blocks[name] += [(first, decided or values * len(options))] * slots
                     continue
-                deepest = 1 if stage.single else slots
-                rows[key] += [(len(genes) + slot, choices) for slot in range(deepest)]
-                rows[key] += [(first, choices[:1] * len(pairs))] * (slots - deepest)
-                each = tuple({key: choice} for choice in choices)
+                deepest = 1 if stage.depths == (1,) else slots
+                blocks[name] += [(len(genes) + slot, values) for slot in range(deepest)]
+                blocks[name] += [(first, values[:1] * len(options))] * (slots - deepest)
+                each = tuple({name: value} for value in values)
                 genes += [Gene(index, slot, each) for slot in range(deepest)]
-            kept = [(first, [pair["d"] > slot for pair in pairs]) for slot in range(slots)]
-            rows["active"] += kept
-            rows["used"] += [
-                (first, [True] * len(pairs)) if gene.slot is None else kept[gene.slot]
+            kept = [(first, [option[DEPTH] > slot for option in options]) for slot in range(slots)]
+            active += kept
+            used += [
+                (first, [True] * len(options)) if gene.slot is None else kept[gene.slot]
                 for gene in genes[first:]
             ]
-        elastic = [index for index, indices in enumerate(widths) if len(indices) > 1]
-        last = len(genes) + len(elastic)
-        for index, indices in enumerate(widths):
-            if index not in elastic:
-                rows["w"].append((last, [*indices] * len(resolutions)))
+        last = len(genes) + sum(len(choice.values) > 1 for choice in outer)
+        rows: list[Row] = []
+        for choice in outer:
+            if len(choice.values) == 1:
+                rows.append((last, [*choice.values] * len(resolutions)))
                 continue
-            rows["w"].append((len(genes), indices))
-            rows["used"].append((len(genes), [True] * len(indices)))
-            genes.append(Gene(-1, None, tuple({f"w{index}": choice} for choice in indices)))
-        genes.append(Gene(-1, None, tuple({"r": r} for r in resolutions)))
-        rows["used"].append((last, [True] * len(resolutions)))
+            rows.append((len(genes), choice.values))
+            used.append((len(genes), [True] * len(choice.values)))
+            genes.append(Gene(-1, None, tuple({choice.name: value} for value in choice.values)))
+        genes.append(Gene(-1, None, tuple({RESOLUTION: side} for side in resolutions)))
+        used.append((last, [True] * len(resolutions)))
         return cls(
             genes=tuple(genes),
-            depths=Lookup(rows["d"]),
-            kernels=Lookup(rows["ks"]),
-            expands=Lookup(rows["e"]),
+            depths=Lookup(depths),
+            blocks={name: Lookup(found) for name, found in blocks.items()},
             resolution=Lookup([(last, resolutions)]),
-            widths=Lookup(rows["w"]),
-            active=Lookup(rows["active"]),
-            used=Lookup(rows["used"]),
+            outer=Lookup(rows),
+            active=Lookup(active),
+            used=Lookup(used),
         )
 
     @cached_property
     def cardinalities(self) -> np.ndarray:
-        """Number of choices of each gene, shape [genes]."""
-        return np.array([len(gene.choices) for gene in self.genes])
+        """Number of options of each gene, shape [genes]."""
+        return np.array([len(gene.options) for gene in self.genes])
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Draw genes [n, genes], every choice of a gene equally likely; not canonical."""
+        """Draw genes [n, genes], every option of a gene equally likely; not canonical."""
         counts = self.cardinalities
         genes = np.empty((n, len(counts)), dtype=np.int64)
         for count in np.unique(counts):
@@ -180,12 +187,14 @@ class GeneCode:
     def arrays(self, genes: np.ndarray) -> SubnetArrays:
         """Decode genes [n, genes]."""
         active = self.active(genes)
-        kernels, expands = self.kernels(genes), self.expands(genes)
-        kernels *= active
-        expands *= active
-        depths = self.depths(genes)
-        widths = self.widths(genes) if len(self.widths.columns) else None
-        return SubnetArrays(kernels, expands, depths, self.resolution(genes)[:, 0], widths)
+        blocks = {}
+        for name, lookup in self.blocks.items():
+            blocks[name] = lookup(genes)
+            blocks[name] *= active
+        outer = np.zeros((len(genes), 0), dtype=np.int64)
+        if len(self.outer.columns):
+            outer = self.outer(genes)
+        return SubnetArrays(blocks, self.depths(genes), self.resolution(genes)[:, 0], outer)
 
     def genes_of(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
         """Encode arrays; entries past a stage's depth are ignored.
@@ -194,35 +203,32 @@ class GeneCode:
             Canonical genes, shape [n, genes], and whether each row is in the space, shape [n].
 
         Raises:
-            SpaceError: The arrays are not of this many stages and blocks.
+            SpaceError: The arrays are not of these stages, slots and choices.
         """
-        stages, blocks = len(self.depths.columns), len(self.kernels.columns)
-        if arrays.d.shape[1:] != (stages,) or any(
-            values.shape[1:] != (blocks,) for values in (arrays.ks, arrays.e)
-        ):
-            raise SpaceError(
-                f"expected {stages} depths and {blocks} blocks a subnet, got shapes "
-                f"{arrays.d.shape} of d, {arrays.ks.shape} of ks, {arrays.e.shape} of e"
-            )
-        if arrays.w.shape[1:] != self.widths.columns.shape:
-            raise SpaceError(
-                f"expected {len(self.widths.columns)} widths a subnet, got {arrays.w.shape} of w"
-            )
-        genes = np.zeros((len(arrays.r), len(self.genes)), dtype=np.int64)
-        # The depth's gene comes last: where it also gives kernels or expand ratios, it decides.
+        wanted = {name: len(lookup.columns) for name, lookup in self.blocks.items()}
+        wanted |= {"depths": len(self.depths.columns), "outer": len(self.outer.columns)}
+        held = {**arrays.blocks, "depths": arrays.depths, "outer": arrays.outer}
+        got = {name: values.shape[-1] for name, values in held.items()}
+        if got != wanted:
+            raise SpaceError(f"expected subnets of {_listed(wanted)} numbers, got {_listed(got)}")
+        genes = np.zeros((len(arrays), len(self.genes)), dtype=np.int64)
+        # The depth's gene comes last: where it also gives a choice of the blocks, it decides.
         for lookup, values in (
-            (self.kernels, arrays.ks),
-            (self.expands, arrays.e),
-            (self.depths, arrays.d),
-            (self.widths, arrays.w),
-            (self.resolution, arrays.r[:, None]),
+            *((self.blocks[name], arrays.blocks[name]) for name in self.blocks),
+            (self.depths, arrays.depths),
+            (self.outer, arrays.outer),
+            (self.resolution, arrays.resolutions[:, None]),
         ):
             genes[:, lookup.columns] = lookup.positions(values)
         genes = self.canonical(genes)
-        again = self.arrays(genes)
-        past = again.ks == 0
-        inside = (again.d == arrays.d).all(axis=1) & (again.r == arrays.r)
-        inside &= (again.w == arrays.w).all(axis=1)
-        inside &= ((again.ks == arrays.ks) | past).all(axis=1)
-        inside &= ((again.e == arrays.e) | past).all(axis=1)
+        again, past = self.arrays(genes), ~self.active(genes)
+        inside = (again.depths == arrays.depths).all(axis=1)
+        inside &= again.resolutions == arrays.resolutions
+        inside &= (again.outer == arrays.outer).all(axis=1)
+        for name, values in again.blocks.items():
+            inside &= ((values == arrays.blocks[name]) | past).all(axis=1)
         return genes, inside
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -2,16 +2,16 @@
 
 A :class:`SearchSpace` is a set of :class:`~compofa.space.subnet.Subnet`. Everything that walks a
 space (sampling, enumeration, mutation, features) speaks to its *genes*: a vector of small integers,
-each picking one of a few choices. A free space has a gene for every choice; a compound space
-(CompOFA, Sahni et al., ICLR 2021) has one gene for the depth and the width of a stage together.
-Nothing outside :attr:`SearchSpace.genes` knows the difference.
+each picking one of a few values. A free space has a gene for every choice; a compound space
+(CompOFA, Sahni et al., ICLR 2021) has one gene for the depth of a stage and the choice coupled with
+it. Nothing outside :attr:`SearchSpace.genes` knows the difference.
 
-This module needs NumPy alone.
+A space knows its choices by name, not what they mean: that is known to the network family alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -21,100 +21,119 @@ from typing import Any, Literal
 import numpy as np
 
 from compofa.errors import SpaceError
-from compofa.space.config import WIDE, WIDTHS, StageForm, plain
+from compofa.space.arrays import SubnetArrays, arrays_of
+from compofa.space.choice import Choice
+from compofa.space.config import DEPTH, RESOLUTION, ConfigFormat, StageFormat
 from compofa.space.genes import Gene, GeneCode
-from compofa.space.stages import StageSpace, expected, keep
-from compofa.space.subnet import SLOTS, Number, Subnet, SubnetArrays, arrays_of, as_number
+from compofa.space.stage_space import StageSpace, expected
+from compofa.space.subnet import Number, Subnet, as_number
 
 ENUMERATION_LIMIT = 5_000_000
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A set of subnets, and the one place that samples, counts, codes and restricts them.
+    """A set of subnets, and the one place that samples, counts, encodes and restricts them.
 
     Attributes:
         name: For messages and file names.
-        stages: The choices of each stage.
+        stages: The choices of each stage, of the same names in all.
         slots: Blocks reserved for each stage in arrays and genes, at least the largest depth.
         resolutions: Allowed input resolutions in pixels. ``size`` counts them, so a space of
             one resolution counts architectures, as the papers do.
-        widths: Allowed indices of width multipliers for each elastic width; empty where none is.
-            A space with widths has the stages of :data:`compofa.space.config.WIDE`. Two indices
-            whose channels round to the same number count as two, as in the published space.
+        outer: Choices outside the blocks, of one name, such as output widths. Two values that give
+            the same layer count as two, as in the published space.
+        format: How its subnets are written; by default under the names of their choices.
     """
 
     name: str
     stages: tuple[StageSpace, ...]
-    slots: int = SLOTS
+    slots: int
     resolutions: tuple[int, ...] = (224,)
-    widths: tuple[tuple[int, ...], ...] = ()
+    outer: tuple[Choice, ...] = ()
+    format: ConfigFormat | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpaceError(f"space {self.name}: no stage left to choose from")
-        if self.widths and (len(self.widths), len(self.stages)) != (WIDTHS, len(WIDE)):
+        names, form = self.names, self.config_format
+        if not names or {stage.names for stage in self.stages} != {names} or form.names != names:
+            found = [form.names, *(stage.names for stage in self.stages)]
             raise SpaceError(
-                f"space {self.name}: expected {WIDTHS} widths with {len(WIDE)} stages, "
-                f"got {len(self.widths)} with {len(self.stages)}"
+                f"space {self.name}: expected stages of the same choices as the config format, "
+                f"got {', '.join(sorted({'/'.join(names) or 'none' for names in found}))}"
+            )
+        shape = (len(form.stages), form.count)
+        if form.stages and shape != (len(self.stages), len(self.outer)):
+            raise SpaceError(
+                f"space {self.name}: expected {shape[0]} stages and {shape[1]} choices outside "
+                f"them, got {len(self.stages)} and {len(self.outer)}"
             )
         for label, values in self._choices():
             if not values:
                 raise SpaceError(f"space {self.name}: no {label} left to choose from")
             if len(set(values)) < len(values):
                 raise SpaceError(f"space {self.name}: expected each {label} once, got {values}")
+        if any(0 in stage.choices[-1].values for stage in self.stages):
+            raise SpaceError(
+                f"space {self.name}: {names[-1]}: expected no 0, which stands for no block"
+            )
         deepest = max(depth for stage in self.stages for depth, _ in stage.pairs)
         if deepest > self.slots:
             raise SpaceError(
                 f"space {self.name}: expected depths up to its {self.slots} slots, got {deepest}"
             )
-        for index, (stage, form) in enumerate(zip(self.stages, self.forms, strict=True), 1):
-            known = [blocks for _, blocks in form.depths]
+        for index, (stage, how) in enumerate(zip(self.stages, self.stage_formats, strict=True), 1):
+            known = [blocks for _, blocks in how.depths] or [1]
             wrong = [depth for depth, _ in stage.pairs if depth not in known]
             if wrong:
                 fault = expected(f"depth in stage {index}", known, wrong[0])
                 raise SpaceError(f"space {self.name}: {fault}")
-        if self.widths and min(map(min, self.widths)) < 0:
-            raise SpaceError(f"space {self.name}: expected widths from 0, got {self.widths}")
 
     def _choices(self) -> Iterator[tuple[str, tuple[Number, ...]]]:
-        yield "resolution", self.resolutions
+        yield RESOLUTION, self.resolutions
         for index, stage in enumerate(self.stages, 1):
             yield f"depth in stage {index}", tuple(depth for depth, _ in stage.pairs)
-            yield f"kernel size in stage {index}", stage.kernels
-            yield f"expand ratio in stage {index}", stage.expands
-        for index, indices in enumerate(self.widths, 1):
-            yield f"width {index}", indices
+            for choice in stage.choices:
+                yield f"{choice.name} in stage {index}", choice.values
+        for index, choice in enumerate(self.outer, 1):
+            yield f"{choice.name} {index}", choice.values
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the choices of a block, in the order of a block's numbers."""
+        return self.stages[0].names
+
+    @cached_property
+    def config_format(self) -> ConfigFormat:
+        """How its subnets are written."""
+        outer = self.outer[0].name if self.outer else ""
+        return self.format or ConfigFormat(self.names, outer, slots=self.slots)
+
+    @cached_property
+    def stage_formats(self) -> tuple[StageFormat, ...]:
+        """How each stage is written."""
+        return self.config_format.stage_formats(len(self.stages), self.slots)
 
     @property
     def size(self) -> int:
         """Exact number of distinct subnets."""
-        free = prod(map(len, self.widths)) * len(self.resolutions)
+        free = prod(len(choice.values) for choice in self.outer) * len(self.resolutions)
         return prod(stage.size for stage in self.stages) * free
-
-    @property
-    def forms(self) -> tuple[StageForm, ...]:
-        """How the field writes each stage."""
-        return WIDE if self.widths else plain(len(self.stages), self.slots, self.tail)
-
-    @property
-    def tail(self) -> int:
-        """How many last stages the field's form writes as one block without a depth: 0 or 1."""
-        return int(self.stages[-1].single and self.slots > 1 and len(self.stages) > 2)
 
     @cached_property
     def code(self) -> GeneCode:
         """What the genes of this space stand for."""
-        return GeneCode.of(self.stages, self.slots, self.resolutions, self.widths)
+        return GeneCode.of(self.stages, self.slots, self.resolutions, self.outer)
 
     @property
     def genes(self) -> tuple[Gene, ...]:
-        """The genes, stage by stage, then the widths, the resolution last."""
+        """The genes: stage by stage, then choices outside the blocks, the resolution last."""
         return self.code.genes
 
     @property
     def cardinalities(self) -> np.ndarray:
-        """Number of choices of each gene, shape [genes]."""
+        """Number of options of each gene, shape [genes]."""
         return self.code.cardinalities
 
     def sample_genes(
@@ -125,7 +144,7 @@ class SearchSpace:
         Args:
             rng: Source of all randomness.
             n: Number of draws.
-            by: ``genes`` makes every choice of every gene equally likely, as the published
+            by: ``genes`` makes every option of every gene equally likely, as the published
                 programs do: each depth of a stage is drawn equally often, though deep stages
                 have more variants. ``subnets`` makes every distinct subnet equally likely.
 
@@ -151,14 +170,14 @@ class SearchSpace:
         """Decode genes [n, genes] to arrays, all at once.
 
         Raises:
-            SpaceError: A gene is below 0 or not below its number of choices.
+            SpaceError: A gene is below 0 or not below its number of options.
         """
         genes = np.asarray(genes, dtype=np.int64)
         if genes.ndim != 2 or genes.shape[1] != len(self.genes):
-            raise SpaceError(f"expected {len(self.genes)} genes a subnet, got {genes.shape}")
+            raise SpaceError(f"expected {len(self.genes)} genes per subnet, got {genes.shape}")
         if genes.size and not ((genes >= 0) & (genes < self.cardinalities)).all():
             raise SpaceError(
-                f"space {self.name}: expected genes from 0 up to their number of choices, got "
+                f"space {self.name}: expected genes from 0 up to their number of options, got "
                 f"{genes.min()} to {genes.max()}"
             )
         return self.code.arrays(genes)
@@ -190,27 +209,42 @@ class SearchSpace:
         return next(self.subnets_of(self.arrays(np.asarray(genes)[None])))
 
     def to_config(self, subnet: Subnet) -> dict[str, Any]:
-        """Write a subnet in the field's form; see :meth:`Subnet.to_config`."""
-        return subnet.to_config(self.slots, self.tail)
+        """Return a subnet as JSON data, in the family's config format."""
+        return self.config_format.write(subnet, self.slots)
+
+    def from_config(self, config: Mapping[str, Any], resolution: int = 224) -> Subnet:
+        """Read what :meth:`to_config` wrote; it need not be in the space.
+
+        Args:
+            config: Lists of numbers by key, and ``r``.
+            resolution: Used where ``config`` has no ``r``.
+
+        Raises:
+            SpaceError: A key is missing, a value is not a number of its kind or the lengths do
+                not fit together.
+        """
+        return self.config_format.read(config, resolution)
 
     def arrays_of(self, subnets: Sequence[Subnet]) -> SubnetArrays:
-        """Write subnets (of any space with this one's stages) as arrays."""
-        return arrays_of(subnets, self.slots)
+        """Write subnets (of any space with this one's stages and choices) as arrays."""
+        return arrays_of(subnets, self.names, self.slots)
 
     def subnets_of(self, arrays: SubnetArrays) -> Iterator[Subnet]:
-        """Read arrays back as subnets, one a row."""
-        starts = range(0, arrays.ks.shape[1], self.slots)
-        for kernels, expands, depths, resolution, widths in zip(
-            *(values.tolist() for values in arrays), strict=True
-        ):
+        """Read arrays back as subnets, one per row."""
+        form = self.config_format
+        starts = range(0, len(self.stages) * self.slots, self.slots)
+        columns = [[list(map(as_number, row)) for row in arrays.blocks[name].tolist()]
+                   for name in self.names]  # fmt: skip
+        for resolution, depths, outer, *blocks in zip(
+            arrays.resolutions.tolist(), arrays.depths.tolist(), arrays.outer.tolist(), *columns,
+            strict=True,
+        ):  # fmt: skip
+            rows = list(zip(*blocks, strict=True))
             stages = tuple(
-                tuple(
-                    (kernels[block], as_number(expands[block]))
-                    for block in range(start, start + depth)
-                )
+                tuple(rows[start : start + depth])
                 for start, depth in zip(starts, depths, strict=True)
             )
-            yield Subnet(resolution, stages, tuple(widths))
+            yield Subnet(resolution, stages, tuple(outer), form)
 
     def enumerate_genes(self) -> np.ndarray:
         """Return the canonical genes of every subnet, shape [size, genes], in a fixed order.
@@ -236,8 +270,8 @@ class SearchSpace:
         """Yield every subnet once, in the order of :meth:`enumerate_genes`."""
         return self.subnets_of(self.arrays(self.enumerate_genes()))
 
-    def why_not(self, subnet: Subnet, resolution: bool = True) -> list[str]:
-        """Say what keeps ``subnet`` out of this space: one clause a fault, none if it is in.
+    def faults(self, subnet: Subnet, resolution: bool = True) -> list[str]:
+        """Return what keeps ``subnet`` out of this space, one clause per fault; none if it is in.
 
         Args:
             subnet: The candidate.
@@ -245,26 +279,27 @@ class SearchSpace:
         """
         faults = []
         if resolution and subnet.resolution not in self.resolutions:
-            faults.append(expected("resolution", self.resolutions, subnet.resolution))
+            faults.append(expected(RESOLUTION, self.resolutions, subnet.resolution))
         if len(subnet.stages) != len(self.stages):
             return [*faults, expected("stages", [len(self.stages)], len(subnet.stages))]
-        if len(subnet.widths) != len(self.widths):
-            return [*faults, expected("widths", [len(self.widths)], len(subnet.widths))]
+        if len(subnet.outer) != len(self.outer):
+            what = f"{self.config_format.outer or 'outer'} choices"
+            return [*faults, expected(what, [len(self.outer)], len(subnet.outer))]
         for index, (stage, blocks) in enumerate(zip(self.stages, subnet.stages, strict=True), 1):
-            faults += stage.why_not(blocks, index)
-        return faults + self.why_not_widths(subnet.widths)
+            faults += stage.faults(blocks, index)
+        return faults + self.outer_faults(subnet.outer)
 
-    def why_not_widths(self, widths: Sequence[int]) -> list[str]:
-        """Say what keeps ``widths`` from being those of a subnet: one clause a fault."""
+    def outer_faults(self, values: Sequence[Number]) -> list[str]:
+        """Return what keeps ``values`` from being those outside the blocks, a clause per fault."""
         return [
-            expected(f"width {place}", known, index)
-            for place, (known, index) in enumerate(zip(self.widths, widths, strict=True), 1)
-            if index not in known
+            expected(f"{choice.name} {place}", choice.values, value)
+            for place, (choice, value) in enumerate(zip(self.outer, values, strict=True), 1)
+            if value not in choice.values
         ]
 
     def contains(self, subnet: Subnet) -> bool:
         """Whether ``subnet`` is in this space, its resolution included."""
-        return not self.why_not(subnet)
+        return not self.faults(subnet)
 
     def require(self, subnet: Subnet, resolution: bool = True) -> None:
         """Check that ``subnet`` is in this space.
@@ -272,7 +307,7 @@ class SearchSpace:
         Raises:
             SpaceError: It is not; the message lists every fault.
         """
-        faults = self.why_not(subnet, resolution)
+        faults = self.faults(subnet, resolution)
         if faults:
             raise self.error(faults)
 
@@ -290,69 +325,84 @@ class SearchSpace:
 
     @cached_property
     def smallest(self) -> Subnet:
-        """The subnet with the least depth, expand ratio, kernel size and resolution."""
+        """The subnet with the least value of every choice."""
         return self._extreme(min)
 
     @cached_property
     def largest(self) -> Subnet:
-        """The subnet with the greatest depth, expand ratio, kernel size and resolution."""
+        """The subnet with the greatest value of every choice."""
         return self._extreme(max)
 
     def _extreme(self, pick: Any) -> Subnet:
         stages = []
         for stage in self.stages:
-            depth, expand = pick(stage.coupling or ((pick(stage.depths), pick(stage.expands)),))
-            stages.append(((pick(stage.kernels), expand),) * depth)
-        return Subnet(pick(self.resolutions), tuple(stages), tuple(map(pick, self.widths)))
+            block = [pick(choice.values) for choice in stage.choices]
+            depth, block[-1] = pick(stage.coupling or ((pick(stage.depths), block[-1]),))
+            stages.append((tuple(block),) * depth)
+        outer = tuple(pick(choice.values) for choice in self.outer)
+        return Subnet(pick(self.resolutions), tuple(stages), outer, self.config_format)
 
     def restrict(
         self,
         *,
-        depths: Sequence[int] | None = None,
-        kernels: Sequence[int] | None = None,
-        expands: Sequence[Number] | None = None,
         resolutions: Sequence[int] | None = None,
-        widths: Sequence[int] | None = None,
         name: str | None = None,
+        **wanted: Sequence[Number] | None,
     ) -> SearchSpace:
-        """Return the part of this space with the given choices; the genes' layout may shrink.
+        """Return the part of this space with the given values; the genes' layout may shrink.
 
-        Depths are those that the field writes in ``d``: with elastic widths, blocks beyond the
-        least of a stage. Resolutions are set, not intersected: a network runs at any resolution.
-        A stage that always is one block keeps it whatever the depths.
+        Args:
+            resolutions: Input resolutions in pixels. They are set, not intersected: a network runs
+                at any resolution.
+            name: Of the new space.
+            wanted: Values to keep, by name of the choice. A ``depth`` is counted as the config
+                format writes it: in ResNet50D, blocks beyond the least of a stage. A stage that
+                always is one block keeps it whatever the depths, and a stage whose choices are not
+                written keeps them.
 
         Raises:
-            SpaceError: Nothing would be left to choose from.
+            SpaceError: A name that no choice has, or nothing would be left to choose from.
         """
+        outer = self.config_format.outer
+        known = [*self.names, DEPTH, *filter(None, [outer])]
+        unknown = [key for key in wanted if key not in known]
+        if unknown:
+            raise SpaceError(f"{unknown[0]}: expected a choice of {', '.join(known)}")
         stages = []
-        for stage, form in zip(self.stages, self.forms, strict=True):
-            pairs, ratios = stage.coupling, expands if form.slots else None
-            kept = None
-            if depths is not None and not stage.single:
-                kept = [form.blocks(depth) for depth in depths]
+        for stage, how in zip(self.stages, self.stage_formats, strict=True):
+            depths = wanted.get(DEPTH)
+            if depths is not None:
+                depths = None if stage.depths == (1,) else [how.blocks(depth) for depth in depths]
+            kept = {key: values if how.slots else None for key, values in wanted.items()}
+            pairs, coupled = stage.coupling, stage.names[-1]
             if pairs is not None:
+                values = kept.get(coupled)
                 pairs = tuple(
-                    (d, e)
-                    for d, e in pairs
-                    if (kept is None or d in kept) and (ratios is None or e in ratios)
+                    (depth, value)
+                    for depth, value in pairs
+                    if (depths is None or depth in depths) and (values is None or value in values)
                 )
-            stages.append(
-                StageSpace(
-                    keep(stage.depths, kept if pairs is None else [d for d, _ in pairs]),
-                    keep(stage.kernels, kernels),
-                    keep(stage.expands, ratios if pairs is None else [e for _, e in pairs]),
-                    pairs,
-                )
-            )
+                depths = [depth for depth, _ in pairs]
+                kept[coupled] = [value for _, value in pairs]
+            choices = tuple(_keep(choice, kept.get(choice.name)) for choice in stage.choices)
+            stages.append(StageSpace(_kept(stage.depths, depths), choices, pairs))
         return replace(
             self,
             name=name or self.name,
             stages=tuple(stages),
-            resolutions=tuple(resolutions) if resolutions is not None else self.resolutions,
-            widths=tuple(keep(indices, widths) for indices in self.widths),
+            resolutions=self.resolutions if resolutions is None else tuple(resolutions),
+            outer=tuple(_keep(choice, wanted.get(outer)) for choice in self.outer),
         )
 
     def free(self, name: str | None = None) -> SearchSpace:
         """Return the same choices without their coupling."""
         stages = tuple(replace(stage, coupling=None) for stage in self.stages)
         return replace(self, name=name or f"{self.name}-free", stages=stages)
+
+
+def _keep(choice: Choice, wanted: Sequence[Number] | None) -> Choice:
+    return Choice(choice.name, _kept(choice.values, wanted))
+
+
+def _kept(values: tuple[Any, ...], wanted: Sequence[Any] | None) -> tuple[Any, ...]:
+    return tuple(value for value in values if wanted is None or value in wanted)

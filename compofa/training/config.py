@@ -15,7 +15,7 @@ from compofa.distributed.threads import default_threads
 from compofa.errors import CompofaError, ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import NETWORKS, entry, network_spec
-from compofa.space.coupling import COUPLINGS, parse_coupling
+from compofa.space.coupling import parse_coupling
 from compofa.training.recipes import REFERENCE_BATCH, Phase, Recipe, recipe_for
 
 DEFAULT_NETWORKS = {"imagenet": "compofa-elastic"}
@@ -299,7 +299,7 @@ class TrainConfig:
         spec = network_spec(
             self.net,
             classes,
-            coupling=heuristic if heuristic in COUPLINGS else parse_coupling(heuristic),
+            coupling=parse_coupling(heuristic),
             elastic_kernel=None if self.fixed_kernel is None else not self.fixed_kernel,
             width_mult=self.width_mult,
             resolutions=(self.eval_size,),

@@ -96,9 +96,11 @@ class Phase:
                 them.
             SpaceError: No subnet is left.
         """
-        if self.depths is None and self.expands is None and self.kernels is None:
+        named = {"depth": self.depths, "kernel": self.kernels, "expand": self.expands}
+        wanted = {name: values for name, values in named.items() if values is not None}
+        if not wanted:
             return space
-        if space.widths:
+        if space.outer:
             raise ConfigError(
                 f"task {self.task}: Once-for-All published no such recipe for ResNet50D, whose "
                 "kernels are fixed and whose widths are elastic; expected --task supernet or "
@@ -109,7 +111,7 @@ class Phase:
                 f"task {self.task}: expected a network in which every choice is free, such as "
                 f"ofa-small, or --heuristic none; got one of the space {space.name}"
             )
-        return space.restrict(depths=self.depths, kernels=self.kernels, expands=self.expands)
+        return space.restrict(**wanted)
 
 
 @dataclass(frozen=True)

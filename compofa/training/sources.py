@@ -23,6 +23,7 @@ from compofa.nn.calibrate import calibrate
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet, initialise
+from compofa.networks.families import subnet_from_config
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 
@@ -209,7 +210,7 @@ def _subnet(network: Network, text: str | None, resolution: int) -> Subnet:
         config = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"--subnet: expected a subnet as JSON: {error}") from None
-    subnet = Subnet.from_config(config, resolution).at(resolution)
+    subnet = subnet_from_config(config, resolution).at(resolution)
     network.space.free().require(subnet, resolution=False)
     return subnet
 

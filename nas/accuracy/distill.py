@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compofa.seeds import derive_seed, rng
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 from nas.accuracy.gaussian_process import AccuracyGP, single_thread
 from nas.accuracy.predictor import FORMAT
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import norm, spearmanr
 
 from compofa.errors import DataError
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 from nas.accuracy.distill import distil
 from nas.accuracy.gaussian_process import WHOLE, AccuracyGP, Measurements
 from nas.accuracy.predictor import FittedPredictor

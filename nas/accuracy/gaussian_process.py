@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from compofa.seeds import rng
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 
 WHOLE = -1
 """Block label of a row measured on the whole validation set (no offset)."""

@@ -18,7 +18,7 @@ from compofa.errors import SpaceError, TableError
 from compofa.io.atomic import write_atomic, write_text_atomic
 from compofa.io.untrusted import parse_json, printable, read_text
 from compofa.networks.zoo import NETWORKS
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 from nas.accuracy.published import PublishedPredictor, read_published
 from nas.cards import measured_width, require_near
 from nas.npz import read_npz

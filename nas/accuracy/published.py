@@ -8,9 +8,9 @@ import numpy as np
 
 from compofa.errors import CheckpointError, SpaceError, TableError
 from compofa.io.untrusted import printable
-from compofa.networks.backbones import RESNET50D
+from compofa.networks.families.resnet50d import RESNET50D
+from compofa.space.arrays import SubnetArrays
 from compofa.space.config import WIDE, columns
-from compofa.space.subnet import SubnetArrays
 from nas.search.choices import CHUNK, ChoiceCodes
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compofa.cli.common import Parser, int_list, run
 from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
-from compofa.networks.backbones import Backbone
+from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from nas.cost.devices import DEVICES, load_cost

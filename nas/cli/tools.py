@@ -16,8 +16,8 @@ from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.io.atomic import is_stream, require_other
 from compofa.io.locks import exclusive
 from compofa.networks.zoo import NETWORKS
+from compofa.space.arrays import SubnetArrays, arrays_of
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import SubnetArrays, arrays_of
 from nas.cost.base import macs_cost, params_cost
 from nas.cost.devices import DEVICES, load_cost
 from nas.search import pipeline

@@ -16,10 +16,12 @@ from typing import Protocol
 
 import numpy as np
 
-from compofa.networks.backbones import Backbone
-from compofa.networks.layout import LayerSpec, layout
-from compofa.space.subnet import Subnet, SubnetArrays
-from nas.cost.block_table import BlockTable, Widths
+from compofa.networks.backbone import Backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Block, Subnet
+from nas.cost.block_table import BlockTable
 
 LayerFunction = Callable[[LayerSpec], float]
 
@@ -66,10 +68,8 @@ class LayerSumCost:
         self.backbone, self.classes = backbone, classes
         self.name, self.unit, self.error = name, unit, error
         self.layer_cost = layer_cost
-        self._specs: dict[tuple, tuple[LayerSpec, ...]] = {}
-        self._table = BlockTable(
-            len(backbone.stages), self._block, self._fixed, Widths.of(backbone)
-        )
+        self._specs: dict[tuple, dict[str, LayerSpec]] = {}
+        self._table = BlockTable(backbone, self._block, self._fixed)
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the cost of each subnet, float64 of shape [n].
@@ -80,32 +80,25 @@ class LayerSumCost:
         return self._table.sums(arrays)
 
     def _layers(
-        self, kernel: int, expand: float, resolution: int, widths: tuple[int, ...]
-    ) -> tuple[LayerSpec, ...]:
-        """Return the layers of a subnet with two equal blocks in each stage."""
-        key = (kernel, expand, resolution, widths)
+        self, block: Block, resolution: int, outer: tuple[int, ...]
+    ) -> dict[str, LayerSpec]:
+        """Return the layers of a subnet with two equal blocks in each stage, by name."""
+        key = (block, resolution, outer)
         if key not in self._specs:
-            blocks = ((kernel, expand),) * 2
-            subnet = Subnet(resolution, (blocks,) * len(self.backbone.stages), widths)
-            self._specs[key] = layout(self.backbone, subnet, self.classes)
+            subnet = Subnet(resolution, ((block,) * 2,) * len(self.backbone.stages), outer)
+            layers = layout(self.backbone, subnet, self.classes)
+            self._specs[key] = {layer.name: layer for layer in layers}
         return self._specs[key]
 
     def _block(
-        self,
-        stage: int,
-        first: bool,
-        kernel: int,
-        expand: float,
-        resolution: int,
-        widths: tuple[int, ...] = (),
+        self, stage: int, first: bool, block: Block, resolution: int, outer: tuple[int, ...]
     ) -> float:
-        layers = self._layers(kernel, expand, resolution, widths)
-        name = f"stages.{stage}.{0 if first else 1}"
-        layer = next(layer for layer in layers if layer.name == name)
-        return self.cost_of(layer, resolution)
+        layers = self._layers(block, resolution, outer)
+        return self.cost_of(layers[f"stages.{stage}.{0 if first else 1}"], resolution)
 
-    def _fixed(self, resolution: int, widths: tuple[int, ...] = ()) -> float:
-        layers = self._layers(3, 3, resolution, widths)
+    def _fixed(self, resolution: int, outer: tuple[int, ...]) -> float:
+        block = tuple(choice.values[0] for choice in self.backbone.choices)
+        layers = self._layers(block, resolution, outer).values()
         fixed = [layer for layer in layers if not layer.name.startswith("stages.")]
         return sum(self.cost_of(layer, resolution) for layer in fixed)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 
 OFFSET_STD = 0.3
 """Prior spread of offsets, in points."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compofa.errors import ConfigError, TableError
-from compofa.networks.backbones import MOBILENET_V3, Backbone
+from compofa.networks.backbone import Backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.space.search_space import SearchSpace
 from nas.cards import measured_width
 from nas.cost.base import Cost, macs_cost, params_cost

@@ -17,9 +17,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from compofa.errors import TableError
-from compofa.networks.backbones import MOBILENET_V3, Backbone
+from compofa.networks.backbone import Backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.seeds import rng
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 from nas.cost.fit_layers import fit_note10
 from nas.cost.fit_networks import BlockRegression, depth_correction
 from nas.cost.fitted import MODELS, FittedModel, NetworkModel

@@ -20,9 +20,12 @@ from scipy.optimize import nnls
 
 from compofa.errors import TableError
 from compofa.io.untrusted import parse_json, read_text
-from compofa.networks.backbones import MOBILENET_V3, Backbone
-from compofa.networks.layout import LayerSpec, layout
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.networks.backbone import Backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.cost.fitted import LayerModel, layer_factors, layer_features
 from nas.cost.lookup import TableCost, layer_key
 

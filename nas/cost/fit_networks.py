@@ -16,9 +16,11 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import solve_triangular
 
-from compofa.networks.backbones import Backbone
-from compofa.networks.layout import LayerSpec, layout
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.networks.backbone import Backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
+from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 
 RIDGES = (1.0, 10.0, 100.0)
 """Strengths of the ridge; the one with the least error on networks left out is taken."""

@@ -18,9 +18,9 @@ import numpy as np
 from compofa.errors import CompofaError, SpaceError, TableError
 from compofa.io.atomic import write_atomic, write_text_atomic
 from compofa.io.untrusted import parse_json, read_text
-from compofa.networks.backbones import Backbone
-from compofa.networks.layout import LayerSpec
-from compofa.space.subnet import SubnetArrays
+from compofa.networks.backbone import Backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.space.arrays import SubnetArrays
 from nas.cards import card_text, measured_width, require_near
 from nas.cost.base import LayerSumCost
 from nas.cost.block_table import BlockTable

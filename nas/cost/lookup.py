@@ -17,9 +17,9 @@ from typing import Any
 
 from compofa.errors import SpaceError, TableError
 from compofa.io.untrusted import parse_yaml, printable, read_text
-from compofa.networks.backbones import Backbone
-from compofa.networks.layout import LayerSpec, layout
-from compofa.space.subnet import Subnet
+from compofa.networks.backbone import Backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
 from nas.cost.base import LayerSumCost
 
 MAX_FILE_BYTES = 8 << 20
@@ -49,11 +49,18 @@ def layer_key(layer: LayerSpec) -> str:
             f"bottleneck-input:{shape_in}-output:{shape_out}-mid:{layer.mid_channels}"
             f"-stride:{layer.stride}-downsample:{int(layer.downsample)}"
         )
-    if layer.residual:
-        return f"Conv_residual-input:{shape_in}-output:{shape_out}"
     if layer.kind == "linear":
         return f"Logits-input:{shape_in}-output:{layer.out_channels}"
-    return f"{_NAMES[layer.name]}-input:{shape_in}-output:{shape_out}"
+    if layer.name in _NAMES:
+        return f"{_NAMES[layer.name]}-input:{shape_in}-output:{shape_out}"
+    if layer.kind == "conv":
+        return f"Conv_residual-input:{shape_in}-output:{shape_out}"
+    options = "".join(f"-{name}:{value:g}" for name, value in layer.options)
+    return (
+        f"{layer.kind}-input:{shape_in}-output:{shape_out}-mid:{layer.mid_channels}"
+        f"-kernel:{layer.kernel}-stride:{layer.stride}-act:{layer.act}"
+        f"-se:{layer.se_channels}-residual:{int(layer.residual)}{options}"
+    )
 
 
 def read_table(path: str | Path) -> dict[str, float]:
@@ -227,12 +234,11 @@ def table_width(
     It is the one whose stem, first block and head the table holds, as far as it holds any;
     ``None`` when that leaves less than half of them.
     """
-    stages = tuple(((3, 3),) * min(stage.depths) for stage in backbone.stages)
-    widths = (len(backbone.widths) - 1,) * backbone.choices
+    largest = backbone.free_space((resolution,)).largest
     best, share = None, 0.5
     for width in sorted({*WIDTHS, backbone.width_mult}):
         try:
-            layers = layout(backbone.scaled(width), Subnet(resolution, stages, widths), classes)
+            layers = layout(backbone.scaled(width), largest, classes)
         except SpaceError:
             continue
         fixed = [layer_key(layer) for layer in layers if not layer.name.startswith("stages.")]

@@ -22,11 +22,13 @@ import numpy as np
 
 from compofa.errors import TableError
 from compofa.io.atomic import write_text_atomic
-from compofa.networks.backbones import Backbone
-from compofa.networks.layout import LayerSpec, layout
+from compofa.networks.backbone import Backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
 from compofa.seeds import derive_seed, rng
+from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.cost.base import LayerSumCost
 from nas.cost.lookup import layer_key
 from nas.cost.timing import Samples, Settings, Stopwatch, cache_folder, machine
@@ -199,7 +201,7 @@ def measure(
 
 def _timed_layers(layers: Iterable[LayerSpec], watch: Stopwatch) -> dict[str, Callable[[], float]]:
     """Return for the key of each distinct layer what times it."""
-    from compofa.nn.static import build_layer
+    from compofa.nn.blocks import build_layer
 
     def timed(layer: LayerSpec) -> float:
         shape = [watch.settings.images, layer.in_channels, layer.in_size, layer.in_size]

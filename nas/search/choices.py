@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from compofa.errors import SpaceError
-from compofa.space.subnet import SubnetArrays
+from compofa.space.arrays import SubnetArrays
 
 CHUNK = 4096
 """Subnets worked on at once, few enough for the processor's cache."""
@@ -16,19 +17,22 @@ MAX_TABLE_ROWS = 10_000
 
 
 class ChoiceCodes:
-    """Turns kernel and expand arrays into one row number a group of blocks.
+    """Turns the choices of blocks into one row number per group of blocks.
 
     A network's first layer is linear in one-hot choices, so the sum over a few blocks takes few
     values: one table row for each. Prediction is then a handful of gathers.
     """
 
-    def __init__(self, kernels: np.ndarray, expands: np.ndarray, slots: int) -> None:
-        self.kernels, self.expands, self.slots = kernels, expands, slots
-        self.radix = 1 + len(kernels) * len(expands)
+    def __init__(self, values: Mapping[str, np.ndarray], slots: int) -> None:
+        self.values, self.slots = dict(values), slots
+        counts = [len(known) for known in values.values()]
+        self.radix = 1 + math.prod(counts)
         width = max(1, int(math.log(MAX_TABLE_ROWS + 0.5, self.radix)))
         self.groups = [slice(at, min(at + width, slots)) for at in range(0, slots, width)]
-        self._kernel_codes = self._lookup(kernels, 1 + len(expands) * np.arange(len(kernels)))
-        self._expand_codes = self._lookup(expands, np.arange(len(expands)))
+        self._lookups = {}
+        for place, (name, known) in enumerate(values.items()):
+            codes = math.prod(counts[place + 1 :]) * np.arange(len(known))
+            self._lookups[name] = self._lookup(known, codes + (place == 0))
 
     @staticmethod
     def _lookup(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -43,15 +47,22 @@ class ChoiceCodes:
         Raises:
             SpaceError: A shape or value that the model was not fitted on.
         """
-        ks, e = np.asarray(arrays.ks), np.asarray(arrays.e)
-        if ks.ndim != 2 or ks.shape != e.shape or ks.shape[1] != self.slots:
+        arrays = arrays.checked(self.values)
+        every = list(arrays.blocks.values())
+        if every[0].shape[1] != self.slots:
+            raise SpaceError(f"expected {self.slots} blocks per subnet, got {every[0].shape[1]}")
+        codes, active = np.zeros(every[0].shape, dtype=np.int32), every[-1] != 0
+        if not np.array_equal(active, arrays.active):
             raise SpaceError(
-                f"expected ks and e of shape [n, {self.slots}], got {ks.shape} and {e.shape}"
+                f"expected {' and '.join(self.values)} to be 0 at the same blocks (those past the "
+                "depth)"
             )
-        codes = self._codes(ks, self._kernel_codes, "kernel sizes", self.kernels)
-        codes += self._codes(e, self._expand_codes, "expand ratios", self.expands)
-        if np.count_nonzero(ks) != np.count_nonzero(e) or ((ks == 0) & (e != 0)).any():
-            raise SpaceError("expected ks and e to be 0 at the same blocks (those past the depth)")
+        for name, lookup in self._lookups.items():
+            values = arrays.blocks[name]
+            codes += self._codes(values, lookup, name, self.values[name])
+            if 0 not in self.values[name] and not np.array_equal(values != 0, active):
+                raise SpaceError(f"{name}: expected 0 at the blocks past the depth alone")
+        codes *= active
         rows = []
         for group in self.groups:
             row = codes[:, group.start].astype(np.intp)
@@ -71,22 +82,24 @@ class ChoiceCodes:
         if codes.size and codes.min() < 0:
             wrong = values[codes < 0][0]
             listed = ", ".join(f"{value:g}" for value in known)
-            raise SpaceError(f"expected {what} among {listed} (0 past the depth), got {wrong:g}")
+            raise SpaceError(f"{what}: expected one of {listed} (0 past the depth), got {wrong:g}")
         return codes
 
     def tables(self, weight: np.ndarray) -> list[np.ndarray]:
-        """Fold a first layer into one table a group of blocks.
+        """Fold a first layer into one table per group of blocks.
 
         Args:
-            weight: Shape [slots, kernels + expands, width]: the weights of the one-hot kernels,
-                then of the one-hot expands, of each block.
+            weight: Shape [slots, values, width]: for each block the weights of the one-hot values,
+                choice after choice.
 
         Returns:
             For each group float32 of shape [radix ** blocks, width].
         """
-        count = len(self.kernels)
-        pairs = weight[:, :count, None] + weight[:, None, count:]
-        pairs = pairs.reshape(self.slots, self.radix - 1, -1)
+        pairs, start = np.zeros((self.slots, 1, weight.shape[2]), dtype=weight.dtype), 0
+        for known in self.values.values():
+            part = weight[:, start : start + len(known)]
+            pairs = (pairs[:, :, None] + part[:, None]).reshape(self.slots, -1, weight.shape[2])
+            start += len(known)
         pairs = np.concatenate([np.zeros_like(pairs[:, :1]), pairs], axis=1)
         tables = []
         for group in self.groups:

@@ -14,8 +14,9 @@ import numpy as np
 
 from compofa.errors import SearchError
 from compofa.seeds import rng as seeded
+from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.accuracy.predictor import AccuracyModel
 from nas.cost.base import Cost
 from nas.search import operators

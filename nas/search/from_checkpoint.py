@@ -14,9 +14,10 @@ from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint
 from compofa.io.open import OpenedNetwork
 from compofa.io.records import EvalRecord
-from compofa.networks.backbones import Backbone
+from compofa.networks.backbone import Backbone
+from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import Subnet, SubnetArrays
+from compofa.space.subnet import Subnet
 from nas.accuracy.collect import collect, draw_subnets
 from nas.accuracy.predictor import AccuracyModel
 from nas.cost.base import Cost

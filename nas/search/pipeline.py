@@ -14,10 +14,10 @@ import numpy as np
 from compofa.errors import CompofaError, ConfigError, SearchError, TableError
 from compofa.io.atomic import require_writable, write_text_atomic
 from compofa.io.untrusted import printable
-from compofa.networks.backbones import Backbone
+from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS, network_spec
+from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
-from compofa.space.subnet import SubnetArrays
 from nas.accuracy.predictor import AccuracyModel, load_accuracy_model
 from nas.cost.base import Cost, macs_cost, params_cost
 from nas.report.html import FoundRow, ReportData, Series, write_report

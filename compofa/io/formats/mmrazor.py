@@ -14,8 +14,9 @@ import yaml
 
 from compofa.errors import ConfigError
 from compofa.io.untrusted import parse_yaml, read_text
-from compofa.networks.backbones import MOBILENET_V3, Backbone
-from compofa.space.subnet import SLOTS, Subnet, numbers
+from compofa.networks.backbone import Backbone
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.space.subnet import Subnet, numbers
 
 _LISTED = 8
 
@@ -29,26 +30,25 @@ def to_choices(subnet: Subnet, backbone: Backbone = MOBILENET_V3) -> dict[str, A
         ConfigError: MMRazor has no such network.
     """
     _require_family(backbone)
-    config = subnet.to_config(SLOTS)
-    width = backbone.width(backbone.stem_width)
-    first = {"0.expand_ratio": 1, "0.kernel_size": 3, "depth": 1, "out_channels": width}
+    widths = _widths(backbone)
+    first = {
+        "0.expand_ratio": 1, "0.kernel_size": 3, "depth": 1,
+        "out_channels": widths["backbone.first_channels"],
+    }  # fmt: skip
     chosen: dict[str, Any] = {
-        "backbone.first_channels": width,
-        "backbone.last_channels": backbone.fixed_widths["mix"],
         **{f"backbone.layers.1.{key}": value for key, value in first.items()},
+        **widths,
     }
-    for index, stage in enumerate(backbone.stages):
+    smallest = tuple(min(choice.values) for choice in backbone.choices)
+    for index, (stage, blocks) in enumerate(zip(backbone.stages, subnet.stages, strict=True)):
         layer = f"backbone.layers.{index + 2}"
-        for position in range(SLOTS):
-            slot = index * SLOTS + position
-            expand = config["e"][slot] or min(backbone.expands)
+        for position in range(max(stage.depths)):
+            kernel, expand = blocks[position] if position < len(blocks) else smallest
             chosen[f"{layer}.{position}.expand_ratio"] = expand
             if stage.se:
                 chosen[f"{layer}.{position}.expand_ratio_se"] = expand
-            kernel = config["ks"][slot] or min(backbone.kernels)
             chosen[f"{layer}.{position}.kernel_size"] = kernel
-        chosen[f"{layer}.depth"] = config["d"][index]
-        chosen[f"{layer}.out_channels"] = backbone.width(stage.width)
+        chosen[f"{layer}.depth"] = len(blocks)
     chosen["input_shape"] = [subnet.resolution, subnet.resolution]
     return {key: {"chosen": value} for key, value in chosen.items()}
 
@@ -97,7 +97,7 @@ def from_choices(
         tuple(tuple(_number(data, block + part) for part in parts) for block in stage)
         for stage in blocks
     )
-    subnet = Subnet(sides[0], choices)
+    subnet = Subnet(sides[0], choices, format=backbone.config_format)
     backbone.free_space().require(subnet, resolution=False)
     return subnet
 
@@ -121,20 +121,19 @@ def dump(subnet: Subnet, backbone: Backbone = MOBILENET_V3) -> str:
 
 
 def _widths(backbone: Backbone) -> dict[str, int]:
+    rows = {row.name: backbone.width(row.width) for row in (*backbone.stem, *backbone.head)}
     widths = {
         f"backbone.layers.{index + 2}.out_channels": backbone.width(stage.width)
         for index, stage in enumerate(backbone.stages)
     }
     return {
-        "backbone.first_channels": backbone.width(backbone.stem_width),
-        "backbone.last_channels": backbone.fixed_widths["mix"],
-        **widths,
-    }
+        "backbone.first_channels": rows["stem"], "backbone.last_channels": rows["mix"], **widths
+    }  # fmt: skip
 
 
 def _require_family(backbone: Backbone) -> None:
-    if backbone.widths:
-        raise ConfigError(f"MMRazor has no {backbone.name}: expected a network of one width")
+    if "mmrazor" not in [names.program for names in backbone.weight_names]:
+        raise ConfigError(f"MMRazor has no {backbone.name}: expected a network that it has")
 
 
 def _require(data: Mapping[str, Any], keys: list[str], source: str | Path) -> None:

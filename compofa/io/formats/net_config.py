@@ -18,9 +18,10 @@ from typing import Any
 
 from compofa.errors import SpaceError
 from compofa.io.untrusted import parse_json, read_text
-from compofa.networks.backbones import RESNET50D, divisible8
-from compofa.networks.layout import LayerSpec, at_resolution, mid_channels, se_channels
-from compofa.networks.network_spec import MAX_LAYERS, FixedNetwork, has_wide_depths
+from compofa.networks.families.resnet50d import widths_of
+from compofa.networks.kinds import LayerSpec, divisible8, mid_channels, se_channels
+from compofa.networks.layout import at_resolution
+from compofa.networks.network_spec import MAX_LAYERS, FixedNetwork
 from compofa.networks.supernet_spec import field
 from compofa.space.subnet import as_number
 
@@ -82,7 +83,7 @@ def from_net_config(data: Any, resolution: int | None = None) -> FixedNetwork:
         resolution = _integer(data, "resolution", "network") if "resolution" in data else 224
     dropout = field(classifier, "dropout_rate", float, int)
     resized = at_resolution(tuple(layers), resolution)
-    return FixedNetwork(resized, dropout, eps, momentum, _widths(layers))
+    return FixedNetwork(resized, dropout, eps, momentum, widths_of(layers))
 
 
 def _inverted(data: Mapping[str, Any], blocks: list[Any]) -> list[LayerSpec]:
@@ -279,20 +280,6 @@ def _bottleneck(block: Any, where: str) -> LayerSpec:
         residual=True,
         downsample=stride > 1 or ins != outs,
     )
-
-
-def _widths(layers: list[LayerSpec]) -> tuple[int, ...]:
-    """Return which of Once-for-All's width multipliers a ResNet50D has, if all are of them."""
-    channels = {layer.name: layer.out_channels for layer in layers}
-    names = ("stem", "stem_out", *(f"stages.{stage}.0" for stage in range(1, 5)))
-    bases = (RESNET50D.stem_width, 64, *(stage.width for stage in RESNET50D.stages[1:]))
-    found = []
-    for name, base in zip(names, bases, strict=True):
-        known = [RESNET50D.width(base * mult) for mult in RESNET50D.widths]
-        if channels.get(name) not in known:
-            return ()
-        found.append(known.index(channels[name]))
-    return tuple(found) if has_wide_depths(layers) else ()
 
 
 def _is_residual(block: Mapping[str, Any], where: str) -> bool:
