@@ -28,8 +28,8 @@ from compofa.io.weights import copy_checked
 from compofa.networks.families import subnet_from_config
 from compofa.networks.layout import macs, params
 from compofa.networks.network_spec import FixedNetwork, Network, network_from_json
-from compofa.nn.build import build
 from compofa.nn.blocks import ConvBN
+from compofa.nn.build import build
 from compofa.nn.static import StaticNetwork
 from compofa.space.subnet import Subnet
 

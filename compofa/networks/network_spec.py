@@ -22,7 +22,7 @@ from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Block, Subnet, numbers
 
 if TYPE_CHECKING:
-    from compofa.nn.static import StaticNetwork
+    pass
 
 ACTS = ["relu", "relu6", "hswish", "none"]
 """Activations that are known; :func:`compofa.nn.blocks.register_activation` adds more."""

@@ -30,9 +30,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compofa.errors import ConfigError
+from compofa.space.config import DEPTH
 from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import Number
 from compofa.training.tasks import Loss, Sampler, distillation_loss, sandwich, uniform
 
+Values = tuple[tuple[str, tuple[Number, ...]], ...]
 REFERENCE_BATCH = 2048
 """Images per step that the base learning rates are for; rates scale linearly with the batch."""
 
@@ -54,9 +57,8 @@ class Phase:
         sort: Whether to sort channels by importance at the start: all channels, or, if the
             predecessor trained several widths, only within the groups between those widths.
         free: Whether the default network is the one with free (uncoupled) choices.
-        depths: Depths to sample; ``None`` for all of the network's.
-        expands: Expand ratios to sample; ``None`` for all.
-        kernels: Kernel sizes to sample; ``None`` for all.
+        values: What to sample of some choices: pairs (name of the choice, its values). All of the
+            network's are sampled of the others.
         sampler: Function that returns the subnets of a step.
         loss: Function that returns the loss of a subnet.
         teacher: Source of the soft targets: ``checkpoint``, the largest network trained beforehand;
@@ -75,9 +77,7 @@ class Phase:
     starts_from: tuple[str, int] | None = None
     sort: bool = False
     free: bool = False
-    depths: tuple[int, ...] | None = None
-    expands: tuple[int, ...] | None = None
-    kernels: tuple[int, ...] | None = None
+    values: Values = ()
     sampler: Sampler = uniform
     loss: Loss = distillation_loss
     teacher: str = "checkpoint"
@@ -96,22 +96,21 @@ class Phase:
                 them.
             SpaceError: No subnet is left.
         """
-        named = {"depth": self.depths, "kernel": self.kernels, "expand": self.expands}
-        wanted = {name: values for name, values in named.items() if values is not None}
-        if not wanted:
+        if not self.values:
             return space
-        if space.outer:
+        names = [name for name, _ in self.values]
+        if space.outer or not {*names} <= {*space.names, DEPTH}:
             raise ConfigError(
-                f"task {self.task}: Once-for-All published no such recipe for ResNet50D, whose "
-                "kernels are fixed and whose widths are elastic; expected --task supernet or "
-                "compound"
+                f"task {self.task}: expected a network with the choices {', '.join(names)} alone, "
+                f"got one of {', '.join([*space.names, *(c.name for c in space.outer[:1])])}; "
+                "expected --task supernet or compound"
             )
         if any(stage.coupling is not None for stage in space.stages):
             raise ConfigError(
                 f"task {self.task}: expected a network in which every choice is free, such as "
                 f"ofa-small, or --heuristic none; got one of the space {space.name}"
             )
-        return space.restrict(**wanted)
+        return space.restrict(**dict(self.values))
 
 
 @dataclass(frozen=True)
@@ -163,6 +162,12 @@ class Recipe:
 CHAINS = {"progressive": ("expand", 2)}
 """Tasks that run several phases in a row: all that their last phase builds on, and that phase."""
 
+
+def _values(depths: tuple[int, ...], expands: tuple[int, ...]) -> Values:
+    """Return what a phase of progressive shrinking samples."""
+    return (("kernel", (3, 5, 7)), ("depth", depths), ("expand", expands))
+
+
 TEACHER = Phase("teacher", 1, subnets=1, epochs=180, base_lr=2.6, largest_only=True, teacher="none")
 COMPOUND_1 = Phase(
     "compound", 1, subnets=4, epochs=25, base_lr=0.08, starts_from=("teacher", 1), sort=True
@@ -173,23 +178,24 @@ COMPOUND_2 = Phase(
 )  # fmt: skip
 KERNEL = Phase(
     "kernel", 1, subnets=1, epochs=120, base_lr=2.6, warmup_epochs=5, starts_from=("teacher", 1),
-    free=True, depths=(4,), expands=(6,), kernels=(3, 5, 7),
+    free=True, values=_values((4,), (6,)),
 )  # fmt: skip
 DEPTH_1 = replace(
     KERNEL, task="depth", subnets=2, epochs=25, base_lr=0.08, warmup_epochs=0,
-    starts_from=("kernel", 1), depths=(3, 4),
+    starts_from=("kernel", 1), values=_values((3, 4), (6,)),
 )  # fmt: skip
 DEPTH_2 = replace(
     DEPTH_1, number=2, epochs=120, base_lr=0.24, warmup_epochs=5,
-    starts_from=("depth", 1), depths=(2, 3, 4),
+    starts_from=("depth", 1), values=_values((2, 3, 4), (6,)),
 )  # fmt: skip
 EXPAND_1 = replace(
     DEPTH_2, task="expand", number=1, subnets=4, epochs=25, base_lr=0.08, warmup_epochs=0,
-    starts_from=("depth", 2), sort=True, expands=(4, 6),
+    starts_from=("depth", 2), sort=True,
+    values=_values((2, 3, 4), (4, 6)),
 )  # fmt: skip
 EXPAND_2 = replace(
     EXPAND_1, number=2, epochs=120, base_lr=0.24, warmup_epochs=5,
-    starts_from=("expand", 1), expands=(3, 4, 6),
+    starts_from=("expand", 1), values=_values((2, 3, 4), (3, 4, 6)),
 )  # fmt: skip
 SUPERNET = Phase(
     "supernet", 1, subnets=4, epochs=180, base_lr=0.65, warmup_epochs=5,

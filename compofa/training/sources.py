@@ -17,13 +17,13 @@ from compofa.io.checkpoint import Checkpoint
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.io.untrusted import parse_json
 from compofa.io.weights import load_state
+from compofa.networks.families import subnet_from_config
 from compofa.networks.network_spec import FixedNetwork, Network
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.nn.calibrate import calibrate
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet, initialise
-from compofa.networks.families import subnet_from_config
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 
@@ -37,8 +37,8 @@ def open_source(source: str, student: Network | None, teaches: bool) -> OpenedNe
         source: What :func:`compofa.io.open.open_network` takes.
         student: Definition of the network to train, used for weights that come without one;
             ``None`` to recognise them.
-        teaches: Whether it is the teacher, which without a definition is the largest network with
-            the largest kernels of the student's backbone.
+        teaches: Whether it is the teacher, which without a definition is the largest network of
+            the student's backbone.
 
     Raises:
         CompofaError: It cannot be opened.
@@ -46,7 +46,8 @@ def open_source(source: str, student: Network | None, teaches: bool) -> OpenedNe
     if not isinstance(student, NetworkSpec):
         return open_network(source)
     if teaches:
-        largest = student.backbone.free_space().restrict(kernels=(max(student.backbone.kernels),))
+        fixed = {choice.name: (max(choice.values),) for choice in student.backbone.choices[:-1]}
+        largest = student.backbone.free_space().restrict(**fixed)
         student = replace(student, space=largest, kernel_transform=False)
     return open_network(source, arch=student)
 

@@ -220,7 +220,8 @@ def _load_start(
     before = load_initial(net, opened, start, splits)
     if config.recipe_phase.sort:
         recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
-        sort_channels(net, groups=recipe.phase(*origin).expands or ())
+        trained = dict(recipe.phase(*origin).values)
+        sort_channels(net, groups=trained.get(net.spec.space.names[-1], ()))
     return net.state_dict(), before
 
 
