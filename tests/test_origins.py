@@ -26,6 +26,7 @@ from compofa.seeds import rng
 from compofa.training.config import TrainConfig
 from compofa.training.finetune import open_single
 from compofa.training.predecessors import check_fits
+from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
 from compofa.training.trainer import Trainer
 
 CLASSES = ("ant", "bee", "cat")
@@ -270,7 +271,10 @@ def test_options_that_a_task_does_not_use_are_refused(here, call, task, words, o
     assert [*here.iterdir()] == []
 
 
-def test_a_teacher_trained_first_takes_the_options_that_it_uses(here, call):
+def test_a_teacher_trained_first_takes_the_options_that_it_uses(here, call, monkeypatch):
+    teacher, *others = SMALL_IMAGES.phases
+    cheap = Recipe((replace(teacher, epochs=1, warmup_epochs=0), *others), quick=True)
+    monkeypatch.setitem(RECIPES, "digits", cheap)
     words = ["--task", "compound", *QUICK, "--kd-ratio", "0.5", "--kd-type", "mse"]
     assert call(*words, "--dynamic-batch-size", "2", "--output", "run").status == 0
     first = json.loads(Path("run/teacher/config.json").read_text())["config"]
