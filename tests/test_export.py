@@ -122,6 +122,8 @@ def test_exported_file_agrees_at_any_batch_size(format: str, fold: bool, tmp_pat
         "max_difference": difference,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
+    if format == "onnx":
+        check_graph(path)
     run = module._load(path.read_bytes(), format)
     with torch.no_grad():
         for count in (1, 4, 7):
@@ -129,13 +131,10 @@ def test_exported_file_agrees_at_any_batch_size(format: str, fold: bool, tmp_pat
             torch.testing.assert_close(run(images(count)), expected, rtol=0, atol=1e-5)
 
 
-def test_onnx_names_and_shapes(tmp_path: Path) -> None:
-    need("onnx")
+def check_graph(path: Path) -> None:
     import onnx
 
-    network, card = make()
-    export(network, tmp_path / "net.onnx", "onnx", card, fold=True)
-    model = onnx.load(tmp_path / "net.onnx")
+    model = onnx.load(path)
     onnx.checker.check_model(model)
     (given,), (made,) = model.graph.input, model.graph.output
     assert (given.name, made.name) == ("images", "logits")
