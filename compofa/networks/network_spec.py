@@ -21,9 +21,6 @@ from compofa.space.config import ConfigFormat
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Block, Subnet, numbers
 
-if TYPE_CHECKING:
-    pass
-
 ACTS = ["relu", "relu6", "hswish", "none"]
 """Activations that are known; :func:`compofa.nn.blocks.register_activation` adds more."""
 MAX_LAYERS, MAX_CHANNELS, MAX_PARAMS = 512, 1_000_000, 100_000_000

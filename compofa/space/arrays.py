@@ -67,7 +67,7 @@ class SubnetArrays:
         held = {**blocks, "depths": depths, "resolutions": r, "outer": outer}
         widths = {values.shape[1:] for values in blocks.values()}
         fits = {*names} <= {*blocks} and len(widths) == 1 and r.ndim == 1
-        fits = fits and depths.ndim == outer.ndim == 2 and len([*widths][0]) == 1
+        fits = fits and depths.ndim == outer.ndim == 2 and len(next(iter(widths))) == 1
         fits = fits and {len(values) for values in held.values()} == {len(r)}
         if not fits or not depths.shape[1] or widths.pop()[0] % depths.shape[1]:
             shown = ", ".join(f"{name} {list(values.shape)}" for name, values in held.items())
