@@ -1,7 +1,12 @@
 """The first of scikit-learn's digits in place of all of them, for tests that are over soon."""
 
+from dataclasses import replace
+
+import numpy as np
 import sklearn.datasets
 from sklearn.utils import Bunch
+
+from compofa.space.arrays import SubnetArrays
 
 
 def first_digits(count: int = 150) -> Bunch:
@@ -14,3 +19,9 @@ def shrink_digits(count: int = 150) -> None:
     """Let the data set have no more, in this process and until it ends."""
     few = first_digits(count)
     sklearn.datasets.load_digits = lambda: few
+
+
+def changed(arrays: SubnetArrays, **values: np.ndarray) -> SubnetArrays:
+    """Return arrays with others in place of some: of block choices or attributes, by name."""
+    blocks = {name: values.pop(name, array) for name, array in arrays.blocks.items()}
+    return replace(arrays, blocks=blocks, **values)

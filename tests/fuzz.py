@@ -54,9 +54,9 @@ from compofa.io.locks import read_holder
 from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
+from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import network_spec
-from compofa.space.subnet import Subnet
 from compofa.training.journal import Journal
 from nas.accuracy.predictor import load_accuracy_model
 from nas.accuracy.published import PublishedPredictor
@@ -143,7 +143,7 @@ def records(path: Path) -> Hashable:
 
 def subnets(path: Path) -> Hashable:
     arrays, columns = read_subnets(path, ["top1"])
-    space = pipeline.named_space("compofa", None, np.unique(arrays.r).tolist())[1]
+    space = pipeline.named_space("compofa", None, np.unique(arrays.resolutions).tolist())[1]
     arrays = require_members(arrays, space, path)
     require(np.isfinite(columns["top1"]).all(), "top1 that is no number")
     return digest(*arrays, columns["top1"])
@@ -398,7 +398,7 @@ def eval_subnet(folder: Path) -> Path:
 
 def razor(folder: Path) -> Path:
     path = folder / "subnet.yaml"
-    found = Subnet.from_config(json.loads((FIRST / "subnet_20.json").read_text()))
+    found = subnet_from_config(json.loads((FIRST / "subnet_20.json").read_text()))
     path.write_text(dump(found, MOBILENET_V3))
     return path
 

@@ -144,7 +144,9 @@ def test_columns_are_added_to_those_of_the_input(call, tmp_path, caplog):
 
 def test_predictions_that_are_no_numbers_are_not_written(call, tmp_path, monkeypatch):
     table(tmp_path / "in.csv")
-    monkeypatch.setattr(FittedPredictor, "predict", lambda self, arrays: arrays.r * np.nan)
+    monkeypatch.setattr(
+        FittedPredictor, "predict", lambda self, arrays: arrays.resolutions * np.nan
+    )
     result = call("predict", "--columns", "macs,top1", "--input", "in.csv", "--output", "out.csv")
     assert result.status == 1 and "finite" in result.err and "top1" in result.err
     assert not Path("out.csv").exists()
@@ -171,7 +173,8 @@ def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):
     plain = predict(tmp_path / "in.csv", columns)
     (tmp_path / "in.csv.gz").write_bytes(gzip.compress((tmp_path / "in.csv").read_bytes()))
     filled = arrays._replace(
-        ks=np.where(arrays.ks == 0, 7, arrays.ks), e=np.where(arrays.e == 0, 6, arrays.e)
+        ks=np.where(arrays.blocks["kernel"] == 0, 7, arrays.blocks["kernel"]),
+        e=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
     )
     write_subnets(tmp_path / "full.csv", filled, {})
     for name in ("in.csv.gz", "full.csv"):
@@ -210,7 +213,7 @@ def test_wrong_rows_are_named_by_their_lines(call, tmp_path, change, message):
     if message is None:
         assert result.status == 0, "what stands past a depth is no part of the subnet"
         return
-    line = int(np.flatnonzero(arrays.r == 192)[0]) + 2
+    line = int(np.flatnonzero(arrays.resolutions == 192)[0]) + 2
     assert result.status == 1 and f"in.csv, line {line}: " in result.err and message in result.err
     assert len(result.err.splitlines()) == 1 and not Path("out.csv").exists()
 

@@ -14,6 +14,7 @@ import pytest
 
 import nas.report.figure
 from compofa.cli.evaluate import read_subnet
+from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
@@ -70,7 +71,7 @@ def subnet(row: dict[str, str]) -> Subnet:
     config: dict[str, object] = {
         key: [int(value) for value in row[key].split(" ")] for key in ("ks", "e", "d")
     }
-    return Subnet.from_config({**config, "r": int(row["r"])})
+    return subnet_from_config({**config, "r": int(row["r"])})
 
 
 def space_of(net: str) -> SearchSpace:
@@ -115,7 +116,7 @@ def test_each_subnet_file_is_taken_by_the_evaluation(usual):
         config = json.loads(path.read_text())
         assert list(config) == ["ks", "e", "d", "r"]
         read = read_subnet(str(path), space_of("compofa").restrict(resolutions=(224,)), 224)
-        assert read == Subnet.from_config(config) == subnet(row)
+        assert read == subnet_from_config(config) == subnet(row)
 
 
 def test_both_fronts_are_fronts_of_their_spaces(usual):

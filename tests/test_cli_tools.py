@@ -12,6 +12,7 @@ from compofa.data import Normalisation, load_dataset
 from compofa.evaluate import Evaluator
 from compofa.io.checkpoint import Checkpoint, file_hash, load_checkpoint, save_checkpoint
 from compofa.io.open import open_network
+from compofa.networks.families import subnet_from_config
 from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.zoo import network_spec
 from compofa.nn.build import build
@@ -19,7 +20,6 @@ from compofa.nn.calibrate import calibrate
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.space.subnet import Subnet
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_export_of_a_given_subnet_without_calibration(call: Callable[..., Outcom
         expected = extract(checkpoint.build(), subnet)(images)
         torch.testing.assert_close(run_file("new/net.ts", images), expected, rtol=0, atol=1e-5)
     card = json.loads(Path("new/net.ts.json").read_text())
-    assert Subnet.from_config(card["subnet"]) == subnet
+    assert subnet_from_config(card["subnet"]) == subnet
     assert card["calibration"] is None
     assert card["figures"] == {}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from few import changed
 
 from compofa.errors import SpaceError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
@@ -65,30 +66,35 @@ def test_each_distinct_layer_is_asked_once():
     cost = LayerSumCost(MOBILENET_V3, 1000, lambda layer: asked.append(layer) or 1.0, "n", "layers")
     arrays = sample(n=500)
     counts = cost(arrays)
-    assert np.array_equal(counts, arrays.d.sum(axis=1) + 6)
+    assert np.array_equal(counts, arrays.depths.sum(axis=1) + 6)
     before = len(asked)
     cost(arrays)
     assert len(asked) == before <= len(SPACE.resolutions) * 96
 
 
 def test_nothing_gives_nothing():
-    empty = SubnetArrays(*(array[:0] for array in sample()))
+    empty = sample()[:0]
     assert macs_cost(MOBILENET_V3)(empty).shape == (0,)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a._replace(ks=a.ks - 1), "kernel.* 31.* -1"),
-        (lambda a: a._replace(e=a.e * 100), "expand.* 32"),
-        (lambda a: a._replace(e=a.e * np.nan), "expand.*nan"),
-        (lambda a: a._replace(e=a.e * 1.01), "0.05"),
-        (lambda a: a._replace(ks=a.ks * 1.5), "kernel"),
-        (lambda a: a._replace(r=a.r * 100), "resolution.* 2048"),
-        (lambda a: a._replace(r=a.r * 0), "resolution"),
-        (lambda a: a._replace(ks=a.ks[:, :3]), "shape"),
-        (lambda a: a._replace(ks=a.ks[:, :19], e=a.e[:, :19]), "5 stages"),
-        (lambda a: a._replace(ks=a.ks * 0), "blocks"),
+        (lambda a: changed(a, kernel=a.blocks["kernel"] - 1), "kernel.* 31.* -1"),
+        (lambda a: changed(a, expand=a.blocks["expand"] * 100), "expand.* 32"),
+        (lambda a: changed(a, expand=a.blocks["expand"] * np.nan), "expand.*nan"),
+        (lambda a: changed(a, expand=a.blocks["expand"] * 1.01), "0.05"),
+        (lambda a: changed(a, kernel=a.blocks["kernel"] * 1.5), "kernel"),
+        (lambda a: changed(a, resolutions=a.resolutions * 100), "resolution.* 2048"),
+        (lambda a: changed(a, resolutions=a.resolutions * 0), "resolution"),
+        (lambda a: changed(a, kernel=a.blocks["kernel"][:, :3]), "shape"),
+        (
+            lambda a: changed(
+                a, kernel=a.blocks["kernel"][:, :19], expand=a.blocks["expand"][:, :19]
+            ),
+            "5 stages",
+        ),
+        (lambda a: changed(a, kernel=a.blocks["kernel"] * 0), "blocks"),
     ],
 )
 def test_impossible_choices_are_errors(change, message):

@@ -15,8 +15,8 @@ from compofa.io.export import load_exported
 from compofa.io.open import open_network
 from compofa.io.records import read_records
 from compofa.io.tensors import checksum
+from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import NETWORKS
-from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
 from nas.cli import search
@@ -112,7 +112,7 @@ def test_tables_of_the_first_version_are_read(tmp_path: Path) -> None:
     assert np.all(cost(space.arrays(space.sample_genes(np.random.default_rng(0), 5))) > 0)
     for name in ("results.csv", "evaluated.csv"):
         assert len(read_subnets(FIRST / name, ["top1"])[1]["top1"]) >= 3
-    subnet = Subnet.from_config(json.loads((FIRST / "subnet_20.json").read_text()))
+    subnet = subnet_from_config(json.loads((FIRST / "subnet_20.json").read_text()))
     assert subnet.resolution == 192
     identity = json.loads((FIRST / "timings.jsonl").read_text().splitlines()[0])
     folder = tmp_path / "cache"

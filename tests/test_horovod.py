@@ -1,6 +1,5 @@
 """Two workers by Horovod (gloo), started by horovodrun; ``make horovod`` installs it."""
 
-import re
 import sys
 from pathlib import Path
 

@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from few import changed
 
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.layout import layout
-from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost
 from nas.cost.devices import DEVICES, load_cost
@@ -78,9 +78,9 @@ def test_a_table_of_another_width_says_which(tables, width):
 def test_a_layer_or_resolution_that_a_table_lacks_is_named(tables):
     arrays = sample(WIDE.free_space((160,)))
     with pytest.raises(TableError, match=r"expanded_conv.*-kernel:9-"):
-        TableCost(tables, WIDE)(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
+        TableCost(tables, WIDE)(changed(arrays, kernel=np.where(arrays.blocks["kernel"] > 0, 9, 0)))
     with pytest.raises(TableError, match=r"176.* 160, 224"):
-        TableCost(tables, WIDE)(arrays._replace(r=arrays.r + 16))
+        TableCost(tables, WIDE)(changed(arrays, resolutions=arrays.resolutions + 16))
     with pytest.raises(TableError, match=r"Logits.*classes"):
         TableCost(tables, WIDE, 10)(arrays)
 
@@ -162,8 +162,8 @@ def test_shipped_models_load_and_say_their_error(name):
     latency = cost(arrays)
     assert np.isfinite(latency).all()
     assert (latency > 1).all()
-    assert np.array_equal(cost(SubnetArrays(*(a[::-1] for a in arrays))), latency[::-1])
-    assert cost(SubnetArrays(*(a[:0] for a in arrays))).shape == (0,)
+    assert np.array_equal(cost(arrays[::-1]), latency[::-1])
+    assert cost(arrays[:0]).shape == (0,)
     assert cost(sample(SPACE, 1)).shape == (1,)
 
 
@@ -190,9 +190,9 @@ def test_note10_serves_other_widths_and_resolutions():
     narrow, wide = (load_cost("note10", MOBILENET_V3.scaled(w))(arrays) for w in (1.0, 1.2))
     assert (narrow < wide).all()
     with pytest.raises(SpaceError, match="128 to 224"):
-        load_cost("note10")(arrays._replace(r=arrays.r * 2))
+        load_cost("note10")(changed(arrays, resolutions=arrays.resolutions * 2))
     with pytest.raises(SpaceError, match="kernel 9"):
-        load_cost("note10")(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
+        load_cost("note10")(changed(arrays, kernel=np.where(arrays.blocks["kernel"] > 0, 9, 0)))
 
 
 @pytest.mark.parametrize("width", [0.3, 0.5, 2.5, 8.0])
@@ -231,11 +231,11 @@ def test_models_refuse_what_was_not_measured():
     with pytest.raises(TableError, match="mobilenet_v3_small_images"):
         load_cost("note10", MOBILENET_V3_SMALL_IMAGES)
     with pytest.raises(SpaceError, match=r"160, 176, 192, 208, 224.* 161"):
-        load_cost("p40")(arrays._replace(r=arrays.r * 0 + 161))
+        load_cost("p40")(changed(arrays, resolutions=arrays.resolutions * 0 + 161))
     with pytest.raises(SpaceError, match=r"kernel.* 3, 5, 7"):
-        load_cost("v100")(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
+        load_cost("v100")(changed(arrays, kernel=np.where(arrays.blocks["kernel"] > 0, 9, 0)))
     with pytest.raises(SpaceError, match=r"expand.* 3, 4, 6"):
-        load_cost("v100")(arrays._replace(e=np.where(arrays.e > 0, 5, 0)))
+        load_cost("v100")(changed(arrays, expand=np.where(arrays.blocks["expand"] > 0, 5, 0)))
 
 
 def test_unknown_devices_list_the_known(tmp_path):

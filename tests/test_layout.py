@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compofa.errors import SpaceError
 from compofa.networks.backbone import Backbone
-from compofa.networks.families import backbone
+from compofa.networks.families import backbone, subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.families.proxyless import PROXYLESS
 from compofa.networks.families.resnet50d import RESNET50D, RESNET50D_SMALL_IMAGES
@@ -101,7 +101,7 @@ def test_published_parameters_and_macs_are_reproduced(reference_data: Path) -> N
     assert len(rows) > 100
     for row in rows:
         config = {key: [int(value) for value in row[key].split()] for key in ("ks", "e", "d")}
-        layers = layout(MOBILENET_V3, Subnet.from_config({**config, "r": int(row["r"])}))
+        layers = layout(MOBILENET_V3, subnet_from_config({**config, "r": int(row["r"])}))
         assert macs(layers) == int(row["macs"])
         assert params(layers) == int(row["params"])
 

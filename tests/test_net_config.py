@@ -16,6 +16,7 @@ from compofa.io.formats.names import from_ours, from_slots
 from compofa.io.formats.net_config import from_net_config, is_net_config, read_json, to_net_config
 from compofa.io.formats.specialised import find_specialised
 from compofa.io.open import open_network
+from compofa.networks.families import subnet_from_config
 from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import at_resolution
 from compofa.networks.network_spec import FixedNetwork
@@ -23,7 +24,6 @@ from compofa.networks.zoo import network_spec
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.space.subnet import Subnet
 
 
 def a_checkpoint(net_id: str = "ofa-small") -> Checkpoint:
@@ -182,7 +182,7 @@ def test_a_resnet_of_other_widths_has_no_indices_of_widths() -> None:
     for block in data["blocks"][-1:]:
         block["in_channels"], block["mid_channels"] = data["blocks"][-2]["out_channels"], 64
     other = from_net_config(data)
-    assert Subnet.from_config(other.subnet.to_config()) == other.subnet
+    assert subnet_from_config(other.subnet.to_config()) == other.subnet
     data["blocks"] = data["blocks"][:1]
     data["classifier"]["in_features"] = data["blocks"][0]["out_channels"]
     short = from_net_config(data)

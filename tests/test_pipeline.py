@@ -12,10 +12,10 @@ import pytest
 import nas.report.figure
 from compofa.errors import CompofaError, ConfigError, SearchError, SpaceError, TableError
 from compofa.io.untrusted import printable
+from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays
-from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost, params_cost
 from nas.search.evolution import Evolution
 from nas.search.pipeline import (
@@ -41,14 +41,21 @@ class Made:
     name, unit, error = "made up", "ms", "none"
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
-        return np.asarray(arrays.ks).sum(axis=1) * np.asarray(arrays.r) / 1000.0
+        return (
+            np.asarray(arrays.blocks["kernel"]).sum(axis=1)
+            * np.asarray(arrays.resolutions)
+            / 1000.0
+        )
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
-        weights = np.linspace(1, 2, arrays.e.shape[1])
-        return np.asarray(arrays.e) @ weights / 10 + np.asarray(arrays.r) / 16.0
+        weights = np.linspace(1, 2, arrays.blocks["expand"].shape[1])
+        return (
+            np.asarray(arrays.blocks["expand"]) @ weights / 10
+            + np.asarray(arrays.resolutions) / 16.0
+        )
 
     def std(self, arrays: SubnetArrays) -> np.ndarray:
-        return np.ones(len(arrays.r))
+        return np.ones(len(arrays.resolutions))
 
 
 def target(name: str = "compofa", **changes: object) -> Target:
@@ -115,7 +122,7 @@ def test_tables_hold_what_was_found(outcome, tmp_path):
         assert float(row["latency_ms"]) == pytest.approx(found.cost, abs=1e-4)
         assert float(row["top1"]) == pytest.approx(found.accuracy, abs=1e-4)
         config = json.loads(path.read_text())
-        assert Subnet.from_config(config) == found.subnet
+        assert subnet_from_config(config) == found.subnet
         assert row["ks"] == " ".join(map(str, config["ks"])) and row["r"] == str(config["r"])
 
 

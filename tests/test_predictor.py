@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from few import changed
 
 from compofa.errors import DataError, SpaceError, TableError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
@@ -42,8 +43,13 @@ def subnets(count: int, resolutions: tuple[int, ...], *key: int, elastic=False) 
 
 
 def truth(arrays: SubnetArrays) -> np.ndarray:
-    size = (arrays.d * [1, 2, 1, 2, 3]).sum(axis=1)
-    return 60 + 0.5 * size + 0.2 * arrays.d[:, 0] * arrays.d[:, 1] + 0.4 * (arrays.r - 24)
+    size = (arrays.depths * [1, 2, 1, 2, 3]).sum(axis=1)
+    return (
+        60
+        + 0.5 * size
+        + 0.2 * arrays.depths[:, 0] * arrays.depths[:, 1]
+        + 0.4 * (arrays.resolutions - 24)
+    )
 
 
 def fit_small(seed: int = 0) -> FittedPredictor:
@@ -84,18 +90,18 @@ def test_predict_equals_the_network_it_stands_for(small):
     hidden = np.maximum(hidden @ a["hidden_weight"] + a["hidden_bias"], 0)
     y = hidden @ a["output_weight"] + a["output_bias"]
     y += x @ a["skip_weight"].reshape(x.shape[1], -1)
-    expected = y[np.arange(9000), (arrays.r == 32).astype(int)]
+    expected = y[np.arange(9000), (arrays.resolutions == 32).astype(int)]
     np.testing.assert_allclose(small.predict(arrays), expected, atol=2e-4)
     shuffled = np.random.default_rng(0).permutation(9000)
-    moved = SubnetArrays(*(array[shuffled] for array in arrays))
+    moved = arrays[shuffled]
     np.testing.assert_allclose(small.predict(moved), expected[shuffled], atol=2e-4)
 
 
 def test_accuracy_between_anchors_is_interpolated_linearly(small):
     arrays = subnets(50, (24,), 5)
-    at = {r: small.predict(arrays._replace(r=np.full(50, r))) for r in (24, 26, 32)}
+    at = {r: small.predict(changed(arrays, resolutions=np.full(50, r))) for r in (24, 26, 32)}
     np.testing.assert_allclose(at[26], 0.75 * at[24] + 0.25 * at[32], rtol=1e-9)
-    std = {r: small.std(arrays._replace(r=np.full(50, r))) for r in (24, 26, 32)}
+    std = {r: small.std(changed(arrays, resolutions=np.full(50, r))) for r in (24, 26, 32)}
     assert (std[26] > 0).all()
     assert (small.std(arrays) >= small.model_std(arrays)).all()
 
@@ -104,21 +110,45 @@ def test_float_arrays_and_empty_input(small):
     arrays = subnets(20, (24,), 6)
     floats = SubnetArrays(*(array.astype(np.float64) for array in arrays))
     np.testing.assert_array_equal(small.predict(arrays), small.predict(floats))
-    assert small.predict(SubnetArrays(*(array[:0] for array in arrays))).shape == (0,)
+    assert small.predict(arrays[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a._replace(r=np.full(20, 33)), "24 to 32"),
-        (lambda a: a._replace(r=np.full(20, np.nan)), "24 to 32"),
-        (lambda a: a._replace(ks=np.where(a.ks == 5, 9, a.ks)), "kernel.* 3, 5"),
-        (lambda a: a._replace(ks=np.where(a.ks == 5, 10**9, a.ks)), "kernel.* 3, 5"),
-        (lambda a: a._replace(ks=-a.ks), "kernel.* 3, 5"),
-        (lambda a: a._replace(e=np.where(a.e == 4, 5, a.e)), "expand.* 3, 4, 6"),
-        (lambda a: a._replace(e=np.where(a.e == 4, np.nan, a.e)), "expand.* 3, 4, 6"),
-        (lambda a: a._replace(e=np.where(a.ks > 0, a.e, 3)), "blocks"),
-        (lambda a: a._replace(ks=a.ks[:, :16], e=a.e[:, :16]), r"shape \[n, 20\]"),
+        (lambda a: changed(a, resolutions=np.full(20, 33)), "24 to 32"),
+        (lambda a: changed(a, resolutions=np.full(20, np.nan)), "24 to 32"),
+        (
+            lambda a: changed(a, kernel=np.where(a.blocks["kernel"] == 5, 9, a.blocks["kernel"])),
+            "kernel.* 3, 5",
+        ),
+        (
+            lambda a: changed(
+                a, kernel=np.where(a.blocks["kernel"] == 5, 10**9, a.blocks["kernel"])
+            ),
+            "kernel.* 3, 5",
+        ),
+        (lambda a: changed(a, kernel=-a.blocks["kernel"]), "kernel.* 3, 5"),
+        (
+            lambda a: changed(a, expand=np.where(a.blocks["expand"] == 4, 5, a.blocks["expand"])),
+            "expand.* 3, 4, 6",
+        ),
+        (
+            lambda a: changed(
+                a, expand=np.where(a.blocks["expand"] == 4, np.nan, a.blocks["expand"])
+            ),
+            "expand.* 3, 4, 6",
+        ),
+        (
+            lambda a: changed(a, expand=np.where(a.blocks["kernel"] > 0, a.blocks["expand"], 3)),
+            "blocks",
+        ),
+        (
+            lambda a: changed(
+                a, kernel=a.blocks["kernel"][:, :16], expand=a.blocks["expand"][:, :16]
+            ),
+            r"shape \[n, 20\]",
+        ),
     ],
 )
 def test_subnets_outside_the_model_are_named(small, change, message):
@@ -150,7 +180,7 @@ def test_a_card_without_figures_is_said_to_have_none(small, held_out):
 
 def test_accuracies_that_are_all_equal_have_no_ranks(tmp_path):
     arrays = subnets(40, (24, 32), 3)
-    same = np.where(arrays.r == 24, 70.0, truth(arrays))
+    same = np.where(arrays.resolutions == 24, 70.0, truth(arrays))
     for top1, error in ((same, "Spearman"), (np.full(40, 70.0), "rank")):
         model = fit_accuracy(arrays, top1, steps=5, samples=1000, folds=2)
         model.save(tmp_path / "mine.npz")
@@ -240,18 +270,21 @@ def test_shipped_models_answer_for_their_network(name):
     assert top1.dtype == std.dtype == np.float64
     assert ((top1 > 60) & (top1 < 80)).all()
     assert ((std > 0.02) & (std < 3)).all()
-    up = [model.predict(arrays._replace(r=np.full(400, r))).mean() for r in range(128, 225, 16)]
+    up = [
+        model.predict(changed(arrays, resolutions=np.full(400, r))).mean()
+        for r in range(128, 225, 16)
+    ]
     assert (np.diff(up) > 0.2).all()
     deep = subnets(400, (224,), 9, elastic=True)
     deep_top1 = model.predict(deep)
-    assert np.corrcoef(deep.d.sum(axis=1), deep_top1)[0, 1] > 0.7
+    assert np.corrcoef(deep.depths.sum(axis=1), deep_top1)[0, 1] > 0.7
     assert model.card["sources"]
     assert model.card["license"]
 
 
 def test_shipped_uncertainty_is_larger_where_nothing_was_measured():
     arrays = subnets(200, (192,), 10, elastic=True)
-    higher = arrays._replace(r=np.full(200, 224))
+    higher = changed(arrays, resolutions=np.full(200, 224))
     compofa = load_accuracy_model("compofa")
     assert (compofa.model_std(higher) > 1.3 * compofa.model_std(arrays)).mean() > 0.95
     measured = load_accuracy_model("ofa_mbv3_d234_e346_k357_w1.0")
@@ -275,7 +308,9 @@ def test_blocks_of_rows_are_found():
     arrays = subnets(360, (128, 160), 11, elastic=True)
     generator = np.random.default_rng(12)
     label = np.repeat([0, 1, 2], [100, 140, 120])
-    offset = np.array([[-0.3, -0.1], [0.4, 0.3], [-0.2, 0.1]])[label, (arrays.r == 160) * 1]
+    offset = np.array([[-0.3, -0.1], [0.4, 0.3], [-0.2, 0.1]])[
+        label, (arrays.resolutions == 160) * 1
+    ]
     noise = generator.normal(0, 0.1, 360)
     found = find_blocks(arrays, truth(arrays) + noise + offset)
     assert len(np.unique(found)) == 3
@@ -298,7 +333,7 @@ def test_offsets_are_removed_from_the_fit():
 
 def test_bad_records_are_refused():
     arrays = subnets(30, (24,), 15)
-    few = SubnetArrays(*(array[:10] for array in arrays))
+    few = arrays[:10]
     with pytest.raises(DataError, match="20"):
         fit_accuracy(few, truth(few))
     with pytest.raises(DataError, match="10"):
@@ -309,10 +344,10 @@ def test_bad_records_are_refused():
 
 def test_recombined_subnets_keep_the_coupling():
     drawn = recombine(subnets(200, (24,), 16), 1000, np.random.default_rng(17))
-    stages = drawn.e.reshape(1000, 5, 4)
-    assert (stages.max(axis=2) == np.vectorize(EXPAND.get)(drawn.d)).all()
-    assert ((stages > 0).sum(axis=2) == drawn.d).all()
-    assert ((drawn.ks > 0) == (drawn.e > 0)).all()
+    stages = drawn.blocks["expand"].reshape(1000, 5, 4)
+    assert (stages.max(axis=2) == np.vectorize(EXPAND.get)(drawn.depths)).all()
+    assert ((stages > 0).sum(axis=2) == drawn.depths).all()
+    assert ((drawn.blocks["kernel"] > 0) == (drawn.blocks["expand"] > 0)).all()
 
 
 def measured(path):
@@ -329,7 +364,10 @@ def test_published_predictor_ranks_measured_subnets():
     ranks = [np.argsort(np.argsort(values)) for values in (fraction, top1)]
     assert np.corrcoef(*ranks)[0, 1] > 0.98
     assert abs((model.predict_percent(arrays) - top1).mean() - 6) < 0.5
-    at = {r: model.predict(arrays._replace(r=np.full(len(top1), r))) for r in (176, 180, 192)}
+    at = {
+        r: model.predict(changed(arrays, resolutions=np.full(len(top1), r)))
+        for r in (176, 180, 192)
+    }
     np.testing.assert_allclose(at[180], 0.75 * at[176] + 0.25 * at[192], atol=1e-6)
 
 
@@ -339,21 +377,21 @@ def test_published_resnet_predictor_rises_with_its_choices():
     space = RESNET50D.free_space(tuple(model.resolutions[:-2]))
     arrays = space.arrays(space.sample_genes(np.random.default_rng(0), 20_000))
     top1 = model.predict_percent(arrays)
-    for values in (arrays.r, *arrays.d.T, *arrays.w.T):
+    for values in (arrays.resolutions, *arrays.depths.T, *arrays.outer.T):
         means = [top1[values == value].mean() for value in np.unique(values)]
         assert len(means) > 1 and (np.diff(means) > 0).all()
-    some = SubnetArrays(*(array[:9] for array in arrays))
-    at = {r: model.predict(some._replace(r=np.full(9, r))) for r in (192, 200, 224, 256)}
+    some = arrays[:9]
+    at = {r: model.predict(changed(some, resolutions=np.full(9, r))) for r in (192, 200, 224, 256)}
     np.testing.assert_allclose(at[200], 0.75 * at[192] + 0.25 * at[224], atol=1e-6)
     assert list(space.subnets_of(some)) == list(space.subnets_of(space.arrays_of(
         [space.decode(row) for row in space.genes_of(some)]
     )))  # fmt: skip
     with pytest.raises(SpaceError, match=r"128 to 256.* 112"):
-        model.predict(some._replace(r=np.full(9, 112)))
+        model.predict(changed(some, resolutions=np.full(9, 112)))
     with pytest.raises(SpaceError, match="ofa_resnet50"):
         model.predict(MOBILENET_V3.free_space().arrays(np.zeros((1, 46), int)))
     with pytest.raises(SpaceError, match=r"expand.* 0\.2, 0\.25, 0\.35.* 0\.5"):
-        model.predict(some._replace(e=np.full_like(some.e, 0.5)))
+        model.predict(changed(some, expand=np.full_like(some.blocks["expand"], 0.5)))
     with pytest.raises(SpaceError, match="shape"):
         load_accuracy_model("compofa").predict(some)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from few import changed
 
 from compofa.errors import SpaceError, TableError
+from compofa.networks.families import subnet_from_config
 from compofa.networks.families.proxyless import PROXYLESS
 from compofa.networks.layout import layout, macs, params
 from compofa.networks.supernet_spec import NetworkSpec
@@ -67,8 +69,8 @@ def test_the_form_of_the_field_has_21_blocks_and_5_depths() -> None:
         subnet = FREE.sample(rng(seed))
         config = FREE.to_config(subnet)
         assert [len(config[key]) for key in ("ks", "e", "d")] == [21, 21, 5]
-        assert Subnet.from_config(json.loads(json.dumps(config))) == subnet
-        assert Subnet.from_config(subnet.to_config()) == subnet  # every stage padded alike
+        assert subnet_from_config(json.loads(json.dumps(config))) == subnet
+        assert subnet_from_config(subnet.to_config()) == subnet  # every stage padded alike
 
 
 def test_a_subnet_written_by_the_field_is_chosen(net: Supernet) -> None:
@@ -95,7 +97,7 @@ def test_bad_choices_are_refused(net: Supernet, choice: dict, message: str) -> N
 
 
 def test_a_restriction_of_depths_keeps_the_single_block() -> None:
-    part = FREE.restrict(depths=(3, 4), expands=(6,))
+    part = FREE.restrict(depth=(3, 4), expand=(6,))
     assert [stage.depths for stage in part.stages] == [(3, 4)] * 5 + [(1,)]
     spec = network_spec("ofa-proxyless-small", 5)
     assert NetworkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
@@ -145,7 +147,13 @@ def test_tables_in_the_form_of_the_field_are_read() -> None:
     table = SubnetArrays(*(np.array([c[key] for c in configs]) for key in ("ks", "e", "d", "r")))
     assert list(FREE.subnets_of(require_members(table, FREE, "t"))) == subnets
     with pytest.raises(TableError, match="20, 20 and 5"):
-        require_members(table._replace(ks=table.ks[:, 1:], e=table.e[:, 1:]), FREE, "t")
+        require_members(
+            changed(
+                table, kernel=table.blocks["kernel"][:, 1:], expand=table.blocks["expand"][:, 1:]
+            ),
+            FREE,
+            "t",
+        )
 
 
 def test_the_published_specialised_networks_are_in_the_space(reference_data: Path) -> None:

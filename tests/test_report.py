@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from compofa.errors import SearchError
+from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.space.subnet import Subnet
 from nas.report.figure import write_plot
@@ -67,7 +68,7 @@ def test_found_subnets_that_beat_the_front_join_it():
     series = Series.from_points("x", space, front, front, results)
     assert series.front_costs.tolist() == [10.0, 19.0, 30.0]
     assert series.front_accuracies.tolist() == [70.0, 73.0, 74.0]
-    assert [Subnet.from_config(config) for config in series.front_configs] == [
+    assert [subnet_from_config(config) for config in series.front_configs] == [
         space.decode(row) for row in genes
     ]
 
@@ -291,7 +292,7 @@ def test_slider_picks_the_best_within_the_budget_and_saves_it(page, tmp_path):
             time.sleep(0.02)
         assert json.loads(path.read_text()) == series.front_configs[best]
         assert (
-            Subnet.from_config(json.loads(path.read_text())).to_config()
+            subnet_from_config(json.loads(path.read_text())).to_config()
             == (series.front_configs[best])
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
+from few import changed
 from sklearn.utils import Bunch
 from torch import Tensor
 
@@ -25,8 +26,9 @@ from compofa.io.convert import save_as
 from compofa.io.export import export, fold_bn, subnet_card
 from compofa.io.formats.mmrazor import to_choices
 from compofa.io.formats.names import from_ours, recognise, to_ours
-from compofa.io.open import open_network, recognise_network
+from compofa.io.open import open_network
 from compofa.io.records import EvalRecord
+from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.families.resnet50d import RESNET50D, RESNET50D_SMALL_IMAGES
 from compofa.networks.kinds import LayerSpec
@@ -55,7 +57,7 @@ from nas.tables import read_subnets, require_members, write_subnets
 
 FREE = RESNET50D.free_space()
 COMPOUND = RESNET50D.compound_space()
-PART = COMPOUND.restrict(depths=(0, 2), widths=(0, 2), resolutions=(96, 128))
+PART = COMPOUND.restrict(depth=(0, 2), width=(0, 2), resolutions=(96, 128))
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +104,10 @@ def test_genes_arrays_and_subnets_are_one(space: SearchSpace) -> None:
     for ours, again in zip(arrays, space.arrays_of(subnets), strict=True):
         assert np.array_equal(ours, again)
     for row, subnet in enumerate(subnets):
-        assert arrays.w[row].tolist() == list(subnet.widths)
-        assert arrays.d[row].tolist() == list(subnet.depths)
+        assert arrays.outer[row].tolist() == list(subnet.widths)
+        assert arrays.depths[row].tolist() == list(subnet.depths)
     for gene, column in zip(space.genes, genes.T, strict=True):
-        for choice, w in zip(column, arrays.w, strict=True):
+        for choice, w in zip(column, arrays.outer, strict=True):
             for key, value in gene.choices[choice].items():
                 assert not key.startswith("w") or w[int(key[1:])] == value
 
@@ -151,9 +153,9 @@ def test_the_form_of_the_field_comes_back() -> None:
         assert {key: np.size(value) for key, value in config.items()} == (
             {"d": 5, "e": 18, "w": 6, "r": 1}
         )
-        assert Subnet.from_config(config) == subnet
+        assert subnet_from_config(config) == subnet
         junk = {**config, "e": [value or 0.2 for value in config["e"]]}
-        assert Subnet.from_config(junk) == subnet
+        assert subnet_from_config(junk) == subnet
 
 
 @pytest.mark.parametrize(
@@ -170,22 +172,22 @@ def test_the_form_of_the_field_comes_back() -> None:
 )
 def test_forms_that_are_none(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SpaceError, match=message):
-        Subnet.from_config({**FREE.smallest.to_config(), **change})
+        subnet_from_config({**FREE.smallest.to_config(), **change})
 
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(SpaceError, match=r"\be\b"):
-        Subnet.from_config({"d": [0] * 5, "w": [0] * 6})
+        subnet_from_config({"d": [0] * 5, "w": [0] * 6})
     with pytest.raises(SpaceError, match="ks"):
-        Subnet.from_config({"d": [0] * 5, "e": [0.2] * 18})
+        subnet_from_config({"d": [0] * 5, "e": [0.2] * 18})
 
 
 def test_members_of_other_spaces_are_refused() -> None:
     largest = FREE.largest
-    assert "width 6: expected 0 or 1 or 2, got 3" in FREE.why_not(
+    assert "width 6: expected 0 or 1 or 2, got 3" in FREE.faults(
         replace(largest, widths=(0, 0, 0, 0, 0, 3))
     )
-    assert FREE.why_not(replace(largest, widths=())) == ["widths: expected 6, got 0"]
+    assert FREE.faults(replace(largest, widths=())) == ["widths: expected 6, got 0"]
     with pytest.raises(SpaceError, match=r"6 elastic widths.* 0"):
         layout(RESNET50D, replace(largest, widths=()))
     with pytest.raises(SpaceError, match=r"0 to 2 .*got 3"):
@@ -195,7 +197,7 @@ def test_members_of_other_spaces_are_refused() -> None:
     with pytest.raises(SpaceError, match=r"6 widths.* 2"):
         replace(FREE, widths=((0, 1), (0, 1)))
     with pytest.raises(SpaceError, match="depth"):
-        FREE.restrict(depths=(3,))
+        FREE.restrict(depth=(3,))
 
 
 # --- networks ---
@@ -275,7 +277,7 @@ def test_sorting_keeps_full_and_trained_widths(net: Supernet, groups: tuple[floa
     block, before = other.stages[4][0], net.stages[4][0]
     assert not torch.equal(block.conv2.conv.weight, before.conv2.conv.weight)
     space = net.spec.space
-    same = [space.largest, *(samples(space.restrict(expands=groups), 3) if groups else ())]
+    same = [space.largest, *(samples(space.restrict(expand=groups), 3) if groups else ())]
     with torch.no_grad():
         for subnet in same:
             torch.testing.assert_close(other(images(), subnet), net(images(), subnet))
@@ -293,7 +295,7 @@ def test_folding_and_exporting(net: Supernet, tmp_path: Path) -> None:
         folded = fold_bn(static)
         torch.testing.assert_close(folded(images(2, 13)), static(images(2, 13)), atol=1e-4, rtol=0)
     card = subnet_card(net.spec, subnet)
-    assert Subnet.from_config(card["subnet"]) == subnet
+    assert subnet_from_config(card["subnet"]) == subnet
     for to in ("torchscript", "safetensors"):
         assert export(static, tmp_path / to, to, card, fold=to == "torchscript") <= 1e-4
 
@@ -387,7 +389,7 @@ def test_counts_equal_the_layout(cost: tuple[Callable, Callable]) -> None:
     with pytest.raises(SpaceError, match=r"\[n, 6\].*\(100, 0\)"):
         counted(SubnetArrays(*arrays[:4]))
     with pytest.raises(SpaceError, match="0 to 2, got 3"):
-        counted(arrays._replace(w=arrays.w + 1))
+        counted(changed(arrays, outer=arrays.outer + 1))
 
 
 class Wide:
@@ -396,11 +398,16 @@ class Wide:
     name, unit, error = "wide", "top-1 %", "made up"
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
-        blocks = arrays.e.sum(axis=1) + (arrays.e > 0).sum(axis=1)
-        return 50 + 2 * arrays.w @ [0.2, 0.4, 1, 1, 1, 0.9] + 0.3 * blocks + arrays.r / 100
+        blocks = arrays.blocks["expand"].sum(axis=1) + (arrays.blocks["expand"] > 0).sum(axis=1)
+        return (
+            50
+            + 2 * arrays.outer @ [0.2, 0.4, 1, 1, 1, 0.9]
+            + 0.3 * blocks
+            + arrays.resolutions / 100
+        )
 
     def std(self, arrays: SubnetArrays) -> np.ndarray:
-        return np.ones(len(arrays.r))
+        return np.ones(len(arrays.resolutions))
 
 
 def test_evolution_finds_what_enumeration_finds() -> None:
@@ -444,7 +451,7 @@ def test_tables_come_back(tmp_path: Path) -> None:
 
 
 def test_every_layer_of_a_space_is_known_before_timing() -> None:
-    space = RESNET50D.free_space((64,)).restrict(widths=(0, 2))
+    space = RESNET50D.free_space((64,)).restrict(width=(0, 2))
     for part in (space, replace(space, widths=((2,), (0, 1), (0,), (0, 2), (1, 2), (0, 1, 2)))):
         keys = {layer_key(layer) for layer in space_layers(RESNET50D, part, 10)[64]}
         for subnet in samples(part, 10):
@@ -462,7 +469,7 @@ def test_whole_networks_are_not_fitted() -> None:
 
 
 def test_tables_of_layers_sum_up(tmp_path: Path) -> None:
-    space = RESNET50D.compound_space(resolutions=(64,)).restrict(depths=(0, 2), widths=(1, 2))
+    space = RESNET50D.compound_space(resolutions=(64,)).restrict(depth=(0, 2), width=(1, 2))
     layers = space_layers(RESNET50D, space, 10)[64]
     lines = [f"{layer_key(s)}:\n  count: 1\n  mean: {(s.macs + 1) / 1e6:.9f}\n" for s in layers]
     (tmp_path / "64_lookup_table.yaml").write_text("".join(lines))

@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

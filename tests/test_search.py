@@ -32,9 +32,9 @@ class Work:
         self.power = power
 
     def __call__(self, arrays):
-        kernels = np.maximum(arrays.ks, 1).astype(float)
-        blocks = kernels**self.power * arrays.e  # Expand ratio 0 past the depth.
-        return (1 + blocks.sum(axis=1)) * (arrays.r / 224) ** 2
+        kernels = np.maximum(arrays.blocks["kernel"], 1).astype(float)
+        blocks = kernels**self.power * arrays.blocks["expand"]  # Expand ratio 0 past the depth.
+        return (1 + blocks.sum(axis=1)) * (arrays.resolutions / 224) ** 2
 
 
 class Rugged:
@@ -49,11 +49,11 @@ class Rugged:
 
     def predict(self, arrays):
         self.asked.append(arrays)
-        x = np.concatenate([arrays.ks / 7, arrays.e / 6], axis=1)
+        x = np.concatenate([arrays.blocks["kernel"] / 7, arrays.blocks["expand"] / 6], axis=1)
         return 60 + 4 * np.log(Work()(arrays)) + np.tanh(3 * x @ self.first).sum(axis=1)
 
     def std(self, arrays):
-        return np.zeros(len(arrays.r))
+        return np.zeros(len(arrays.resolutions))
 
 
 def free_space():
@@ -100,7 +100,9 @@ def test_evolution_is_feasible_counts_its_predictions_and_is_locally_optimal():
     space, accuracy, cost = free_space(), Rugged(), Work()
     budgets = [150.0, 250.0, 400.0]
     results = search(space, accuracy, cost, budgets, evolution=QUICK)
-    assert {found.evaluated for found in results} == {sum(len(a.r) for a in accuracy.asked)}
+    assert {found.evaluated for found in results} == {
+        sum(len(a.resolutions) for a in accuracy.asked)
+    }
     assert results[0].accuracy < results[1].accuracy < results[2].accuracy
     for found, budget in zip(results, budgets, strict=True):
         assert space.contains(found.subnet)
@@ -142,7 +144,11 @@ def test_no_prediction_is_asked_twice_in_one_restart():
     settings = Evolution(population=10, children=60, generations=10, restarts=1)
     search(free_space(), accuracy, Work(), [200.0], evolution=settings)
     rows = np.concatenate(
-        [np.column_stack([a.ks, a.e, a.r]) for a in accuracy.asked if len(a.r) > 1]
+        [
+            np.column_stack([a.blocks["kernel"], a.blocks["expand"], a.resolutions])
+            for a in accuracy.asked
+            if len(a.resolutions) > 1
+        ]
     )
     evolved = rows[: 60 * 5]  # Before the climb, which looks at neighbours that were seen.
     assert len(np.unique(evolved, axis=0)) == len(evolved)
@@ -186,7 +192,7 @@ def test_budgets_that_are_none(budgets):
 def test_costs_that_are_none_are_refused(answer):
     class Broken(Work):
         def __call__(self, arrays):
-            return np.full(len(arrays.r), answer)
+            return np.full(len(arrays.resolutions), answer)
 
     with pytest.raises(SearchError, match=rf"\bwork\b.* {answer:g}"):
         search(compound_space(), Rugged(), Broken(), [300.0])
@@ -195,7 +201,9 @@ def test_costs_that_are_none_are_refused(answer):
 def test_accuracies_that_are_not_finite_are_refused():
     class Broken(Rugged):
         def predict(self, arrays):
-            return np.where(arrays.r == arrays.r.max(), np.nan, super().predict(arrays))
+            return np.where(
+                arrays.resolutions == arrays.resolutions.max(), np.nan, super().predict(arrays)
+            )
 
     with pytest.raises(SearchError, match=r"accuracy.*nan"):
         search(compound_space(), Broken(), Work(), [1e9])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from few import changed
 
 from compofa.errors import SpaceError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
@@ -29,7 +30,7 @@ SPACES = {
     "free, fixed kernels": MOBILENET_V3.compound_space(None),
     "resolutions": MOBILENET_V3.compound_space(resolutions=(160, 176, 192)),
     "proxyless": PROXYLESS.free_space(),
-    "one depth": FREE.restrict(depths=(3,), kernels=(7, 3)),
+    "one depth": FREE.restrict(depth=(3,), kernel=(7, 3)),
     "stages that differ": SearchSpace(
         "mixed",
         (
@@ -107,10 +108,10 @@ def test_arrays_hold_what_subnets_hold(space: SearchSpace) -> None:
     arrays = space.arrays(space.sample_genes(rng(2), 50))
     for row, subnet in enumerate(space.subnets_of(arrays)):
         config = subnet.to_config(space.slots)
-        assert arrays.ks[row].tolist() == config["ks"]
-        assert arrays.e[row].tolist() == config["e"]
-        assert arrays.d[row].tolist() == config["d"]
-        assert arrays.r[row] == config["r"]
+        assert arrays.blocks["kernel"][row].tolist() == config["ks"]
+        assert arrays.blocks["expand"][row].tolist() == config["e"]
+        assert arrays.depths[row].tolist() == config["d"]
+        assert arrays.resolutions[row] == config["r"]
 
 
 @each(SPACES)
@@ -121,7 +122,7 @@ def test_canonical_genes_forget_blocks_past_the_depth_and_nothing_else(space: Se
     assert all(
         (a == b).all() for a, b in zip(space.arrays(raw), space.arrays(canonical), strict=True)
     )
-    depths = space.arrays(raw).d
+    depths = space.arrays(raw).depths
     for column, gene in enumerate(space.genes):
         past = np.zeros(300, bool) if gene.slot is None else depths[:, gene.stage] <= gene.slot
         assert (canonical[past, column] == 0).all()
@@ -136,19 +137,23 @@ def test_genes_say_what_they_stand_for(space: SearchSpace) -> None:
         for gene, choice in zip(space.genes, picked, strict=True):
             for variable, value in gene.choices[choice].items():
                 if variable == "r":
-                    assert arrays.r[row] == value
+                    assert arrays.resolutions[row] == value
                 elif variable == "d":
-                    assert arrays.d[row, gene.stage] == value
-                elif (gene.slot or 0) < arrays.d[row, gene.stage]:
+                    assert arrays.depths[row, gene.stage] == value
+                elif (gene.slot or 0) < arrays.depths[row, gene.stage]:
                     block = gene.stage * space.slots + (gene.slot or 0)
                     assert getattr(arrays, variable)[row, block] == value
 
 
 def test_values_past_the_depth_do_not_count_when_encoding() -> None:
     arrays = FREE.arrays(FREE.sample_genes(rng(5), 100))
-    past = arrays.ks == 0
+    past = arrays.blocks["kernel"] == 0
     assert past.any()
-    junk = arrays._replace(ks=np.where(past, 99, arrays.ks), e=np.where(past, 7, arrays.e))
+    junk = changed(
+        arrays,
+        kernel=np.where(past, 99, arrays.blocks["kernel"]),
+        expand=np.where(past, 7, arrays.blocks["expand"]),
+    )
     assert (FREE.genes_of(junk) == FREE.genes_of(arrays)).all()
 
 
@@ -168,13 +173,13 @@ def test_rows_outside_are_named(space: SearchSpace, name: str, column: int, valu
 def test_a_resolution_outside_is_named() -> None:
     arrays = COMPOUND.arrays(COMPOUND.sample_genes(rng(6), 3))
     with pytest.raises(SpaceError, match="row 2"):
-        COMPOUND.genes_of(arrays._replace(r=np.array([224, 224, 160])))
+        COMPOUND.genes_of(changed(arrays, resolutions=np.array([224, 224, 160])))
 
 
 def test_arrays_of_another_shape_are_refused() -> None:
     arrays = COMPOUND.arrays(COMPOUND.sample_genes(rng(6), 3))
     with pytest.raises(SpaceError, match="19"):
-        COMPOUND.genes_of(arrays._replace(ks=arrays.ks[:, :19]))
+        COMPOUND.genes_of(changed(arrays, kernel=arrays.blocks["kernel"][:, :19]))
 
 
 @pytest.mark.parametrize("value", [-1, 3])
@@ -228,13 +233,15 @@ def within_chance(counts: np.ndarray, shares: np.ndarray) -> bool:
 def test_sampling_is_uniform_over_genes() -> None:
     arrays = ELASTIC.arrays(ELASTIC.sample_genes(rng(8), 20_000))
     for stage in range(5):
-        depths = arrays.d[:, stage]
+        depths = arrays.depths[:, stage]
         assert within_chance(np.bincount(depths)[2:], np.ones(3))
         for slot in range(4):
-            kernels = arrays.ks[depths > slot, stage * 4 + slot]
+            kernels = arrays.blocks["kernel"][depths > slot, stage * 4 + slot]
             assert within_chance(np.bincount(kernels)[[3, 5, 7]], np.ones(3))
     # Genes are independent of each other.
-    assert within_chance(np.bincount(arrays.d[:, 0] * 5 + arrays.d[:, 3])[[12, 13, 14]], np.ones(3))
+    assert within_chance(
+        np.bincount(arrays.depths[:, 0] * 5 + arrays.depths[:, 3])[[12, 13, 14]], np.ones(3)
+    )
 
 
 def test_sampling_is_uniform_over_subnets_where_asked() -> None:
@@ -265,12 +272,12 @@ def test_deep_stages_weigh_by_their_variants_in_a_compound_space() -> None:
 
 
 def test_restriction_is_the_part_with_those_choices() -> None:
-    part = COMPOUND.restrict(depths=(2, 4))
+    part = COMPOUND.restrict(depth=(2, 4))
     assert set(part.enumerate()) == {
         subnet for subnet in COMPOUND.enumerate() if set(subnet.depths) <= {2, 4}
     }
     small = SearchSpace("s", FREE.stages[:1])
-    part = small.restrict(depths=(2, 3), kernels=(3, 7), expands=(6,))
+    part = small.restrict(depth=(2, 3), kernel=(3, 7), expand=(6,))
     assert part.size == 2**2 + 2**3
     assert set(part.enumerate()) == {
         subnet
@@ -280,7 +287,7 @@ def test_restriction_is_the_part_with_those_choices() -> None:
 
 
 def test_restricting_expand_ratios_restricts_coupled_depths() -> None:
-    part = ELASTIC.restrict(expands=(3, 6))
+    part = ELASTIC.restrict(expand=(3, 6))
     assert part.stages[0].depths == (2, 4)
     assert part.size == (3**2 + 3**4) ** 5
 
@@ -342,7 +349,7 @@ def change(subnet: Subnet, stage: int, *blocks: tuple) -> Subnet:
 
 def test_members_have_no_faults() -> None:
     for space in SPACES.values():
-        assert space.why_not(space.sample(rng(11))) == []
+        assert space.faults(space.sample(rng(11))) == []
         space.require(space.sample(rng(11)))
 
 
@@ -350,7 +357,7 @@ def test_why_not_lists_every_fault() -> None:
     subnet = change(COMPOUND.largest.at(225), 0, *((3, 6),) * 3)
     subnet = change(subnet, 2, (3, 6))
     subnet = change(subnet, 4, (7, 6), (5, 5), (5, 6), (5, 6))
-    assert COMPOUND.why_not(subnet) == [
+    assert COMPOUND.faults(subnet) == [
         "resolution: expected 224, got 225",
         *(
             f"stage 1 block {block} expand ratio (coupled with depth 3): expected 4, got 6"
@@ -360,7 +367,7 @@ def test_why_not_lists_every_fault() -> None:
         "stage 5 block 1 kernel size: expected 5, got 7",
         "stage 5 block 2 expand ratio: expected 3 or 4 or 6, got 5",
     ]
-    assert "resolution" not in "".join(COMPOUND.why_not(subnet, resolution=False))
+    assert "resolution" not in "".join(COMPOUND.faults(subnet, resolution=False))
     assert not COMPOUND.contains(subnet)
 
 
@@ -378,7 +385,7 @@ def test_the_error_tells_every_fault_in_one_line() -> None:
 
 def test_another_number_of_stages_is_a_fault() -> None:
     subnet = Subnet(224, COMPOUND.largest.stages[:4])
-    assert COMPOUND.why_not(subnet) == ["stages: expected 5, got 4"]
+    assert COMPOUND.faults(subnet) == ["stages: expected 5, got 4"]
 
 
 @pytest.mark.parametrize("expand", [float("nan"), None, "6", 5])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from compofa.errors import SpaceError
+from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.seeds import rng
 from compofa.space.subnet import Subnet, as_number, numbers
@@ -12,7 +13,7 @@ CONFIG = {"ks": [3] * 4 + [5] * 4, "e": [4] * 4 + [6] * 4, "d": [2, 4], "r": 160
 
 
 def test_the_form_of_the_field_is_read() -> None:
-    subnet = Subnet.from_config(CONFIG)
+    subnet = subnet_from_config(CONFIG)
     assert subnet == Subnet(160, (((3, 4),) * 2, ((5, 6),) * 4))
     assert subnet.depths == (2, 4)
 
@@ -21,28 +22,28 @@ def test_written_configs_are_read_back() -> None:
     space = MOBILENET_V3.free_space((160, 224))
     for seed in range(20):
         subnet = space.sample(rng(seed))
-        assert Subnet.from_config(subnet.to_config()) == subnet
+        assert subnet_from_config(subnet.to_config()) == subnet
 
 
 def test_blocks_past_the_depth_are_zero_when_written_and_ignored_when_read() -> None:
-    written = Subnet.from_config(CONFIG).to_config()
+    written = subnet_from_config(CONFIG).to_config()
     assert written["ks"] == [3, 3, 0, 0, 5, 5, 5, 5]
     assert written["e"] == [4, 4, 0, 0, 6, 6, 6, 6]
-    assert Subnet.from_config(written) == Subnet.from_config(CONFIG)
+    assert subnet_from_config(written) == subnet_from_config(CONFIG)
 
 
 def test_equal_networks_are_equal_and_hash_equal() -> None:
     other = {**CONFIG, "ks": [3, 3, 7, 7, 5.0, 5, 5, 5], "e": np.array(CONFIG["e"], float)}
-    assert Subnet.from_config(other) == Subnet.from_config(CONFIG)
-    assert len({Subnet.from_config(other), Subnet.from_config(CONFIG)}) == 1
-    assert Subnet.from_config(CONFIG).at(96) != Subnet.from_config(CONFIG)
+    assert subnet_from_config(other) == subnet_from_config(CONFIG)
+    assert len({subnet_from_config(other), subnet_from_config(CONFIG)}) == 1
+    assert subnet_from_config(CONFIG).at(96) != subnet_from_config(CONFIG)
 
 
 def test_resolution_may_be_a_list_of_one_or_left_out() -> None:
-    assert Subnet.from_config({**CONFIG, "r": [176]}).resolution == 176
+    assert subnet_from_config({**CONFIG, "r": [176]}).resolution == 176
     without = {key: value for key, value in CONFIG.items() if key != "r"}
-    assert Subnet.from_config(without).resolution == 224
-    assert Subnet.from_config(without, resolution=96).resolution == 96
+    assert subnet_from_config(without).resolution == 224
+    assert subnet_from_config(without, resolution=96).resolution == 96
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_resolution_may_be_a_list_of_one_or_left_out() -> None:
 )
 def test_bad_configs_are_refused_in_one_line(config: Any, message: str) -> None:
     with pytest.raises(SpaceError, match=message) as caught:
-        Subnet.from_config(config)
+        subnet_from_config(config)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 

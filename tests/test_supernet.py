@@ -11,9 +11,9 @@ from compofa.errors import SpaceError
 from compofa.model_zoo import ofa_net
 from compofa.networks.kinds import ConvSpec
 from compofa.networks.zoo import network_spec
+from compofa.nn.blocks import ConvBN
 from compofa.nn.elastic import ElasticKernel, centre, transform_kernel
 from compofa.nn.extract import build_static, extract
-from compofa.nn.blocks import ConvBN
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng

@@ -41,14 +41,14 @@ def test_what_is_written_is_read_back(tmp_path, name):
 
 def test_the_form_of_the_published_tables(tmp_path):
     path = tmp_path / "t.csv"
-    arrays = SubnetArrays(*(array[:2] for array in some()))
+    arrays = some()[:2]
     write_subnets(path, arrays, {"macs": np.array([7, 8]), "latency_ms": [None, 1.5]})
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["ks", "e", "d", "r", "macs", "latency_ms"]
     assert [row[4:] for row in rows[1:]] == [["7", ""], ["8", "1.5"]]
-    assert rows[1][0] == " ".join(map(str, arrays.ks[0].tolist()))
-    assert rows[1][2] == " ".join(map(str, arrays.d[0].tolist()))
+    assert rows[1][0] == " ".join(map(str, arrays.blocks["kernel"][0].tolist()))
+    assert rows[1][2] == " ".join(map(str, arrays.depths[0].tolist()))
     assert b"\r" not in path.read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_malformed_tables_are_named_by_their_line(tmp_path, text, message):
 def test_blank_lines_at_the_end_are_no_rows(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(HEAD + SMALLEST + "\n\n")
-    assert len(read_subnets(path)[0].r) == 1
+    assert len(read_subnets(path)[0].resolutions) == 1
 
 
 def test_a_further_column_must_be_there_and_a_number(tmp_path):
@@ -134,7 +134,8 @@ def test_members_at_any_resolution_are_returned_as_they_are():
 def test_what_stands_past_a_depth_is_replaced_by_0():
     arrays = some()
     full = arrays._replace(
-        ks=np.where(arrays.ks == 0, 3, arrays.ks), e=np.where(arrays.e == 0, 6, arrays.e)
+        ks=np.where(arrays.blocks["kernel"] == 0, 3, arrays.blocks["kernel"]),
+        e=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
     )
     assert not equal(full, arrays)
     assert equal(require_members(full, SPACE, "t.csv"), arrays)
@@ -170,7 +171,7 @@ def test_others_are_named_by_their_lines(name, rows, value, message):
 def test_tables_of_networks_with_other_stages():
     arrays = some()
     with pytest.raises(TableError, match=r"\b20\b.*\b16\b"):
-        require_members(arrays._replace(ks=arrays.ks[:, :16]), SPACE, "t.csv")
+        require_members(changed(arrays, kernel=arrays.blocks["kernel"][:, :16]), SPACE, "t.csv")
 
 
 def test_lines():

@@ -20,10 +20,10 @@ from compofa.errors import ConfigError, DataError
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compofa.io.open import open_network
 from compofa.io.records import read_records
+from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
 from compofa.space.arrays import SubnetArrays
-from compofa.space.subnet import Subnet
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cli.search import main
 from nas.cost.timing import Settings
@@ -112,7 +112,7 @@ def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
     for row in rows:
         assert float(row["latency_ms"]) <= float(row["constraint"]) + 1e-4
         path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
-        assert space.contains(Subnet.from_config(json.loads(path.read_text())))
+        assert space.contains(subnet_from_config(json.loads(path.read_text())))
         assert float(row["measured_latency_ms"]) > 0
     top1 = [float(row["top1"]) for row in rows]
     assert top1 == sorted(top1), "a larger budget is not worse"

@@ -14,10 +14,10 @@ from torch import Tensor
 from compofa.io.formats.names import from_ofa
 from compofa.io.weights import load_state
 from compofa.model_zoo import ofa_net
+from compofa.networks.families import subnet_from_config
 from compofa.networks.layout import layout, macs, params
 from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
-from compofa.space.subnet import Subnet
 
 NETS = {
     "compofa_fixed_nomatrix": "compofa",
@@ -89,7 +89,7 @@ def test_logits_parameters_and_macs_are_reproduced(
     net: Supernet, entry: tuple[str, dict[str, Any]], case: int
 ) -> None:
     case = entry[1]["cases"][case]
-    subnet = Subnet.from_config(case)
+    subnet = subnet_from_config(case)
     assert net.spec.space.contains(subnet.at(224))
     expected = torch.tensor(case["logits"])
     static = extract(net, subnet)

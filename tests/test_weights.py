@@ -173,7 +173,7 @@ def test_learned_matrices_cannot_be_dropped() -> None:
 
 def test_a_net_of_fewer_kernels_takes_what_it_needs() -> None:
     spec = network_spec("ofa-small", 5, width_mult=0.1, resolutions=(SIDE,))
-    net = Supernet(replace(spec, space=spec.space.restrict(kernels=(3, 5)))).eval()
+    net = Supernet(replace(spec, space=spec.space.restrict(kernel=(3, 5)))).eval()
     source = make("ofa-small", 1)
     load_weights(net, as_ofa(source))
     for subnet in (net.spec.space.smallest, net.spec.space.largest):

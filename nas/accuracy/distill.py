@@ -48,7 +48,7 @@ def distil(
     few = recombine(arrays, SPREAD_SAMPLES, rng(seed, "synthetic subnets for spread"))
     log_std = np.log(teacher.std(few, anchors))
     spread, spread_bias = _ridge(one_hot(few, kernels, expands), log_std)
-    slots = arrays.ks.shape[1]
+    slots = arrays.blocks["kernel"].shape[1]
     with single_thread():
         net = _train(x[:-tests], y[:-tests], epochs, derive_seed(seed, "distillation"))
     gap = float(np.sqrt(np.mean((_forward(net, x[-tests:]) - y[-tests:]) ** 2)))
@@ -70,8 +70,11 @@ def distil(
 
 def one_hot(arrays: SubnetArrays, kernels: np.ndarray, expands: np.ndarray) -> np.ndarray:
     """Return float32 [n, slots * (kernels + expands)], a block's choices side by side."""
-    hot = [arrays.ks[:, :, None] == kernels, arrays.e[:, :, None] == expands]
-    return np.concatenate(hot, axis=2).reshape(len(arrays.ks), -1).astype(np.float32)
+    hot = [
+        arrays.blocks["kernel"][:, :, None] == kernels,
+        arrays.blocks["expand"][:, :, None] == expands,
+    ]
+    return np.concatenate(hot, axis=2).reshape(len(arrays.blocks["kernel"]), -1).astype(np.float32)
 
 
 def recombine(arrays: SubnetArrays, count: int, generator: np.random.Generator) -> SubnetArrays:
@@ -81,21 +84,24 @@ def recombine(arrays: SubnetArrays, count: int, generator: np.random.Generator) 
     are drawn with a common tilt towards large or small stages and kernels: searches end there,
     and independent draws hardly ever come near.
     """
-    slots, stages = arrays.ks.shape[1], arrays.d.shape[1]
+    slots, stages = arrays.blocks["kernel"].shape[1], arrays.depths.shape[1]
     per_stage = -(-slots // stages)
-    ks, e = np.zeros((count, slots), arrays.ks.dtype), np.zeros((count, slots), arrays.e.dtype)
+    ks, e = (
+        np.zeros((count, slots), arrays.blocks["kernel"].dtype),
+        np.zeros((count, slots), arrays.blocks["expand"].dtype),
+    )
     tilted = generator.random((count, 1)) < 0.5
     tilt = generator.random((count, 1))
     for start in range(0, slots, per_stage):
         columns = slice(start, min(start + per_stage, slots))
-        order = np.argsort(arrays.e[:, columns].sum(axis=1), kind="stable")
+        order = np.argsort(arrays.blocks["expand"][:, columns].sum(axis=1), kind="stable")
         quantile = np.where(
             tilted, tilt + generator.normal(0, 0.15, (count, 1)), generator.random((count, 1))
         ).clip(0, 1)[:, 0]
         rows = order[np.rint(quantile * (len(order) - 1)).astype(int)]
-        e[:, columns] = arrays.e[rows, columns]
+        e[:, columns] = arrays.blocks["expand"][rows, columns]
         for slot in range(columns.start, columns.stop):
-            seen = np.unique(arrays.ks[arrays.ks[:, slot] > 0, slot])
+            seen = np.unique(arrays.blocks["kernel"][arrays.blocks["kernel"][:, slot] > 0, slot])
             if not len(seen):
                 continue
             aim = np.where(
@@ -110,7 +116,7 @@ def recombine(arrays: SubnetArrays, count: int, generator: np.random.Generator) 
 
 def _with_measured(drawn: SubnetArrays, measured: SubnetArrays) -> SubnetArrays:
     """Put the measured subnets before those drawn, so that the network fits them as well."""
-    return SubnetArrays(*(np.concatenate(pair) for pair in zip(measured, drawn, strict=True)))
+    return concatenate([measured, drawn])
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -103,7 +103,7 @@ def fit_accuracy(
     """
     data = _measurements(arrays, top1, blocks, net=0)
     whole = _joined([data, *(_as_net(other, 1 + at) for at, other in enumerate(related))])
-    anchors = _anchors(np.unique(whole.arrays.r))
+    anchors = _anchors(np.unique(whole.arrays.resolutions))
     logger.info("fitting %s on %d rows", name, len(whole.top1))
     teacher = AccuracyGP(steps, subset, seed).fit(whole)
     held_out = cross_validate(data, whole, folds=folds, steps=steps, subset=subset, seed=seed)
@@ -115,7 +115,7 @@ def fit_accuracy(
         **(card or {}),
         "rows": len(data.top1),
         "resolutions": [int(r) for r in anchors],
-        "resolutions_measured": [int(r) for r in np.unique(data.arrays.r)],
+        "resolutions_measured": [int(r) for r in np.unique(data.arrays.resolutions)],
         **_figures(held_out, data, noise, anchors),
         "distillation_rmse": round(gap, 4),
         "block_offsets": _offsets(teacher, data),
@@ -146,7 +146,7 @@ def cross_validate(
         Arrays of shape [n]: ``mean`` and ``std`` of the prediction without noise, and the
         estimated ``offset`` of the row's block.
     """
-    code = np.concatenate([data.arrays.ks, data.arrays.e], axis=1)
+    code = np.concatenate([data.arrays.blocks["kernel"], data.arrays.blocks["expand"]], axis=1)
     _, architecture = np.unique(code, axis=0, return_inverse=True)
     architecture = architecture.reshape(-1)
     count = int(architecture.max()) + 1
@@ -159,11 +159,11 @@ def cross_validate(
         seen = np.concatenate([np.flatnonzero(fold != index), rest])
         model = AccuracyGP(steps, min(subset, 600), seed).fit(whole.take(seen))
         arrays = data.take(out).arrays
-        levels, place = np.unique(arrays.r, return_inverse=True)
+        levels, place = np.unique(arrays.resolutions, return_inverse=True)
         rows = np.arange(len(out))
         result["mean"][out] = model.predict(arrays, levels)[rows, place]
         result["std"][out] = model.std(arrays, levels)[rows, place]
-        result["offset"][out] = model.offsets(data.block[out], arrays.r)
+        result["offset"][out] = model.offsets(data.block[out], arrays.resolutions)
         logger.info("fold %d of %d done", index + 1, folds)
     return result
 
@@ -224,7 +224,7 @@ def _measurements(
     blocks = np.full(count, WHOLE) if blocks is None else np.asarray(blocks)
     if top1.ndim != 1 or any(len(array) != count for array in (*arrays, blocks)):
         raise DataError(
-            f"expected as many subnets, blocks and measurements, got {len(arrays.r)}, "
+            f"expected as many subnets, blocks and measurements, got {len(arrays.resolutions)}, "
             f"{len(blocks)} and {top1.shape}"
         )
     if count < MIN_ROWS:
@@ -269,12 +269,12 @@ def _noise(held_out: dict[str, np.ndarray], data: Measurements, anchors: np.ndar
     """
     excess = (data.top1 - held_out["mean"]) ** 2 - held_out["std"] ** 2
     floor = 0.1 * float(np.std(data.top1 - held_out["mean"]))
-    levels = np.unique(data.arrays.r)
+    levels = np.unique(data.arrays.resolutions)
     few = max(MIN_ROWS, len(excess) // 20)
     pooled = [
         excess[
-            np.argsort(np.abs(data.arrays.r - r), kind="stable")[
-                : max(few, (data.arrays.r == r).sum())
+            np.argsort(np.abs(data.arrays.resolutions - r), kind="stable")[
+                : max(few, (data.arrays.resolutions == r).sum())
             ]
         ].mean()
         for r in levels
@@ -289,7 +289,7 @@ def _figures(
     """Held-out figures; ``raw`` against rows as measured, without removing their block's offset."""
     raw = data.top1 - held_out["mean"]
     clean = raw - held_out["offset"]
-    std = np.hypot(held_out["std"], np.interp(data.arrays.r, anchors, noise))
+    std = np.hypot(held_out["std"], np.interp(data.arrays.resolutions, anchors, noise))
 
     def rank(rows: np.ndarray, measured: np.ndarray) -> float | None:
         if not (np.ptp(held_out["mean"][rows]) and np.ptp(measured[rows])):
@@ -312,7 +312,9 @@ def _figures(
         }
 
     every = summary(np.ones(len(raw), dtype=bool))
-    by_resolution = {int(r): summary(data.arrays.r == r) for r in np.unique(data.arrays.r)}
+    by_resolution = {
+        int(r): summary(data.arrays.resolutions == r) for r in np.unique(data.arrays.resolutions)
+    }
     return {
         "cv_mae": every["mae"],
         "cv_spearman": every["spearman"],
@@ -326,7 +328,7 @@ def _offsets(teacher: AccuracyGP, data: Measurements) -> list[dict[str, Any]]:
     found = []
     for block in np.unique(data.block[data.block != WHOLE]):
         rows = data.block == block
-        levels = np.unique(data.arrays.r[rows])
+        levels = np.unique(data.arrays.resolutions[rows])
         points = teacher.offsets(np.full(len(levels), block), levels)
         found.append(
             {

@@ -46,7 +46,7 @@ class Measurements:
 
     def take(self, index: np.ndarray) -> Measurements:
         """Return the rows ``index``."""
-        arrays = SubnetArrays(*(array[index] for array in self.arrays))
+        arrays = self.arrays[index]
         return Measurements(arrays, self.top1[index], self.block[index], self.net[index])
 
 
@@ -57,9 +57,9 @@ class BlockFeatures:
     """
 
     def __init__(self, arrays: SubnetArrays) -> None:
-        self.kernels = np.unique(arrays.ks[arrays.ks > 0])
-        self.expands = np.unique(arrays.e[arrays.e > 0])
-        slots, stages = arrays.ks.shape[1], arrays.d.shape[1]
+        self.kernels = np.unique(arrays.blocks["kernel"][arrays.blocks["kernel"] > 0])
+        self.expands = np.unique(arrays.blocks["expand"][arrays.blocks["expand"] > 0])
+        slots, stages = arrays.blocks["kernel"].shape[1], arrays.depths.shape[1]
         every = self._columns(arrays)
         self._kept = np.flatnonzero(np.ptp(every, axis=0) > 0)
         self.kind, self.slot = np.divmod(self._kept, slots)
@@ -70,9 +70,12 @@ class BlockFeatures:
         return torch.from_numpy(self._columns(arrays)[:, self._kept])
 
     def _columns(self, arrays: SubnetArrays) -> np.ndarray:
-        present = arrays.ks > 0
+        present = arrays.blocks["kernel"] > 0
         columns = []
-        for values, known in ((arrays.ks, self.kernels), (arrays.e, self.expands)):
+        for values, known in (
+            (arrays.blocks["kernel"], self.kernels),
+            (arrays.blocks["expand"], self.expands),
+        ):
             place = np.searchsorted(known, values).clip(max=len(known) - 1) / max(1, len(known) - 1)
             line = 2.0 * place - 1.0
             columns += [np.where(present, line, 0.0), np.where(present, line**2 - 2 / 3, 0.0)]
@@ -98,7 +101,7 @@ class AccuracyGP:
     def fit(self, data: Measurements) -> AccuracyGP:
         """Find the hyperparameters, then condition on all of ``data``."""
         self.features_ = BlockFeatures(data.arrays)
-        self.anchors_ = np.unique(data.arrays.r)
+        self.anchors_ = np.unique(data.arrays.resolutions)
         self.nets_ = int(data.net.max()) + 1
         self.level_ = float(data.top1.mean())
         self.scale_ = _within_std(data)
@@ -209,7 +212,7 @@ class AccuracyGP:
         self, features: torch.Tensor, data: Measurements
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x = features / self._lengths()
-        r, block = data.arrays.r, data.block
+        r, block = data.arrays.resolutions, data.block
         self._r, self._z, self._block = r, self._coordinate(r), block
         self._net = torch.from_numpy(data.net)
         kernel = self._joined(self._parts(x, x), (r, self._z, self._net))
@@ -303,8 +306,8 @@ def _within_std(data: Measurements) -> float:
     """Spread of accuracies about the mean of their network and resolution, at least 0.01."""
     left = data.top1.copy()
     for net in np.unique(data.net):
-        for r in np.unique(data.arrays.r):
-            rows = (data.net == net) & (data.arrays.r == r)
+        for r in np.unique(data.arrays.resolutions):
+            rows = (data.net == net) & (data.arrays.resolutions == r)
             left[rows] -= left[rows].mean() if rows.any() else 0.0
     return max(float(left.std()), 0.01)
 

@@ -124,7 +124,7 @@ class FittedPredictor:
             SpaceError: A choice, shape or resolution outside what the model was fitted on.
         """
         arrays = arrays.folded()
-        rows, (low, share) = self._codes.rows(arrays), self._place(arrays.r)
+        rows, (low, share) = self._codes.rows(arrays), self._place(arrays.resolutions)
         a = self.arrays
         width, anchors = a["hidden_weight"].shape[0], len(self.resolutions)
         count = len(low)
@@ -153,7 +153,7 @@ class FittedPredictor:
         subnet is from those measured, the noise of a measurement and, where the source was
         measured in parts of the validation set, their offsets.
         """
-        low, share = self._place(arrays.r)
+        low, share = self._place(arrays.resolutions)
         noise = _interpolate(
             np.zeros((len(low), len(self.resolutions))), low, share, self.arrays["noise"]
         )
@@ -162,7 +162,7 @@ class FittedPredictor:
     def model_std(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the standard deviation (points) of a subnet's true accuracy, without noise."""
         arrays = arrays.folded()
-        rows, (low, share) = self._codes.rows(arrays), self._place(arrays.r)
+        rows, (low, share) = self._codes.rows(arrays), self._place(arrays.resolutions)
         if self._spread_tables is None:
             self._spread_tables = self._codes.tables(self.arrays["spread_weight"])
         total = np.empty((len(low), len(self.resolutions)), dtype=np.float32)

@@ -55,7 +55,7 @@ class PublishedPredictor:
             SpaceError: A choice, shape or resolution outside the predictor's.
         """
         self._check(arrays)
-        r, known = np.asarray(arrays.r), self.resolutions
+        r, known = np.asarray(arrays.resolutions), self.resolutions
         if r.size and (r.min() < known[0] or r.max() > known[-1]):
             wrong = r[(r < known[0]) | (r > known[-1])][0]
             raise SpaceError(f"expected resolutions from {known[0]} to {known[-1]}, got {wrong:g}")
@@ -64,7 +64,7 @@ class PublishedPredictor:
         out = self._forward(arrays, above)
         between = np.flatnonzero(share > 0)
         if len(between):
-            some = SubnetArrays(*(np.asarray(array)[between] for array in arrays))
+            some = arrays[between]
             out[between] += share[between] * (
                 self._forward(some, above[between] - 1) - out[between]
             )
@@ -76,14 +76,14 @@ class PublishedPredictor:
 
     def std(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the published offset, the least that a figure is wrong by, for each subnet."""
-        return np.full(len(arrays.r), self.OFFSET)
+        return np.full(len(arrays.resolutions), self.OFFSET)
 
     def _forward(self, arrays: SubnetArrays, place: np.ndarray) -> np.ndarray:
         count = len(place)
         out = np.empty(count)
         for start in range(0, count, CHUNK):
             at = slice(start, start + CHUNK)
-            some = SubnetArrays(*(np.asarray(array)[at] for array in arrays))
+            some = arrays[at]
             size = place[at, None] == np.arange(len(self.resolutions))
             x = np.concatenate(self._features(some, size), axis=1).astype(np.float32)
             for index, (weight, bias) in enumerate(self.layers):
@@ -98,8 +98,8 @@ class PublishedPredictor:
 
     def _features(self, arrays: SubnetArrays, size: np.ndarray) -> list[np.ndarray]:
         n = len(size)
-        kernels = arrays.ks[:, :, None] == np.array([3, 5, 7])
-        expands = arrays.e[:, :, None] == np.array([3, 4, 6])
+        kernels = arrays.blocks["kernel"][:, :, None] == np.array([3, 5, 7])
+        expands = arrays.blocks["expand"][:, :, None] == np.array([3, 4, 6])
         return [kernels.reshape(n, -1), expands.reshape(n, -1), size]
 
     @classmethod
@@ -134,22 +134,24 @@ class PublishedResNetPredictor(PublishedPredictor):
 
     def _check(self, arrays: SubnetArrays) -> None:
         shape = (len(WIDE) * max(form.slots for form in WIDE), RESNET50D.choices)
-        if (arrays.e.shape[1:], arrays.w.shape[1:]) != (shape[:1], shape[1:]):
+        if (arrays.blocks["expand"].shape[1:], arrays.outer.shape[1:]) != (shape[:1], shape[1:]):
             raise SpaceError(
                 f"expected e of shape [n, {shape[0]}] and w of shape [n, {shape[1]}], the subnets "
-                f"of ofa_resnet50, got {arrays.e.shape} and {arrays.w.shape}"
+                f"of ofa_resnet50, got {arrays.blocks['expand'].shape} and {arrays.outer.shape}"
             )
-        wrong = arrays.e[:, max(form.slots for form in WIDE) :]
+        wrong = arrays.blocks["expand"][:, max(form.slots for form in WIDE) :]
         wrong = wrong[~np.isin(wrong, [0, *RESNET50D.expands])]
         if wrong.size:
             listed = ", ".join(map(str, RESNET50D.expands))
             raise SpaceError(f"expected expand ratios among {listed}, got {wrong[0]:g}")
 
     def _features(self, arrays: SubnetArrays, size: np.ndarray) -> list[np.ndarray]:
-        n, slots = len(size), arrays.e.shape[1] // len(WIDE)
-        widths = arrays.w[:, :, None] == np.arange(len(RESNET50D.widths))
-        expands = arrays.e[:, columns(WIDE, slots), None] == np.array(RESNET50D.expands)
-        stem = arrays.d[:, :1] == np.arange(2)
+        n, slots = len(size), arrays.blocks["expand"].shape[1] // len(WIDE)
+        widths = arrays.outer[:, :, None] == np.arange(len(RESNET50D.widths))
+        expands = arrays.blocks["expand"][:, columns(WIDE, slots), None] == np.array(
+            RESNET50D.expands
+        )
+        stem = arrays.depths[:, :1] == np.arange(2)
         return [size, stem, widths.reshape(n, -1), expands.reshape(n, -1)]
 
     @classmethod

@@ -208,7 +208,7 @@ def _predict(args: argparse.Namespace) -> None:
     arrays = require_members(arrays, space, args.input)
 
     def known(rows: SubnetArrays) -> SearchSpace:
-        sizes = np.unique(rows.r).tolist()
+        sizes = np.unique(rows.resolutions).tolist()
         return pipeline.named_space(args.net, args.width_mult, sizes)[1]
 
     space = _ask(known, arrays, args.input)
@@ -236,7 +236,7 @@ def _predict(args: argparse.Namespace) -> None:
     replaced = write_columns(args.output, table, columns)
     if replaced:
         log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
-    print(f"{len(arrays.r)} subnets with {args.columns}: {args.output}")
+    print(f"{len(arrays.resolutions)} subnets with {args.columns}: {args.output}")
 
 
 def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str) -> _T:
@@ -248,10 +248,10 @@ def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str
     try:
         return question(arrays)
     except SpaceError:
-        for resolution in np.unique(arrays.r):
-            rows = np.flatnonzero(arrays.r == resolution)
+        for resolution in np.unique(arrays.resolutions):
+            rows = np.flatnonzero(arrays.resolutions == resolution)
             try:
-                question(SubnetArrays(*(values[rows] for values in arrays)))
+                question(arrays[rows])
             except SpaceError as error:
                 raise TableError(f"{path}, {lines(rows)}: {error}") from None
         raise

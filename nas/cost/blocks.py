@@ -37,23 +37,32 @@ def find_blocks(
     offset, labels = np.zeros(len(top1)), np.zeros(len(top1), dtype=np.int64)
     for _ in range(3):
         residual = top1 - _ridge(arrays, top1 - offset)
-        labels = _segment(residual, arrays.r, min_rows, penalty)
+        labels = _segment(residual, arrays.resolutions, min_rows, penalty)
         for label in np.unique(labels):
-            for r in np.unique(arrays.r):
-                rows = (labels == label) & (arrays.r == r)
+            for r in np.unique(arrays.resolutions):
+                rows = (labels == label) & (arrays.resolutions == r)
                 offset[rows] = residual[rows].mean() if rows.any() else 0.0
     return labels
 
 
 def _ridge(arrays: SubnetArrays, y: np.ndarray) -> np.ndarray:
     """Predict by one-hot choices, growing with resolution, and the square of the summed size."""
-    hot = [arrays.ks == k for k in np.unique(arrays.ks[arrays.ks > 0])]
-    hot += [arrays.e == e for e in np.unique(arrays.e[arrays.e > 0])]
+    hot = [
+        arrays.blocks["kernel"] == k
+        for k in np.unique(arrays.blocks["kernel"][arrays.blocks["kernel"] > 0])
+    ]
+    hot += [
+        arrays.blocks["expand"] == e
+        for e in np.unique(arrays.blocks["expand"][arrays.blocks["expand"] > 0])
+    ]
     choices = np.concatenate(hot, axis=1).astype(np.float64)
-    levels = np.unique(arrays.r)
-    grown = ((arrays.r - levels.mean()) / max(float(np.ptp(levels)), 1.0))[:, None]
-    size = (arrays.e.sum(axis=1, keepdims=True) / arrays.e.sum(axis=1).mean()) ** 2
-    at = 10.0 * (arrays.r[:, None] == levels)
+    levels = np.unique(arrays.resolutions)
+    grown = ((arrays.resolutions - levels.mean()) / max(float(np.ptp(levels)), 1.0))[:, None]
+    size = (
+        arrays.blocks["expand"].sum(axis=1, keepdims=True)
+        / arrays.blocks["expand"].sum(axis=1).mean()
+    ) ** 2
+    at = 10.0 * (arrays.resolutions[:, None] == levels)
     x = np.concatenate([choices, choices * grown, size, size * grown, at], axis=1)
     return x @ np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ y)
 

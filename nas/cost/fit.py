@@ -80,7 +80,7 @@ def fit_network(
             "python -m nas measure"
         )
     latency_ms = np.asarray(latency_ms, dtype=np.float64)
-    if len(latency_ms) < MIN_ROWS or len(latency_ms) != len(arrays.r):
+    if len(latency_ms) < MIN_ROWS or len(latency_ms) != len(arrays.resolutions):
         raise TableError(f"expected at least {MIN_ROWS} measured networks, got {len(latency_ms)}")
     if not (np.isfinite(latency_ms).all() and latency_ms.min() > 0):
         raise TableError("expected latencies above 0 ms, got others")
@@ -132,7 +132,10 @@ def _held_out(
     design: BlockRegression, arrays: SubnetArrays, latency_ms: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Return the held-out errors (percent) of the sum, the corrected sum and the ridge."""
-    ks, e, r = (np.asarray(array) for array in (arrays.ks, arrays.e, arrays.r))
+    ks, e, r = (
+        np.asarray(array)
+        for array in (arrays.blocks["kernel"], arrays.blocks["expand"], arrays.resolutions)
+    )
     _, network = np.unique(np.concatenate([ks, e], axis=1), axis=0, return_inverse=True)
     network = network.reshape(-1)
     order = rng("latency-folds").permutation(network.max() + 1)
@@ -146,9 +149,7 @@ def _held_out(
     predicted = {name: np.empty(len(r)) for name in ("sum", "corrected", "ridge")}
     for index in range(FOLDS):
         train, test = fold != index, fold == index
-        kept, left = (
-            SubnetArrays(*(np.asarray(a)[rows] for a in arrays)) for rows in (train, test)
-        )
+        kept, left = (arrays[rows] for rows in (train, test))
         model = _fit(design, kept, latency_ms[train], corrected=True)
         predicted["sum"][test] = model.block_sums(left)
         predicted["corrected"][test] = model(left)

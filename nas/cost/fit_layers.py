@@ -115,8 +115,8 @@ def fit_note10(
     for name, kept in {"resolutions 160-180": r > 180, "resolution 160": r > 160,
                        "resolutions 176 and 208": ~np.isin(r, (176, 208))}.items():  # fmt: skip
         part = measured.fit(kept)
-        rows = np.isin(networks.r, np.unique(r[~kept]))
-        some = SubnetArrays(*(np.asarray(array)[rows] for array in networks))
+        rows = np.isin(networks.resolutions, np.unique(r[~kept]))
+        some = networks[rows]
         error = np.abs(part.cost(wide)(some) / exact[rows] - 1)
         held_out[name] = {
             "layers_mape": round(measured.mape(part, ~kept), 2),

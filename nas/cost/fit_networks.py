@@ -43,10 +43,10 @@ class BlockRegression:
     """
 
     def __init__(self, backbone: Backbone, arrays: SubnetArrays) -> None:
-        ks, e = np.asarray(arrays.ks), np.asarray(arrays.e)
+        ks, e = np.asarray(arrays.blocks["kernel"]), np.asarray(arrays.blocks["expand"])
         self.backbone = backbone
         self.kernels, self.expands = np.unique(ks[ks > 0]), np.unique(e[e > 0])
-        self.resolutions, self.depths = np.unique(arrays.r), np.unique(arrays.d)
+        self.resolutions, self.depths = np.unique(arrays.resolutions), np.unique(arrays.depths)
         self._shape = (len(backbone.stages), 2, len(self.kernels), len(self.expands),
                        len(self.resolutions))  # fmt: skip
         self._terms = self._block_terms()
@@ -95,11 +95,11 @@ class BlockRegression:
 
     def _design(self, arrays: SubnetArrays) -> sparse.csr_matrix:
         """Return the terms of each network, sparse [n, terms]."""
-        ks, e = np.asarray(arrays.ks), np.asarray(arrays.e)
+        ks, e = np.asarray(arrays.blocks["kernel"]), np.asarray(arrays.blocks["expand"])
         n, slots = ks.shape
         per_stage = slots // self._shape[0]
         rows, slot = np.nonzero(ks)
-        place = np.searchsorted(self.resolutions, arrays.r)
+        place = np.searchsorted(self.resolutions, arrays.resolutions)
         block = np.ravel_multi_index(
             (slot // per_stage, (slot % per_stage > 0).astype(int),
              np.searchsorted(self.kernels, ks[rows, slot]),
@@ -191,13 +191,13 @@ def depth_correction(
         loss="absolute_error", max_iter=150, learning_rate=0.06, min_samples_leaf=15,
         early_stopping=False, random_state=0,
     )  # fmt: skip
-    trees.fit(_features(np.asarray(arrays.r), sums_ms, np.asarray(arrays.d)),
+    trees.fit(_features(np.asarray(arrays.resolutions), sums_ms, np.asarray(arrays.depths)),
               np.log(latency_ms / sums_ms))  # fmt: skip
-    combinations = np.array(list(product(depths, repeat=np.asarray(arrays.d).shape[1])))
+    combinations = np.array(list(product(depths, repeat=np.asarray(arrays.depths).shape[1])))
     grid = np.empty((len(resolutions), points))
     ratio = np.empty((len(resolutions), len(combinations), points), dtype=np.float32)
     for place, r in enumerate(resolutions):
-        low, high = np.quantile(sums_ms[arrays.r == r], [0.005, 0.995])
+        low, high = np.quantile(sums_ms[arrays.resolutions == r], [0.005, 0.995])
         grid[place] = np.linspace(low, max(high, low * 1.01), points)
         d = np.repeat(combinations, points, axis=0)
         sums = np.tile(grid[place], len(combinations))

@@ -248,7 +248,7 @@ class NetworkModel(FittedModel):
 
     def _log_ratio(self, arrays: SubnetArrays, total: np.ndarray) -> np.ndarray:
         a = self.arrays
-        depths, r = np.asarray(arrays.d), np.asarray(arrays.r)
+        depths, r = np.asarray(arrays.depths), np.asarray(arrays.resolutions)
         if depths.ndim != 2 or depths.shape != (len(r), a["block_ms"].shape[0]):
             raise SpaceError(f"expected d of shape [n, stages], got {depths.shape}")
         code = np.zeros(len(r), dtype=np.intp)

@@ -135,7 +135,7 @@ class Problem:
         costs = self._costs(arrays)
         rows = np.flatnonzero(costs[:, 0] <= limits)
         if len(rows) < len(genes):
-            arrays = SubnetArrays(*(field[rows] for field in arrays))
+            arrays = arrays[rows]
         accuracy = self.accuracy.predict(arrays) if len(rows) else np.zeros(0)
         self.evaluated += len(rows)
         require_finite(f"the accuracy model {self.accuracy.name}", accuracy)

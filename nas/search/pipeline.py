@@ -306,7 +306,7 @@ def _write_fronts(outcome: Outcome, path: Path) -> None:
         columns["latency_ms"] += [_latency(target.cost, v) for v in front.costs[:, 0].tolist()]
         columns["macs"] += macs_cost(target.backbone, target.classes)(rows).astype(int).tolist()
         columns["params"] += params_cost(target.backbone, target.classes)(rows).astype(int).tolist()
-    joined = SubnetArrays(*(np.concatenate(parts) for parts in zip(*arrays, strict=True)))
+    joined = concatenate(arrays)
     write_subnets(path, joined, columns, {"net": names})
 
 
