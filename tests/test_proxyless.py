@@ -41,7 +41,7 @@ def images(n: int = 8, side: int = 16) -> torch.Tensor:
 def test_sizes() -> None:
     assert FREE.size == (9**2 + 9**3 + 9**4) ** 5 * 9
     assert COMPOUND.size == 3**5 * 3
-    assert PROXYLESS.compound_space(elastic_kernel=True).size == 117**5 * 9
+    assert PROXYLESS.compound_space(elastic=True).size == 117**5 * 9
     assert len(FREE.genes) == 5 * (1 + 4 + 4) + (1 + 1 + 1) + 1  # none for blocks it cannot have
 
 

@@ -19,8 +19,8 @@ from compofa.space.subnet import Subnet
 
 FREE = MOBILENET_V3.free_space()
 COMPOUND = MOBILENET_V3.compound_space()
-ELASTIC = MOBILENET_V3.compound_space(elastic_kernel=True)
-OWN = MOBILENET_V3.compound_space(parse_coupling("1:2.5,3:4"), elastic_kernel=True)
+ELASTIC = MOBILENET_V3.compound_space(elastic=True)
+OWN = MOBILENET_V3.compound_space(parse_coupling("1:2.5,3:4"), elastic=True)
 
 SPACES = {
     "free": FREE,
