@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import compofa.io.open
 from compofa.cli import evaluate
 from compofa.cli.train import main
 from compofa.data import Normalisation, load_dataset
@@ -91,6 +92,19 @@ def test_one_network_comes_out(supernet, tmp_path, capsys):
     words = ["--net", str(result.best), "--part", "validation", "--output", out, "--device", "cpu"]
     assert evaluate.main([*words, "--quiet"]) == 0
     assert f"top-1 {result.figures['fine-tuned']['top1']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_network_is_opened_once(supernet, tmp_path, monkeypatch, taught):
+    monkeypatch.chdir(tmp_path)
+    real, opened = compofa.io.open._opened, []
+    monkeypatch.setattr(
+        compofa.io.open, "_opened", lambda *args: opened.append(args) or real(*args)
+    )
+    words = ["--init-path", str(supernet), "--subnet", "smallest", "--epochs", "1"]
+    words += ["--teacher-path", str(supernet)] * taught
+    assert main(["--task", "finetune", *words, "--device", "cpu", "--quiet"]) == 0
+    assert len(opened) == 1
 
 
 def test_it_learns(tmp_path):

@@ -16,6 +16,7 @@ from compofa.training.config import GROUPS, RANKS, RUN, TrainConfig, flag
 from compofa.training.recipes import task_names
 
 if TYPE_CHECKING:
+    from compofa.io.open import OpenedNetwork
     from compofa.training.run import RunResult
 
 RESUME = {"always": True, "auto": None, "never": False}
@@ -125,8 +126,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from compofa.training.run import train
     from compofa.training.shutdown import on_signals
 
-    if args.task == "finetune" and args.init_path:
-        _read_single(args)
+    initial = _open_initial(args) if args.task == "finetune" and args.init_path else None
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
@@ -149,6 +149,7 @@ def _main(argv: Sequence[str] | None) -> None:
                 bar=not args.quiet,
                 backend=backend,
                 stop=stop,
+                initial=initial,
             )
 
         result = backend.run_elastic(attempt)
@@ -166,8 +167,8 @@ def _report(result: RunResult) -> None:
     print(f"next: {shlex.join(['python', 'eval_sampled_config.py', '--net', str(result.best)])}")
 
 
-def _read_single(args: argparse.Namespace) -> None:
-    """Read ``--subnet``, and the default of ``--image-size`` from it or from the checkpoint."""
+def _open_initial(args: argparse.Namespace) -> OpenedNetwork:
+    """Open ``--init-path``, read ``--subnet``, and take ``--image-size`` from them by default."""
     from compofa.cli.evaluate import read_subnet
     from compofa.io.open import open_network
 
@@ -177,6 +178,7 @@ def _read_single(args: argparse.Namespace) -> None:
         subnet = read_subnet(args.subnet, network.space, size)
         args.subnet, size = json.dumps(network.space.to_config(subnet)), subnet.resolution
     args.image_size = args.image_size or (size,)
+    return opened
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from compofa.errors import ConfigError, StoppedError, TrainingError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint, save_checkpoint
 from compofa.io.locks import exclusive_by_main
+from compofa.io.open import OpenedNetwork
 from compofa.training.config import TrainConfig, default_network, flag
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.recipes import CHAINS, recipe_for
@@ -103,6 +104,7 @@ def train(
     after_epoch: Callable[[int], None] | None = None,
     backend: Backend | None = None,
     stop: Stopping | None = None,
+    initial: OpenedNetwork | None = None,
 ) -> RunResult:
     """Train a task: one phase, or those of a chain, and on quick data a missing teacher first.
 
@@ -119,6 +121,7 @@ def train(
         backend: Ranks that all call this with the same arguments. Only rank 0 needs access to
             ``output``.
         stop: Requests to stop.
+        initial: The network of ``config.init_path``, if it is open already.
 
     Returns:
         The result of the last phase, with time and cost of all.
@@ -148,6 +151,7 @@ def train(
                 after_epoch=after_epoch,
                 backend=backend,
                 stop=stop,
+                initial=initial,
                 discard=stale if folder == folders[0] else (),
             )
             for phase, folder in zip(phases, folders, strict=True)
@@ -174,6 +178,7 @@ def train_phase(
     after_epoch: Callable[[int], None] | None = None,
     backend: Backend | None = None,
     stop: Stopping | None = None,
+    initial: OpenedNetwork | None = None,
     discard: Sequence[Path] = (),
 ) -> RunResult:
     """Train one phase as :func:`train` does, for callers that hold the lock on ``output``.
@@ -192,7 +197,9 @@ def train_phase(
         if any(backend.gather(stop.requested)):  # while the phase before this one was ending
             raise stop.error("; continue with --resume")
         folder = output / config.recipe_phase.folder
-        start = start_phase(config, output, folder, resume, overwrite, train_first, backend)
+        start = start_phase(
+            config, output, folder, resume, overwrite, train_first, backend, initial
+        )
         return Run(config, folder, start, stop, bar).fit(after_epoch, discard)
 
 

@@ -73,6 +73,7 @@ def start_phase(
     overwrite: bool,
     train_first: TrainFirst,
     backend: Backend,
+    initial: OpenedNetwork | None,
 ) -> Start:
     """Load and build what a phase trains from, without writing to its folder.
 
@@ -84,6 +85,7 @@ def start_phase(
         overwrite: Whether an existing run may be replaced.
         train_first: Trains a missing teacher.
         backend: Ranks that all call this.
+        initial: The network of ``config.init_path``, if it is open already.
 
     Raises:
         CompofaError: A user error.
@@ -97,6 +99,8 @@ def start_phase(
 
     @functools.cache  # rank 0 opens each network once
     def opened(source: str) -> OpenedNetwork:
+        if initial is not None and source == config.init_path:
+            return initial
         return open_source(source, spec, teaches=source == teacher_path)
 
     if single:
