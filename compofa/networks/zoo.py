@@ -107,6 +107,17 @@ def entry(net_id: str) -> Entry:
     return NETWORKS[net_id]
 
 
+def register_network(net_id: str, row: Entry) -> None:
+    """Add a named supernet, for ``--net`` and :func:`network_spec`.
+
+    Raises:
+        SpaceError: There is another network of that id, or its backbone is unknown.
+    """
+    backbone(row.backbone, row.width_mult)
+    if NETWORKS.setdefault(net_id, row) != row:
+        raise SpaceError(f"expected a new network id, got {net_id}, which is known")
+
+
 def network_spec(
     net_id: str,
     classes: int = 1000,
