@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from test_trained import tiny_checkpoint
 from worker import steps
 
 from compofa.distributed.backend import SingleProcess
@@ -141,33 +139,3 @@ class EngineTests:
         assert mine.weights.keys() == theirs.weights.keys()
         for name, value in theirs.weights.items():
             assert torch.equal(mine.weights[name], value), name
-
-    def test_a_killed_worker_ends_the_job_which_resumes(self, folder: Path, whole: Path) -> None:
-        done = self.start(folder, f"--die 6 mark {TRAIN} --save-minutes 0")
-        assert done.status != 0 and "epoch 1/2" in done.err
-        saved = load_checkpoint(folder / "runs" / "run" / "compound-1" / "last.pt").training
-        assert 0 < saved["trainer"]["tally"]["steps"] < 3, "within an epoch of three steps"
-        assert time.time() - (folder / "mark").stat().st_mtime < BOUND_S
-        lines = [line for line in done.err.splitlines() if "train_ofa_net.py: error: " in line]
-        assert len(lines) <= 1  # none, where the launcher was quicker to end the other
-        assert all("another rank died or timed out" in line for line in lines)
-        done = self.start(folder, f"{TRAIN} --resume")
-        assert done.status == 0, done.err
-        self.same_weights(folder, whole)
-
-    def test_collecting_loses_nothing(self, tmp_path: Path) -> None:
-        from nas.cli.tools import main
-
-        tiny_checkpoint(tmp_path / "tiny.pt")
-        done = self.start(tmp_path, f"--die 4 mark {COLLECT}")
-        assert done.status != 0 and (tmp_path / "mark").exists()
-        file = tmp_path / "records.jsonl"
-        kept = file.read_text()
-        assert len(kept.splitlines()) == 6, "three rounds of two"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(tmp_path)
-            assert main(COLLECT.split()) == 0
-            found = file.read_text()
-            file.unlink()
-            assert main(COLLECT.split()) == 0
-        assert found.startswith(kept) and file.read_text() == found, "the file of one worker"

