@@ -40,12 +40,15 @@ def test_what_progressive_shrinking_varies():
         assert [phase.folder for phase in chain] == [
             "teacher", "kernel-1", "depth-1", "depth-2", "expand-1", "expand-2",
         ]  # fmt: skip
-        assert [(p.depths, p.expands, p.kernels) for p in chain[1:]] == [
-            ((4,), (6,), (3, 5, 7)),
-            ((3, 4), (6,), (3, 5, 7)),
-            ((2, 3, 4), (6,), (3, 5, 7)),
-            ((2, 3, 4), (4, 6), (3, 5, 7)),
-            ((2, 3, 4), (3, 4, 6), (3, 5, 7)),
+        assert [dict(p.values) for p in chain[1:]] == [
+            {"depth": depth, "expand": expand, "kernel": (3, 5, 7)}
+            for depth, expand in (
+                ((4,), (6,)),
+                ((3, 4), (6,)),
+                ((2, 3, 4), (6,)),
+                ((2, 3, 4), (4, 6)),
+                ((2, 3, 4), (3, 4, 6)),
+            )
         ]
         assert [p.teacher for p in chain] == ["none"] + ["checkpoint"] * 5
         assert {p.sampler for p in chain} == {uniform}
@@ -115,7 +118,10 @@ def test_channels_are_sorted_once_and_before_widths_vary():
             (("depth", 2), True),
             (("expand", 1), True),
         ]
-        assert [recipe.phase(*p.starts_from).expands for p in expand] == [(6,), (4, 6)]
+        assert [dict(recipe.phase(*p.starts_from).values)["expand"] for p in expand] == [
+            (6,),
+            (4, 6),
+        ]
 
 
 # --- settings ---
