@@ -16,7 +16,7 @@ from compofa.errors import SearchError
 from compofa.seeds import rng as seeded
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet, SubnetArrays
-from nas.accuracy.predictor import AccuracyModel
+from nas.accuracy.base import AccuracyModel
 from nas.cost.base import Cost
 from nas.search import operators
 from nas.search.pareto import pareto_front

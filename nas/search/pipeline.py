@@ -18,7 +18,8 @@ from compofa.networks.backbones import Backbone
 from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import SubnetArrays
-from nas.accuracy.predictor import AccuracyModel, load_accuracy_model
+from nas.accuracy.base import AccuracyModel
+from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.base import Cost, macs_cost, params_cost
 from nas.report.html import FoundRow, ReportData, Series, write_report
 from nas.search.evolution import Evolution
