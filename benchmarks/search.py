@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
-from nas.accuracy.predictor import AccuracyModel, load_accuracy_model
+from nas.accuracy.base import AccuracyModel
+from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.base import Cost
 from nas.cost.devices import load_cost
 from nas.cost.lookup import TableCost

@@ -58,8 +58,8 @@ from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import network_spec
 from compofa.training.journal import Journal
+from nas.accuracy.ofa_predictor import PublishedPredictor
 from nas.accuracy.predictor import load_accuracy_model
-from nas.accuracy.published import PublishedPredictor
 from nas.cli import search
 from nas.cli import tools as predict
 from nas.cost.devices import load_cost

@@ -25,7 +25,7 @@ SCRIPT_LINES = 10
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "tensorboard")
 LIGHT = ("compofa/space", "compofa/networks", "nas/search", "nas/cost", "nas/report")
 """Folders whose modules load without them, but for those of ``MEASURING``."""
-MEASURING = ("nas/cost/fit", "nas/search/from_checkpoint")
+MEASURING = ("nas/cost/fit", "nas/cost/block_regression", "nas/search/from_checkpoint")
 """Beginnings of the paths of modules that measure and fit."""
 
 DEFINITIONS = ("compofa/space", "compofa/networks")
@@ -43,9 +43,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compofa/nn": (*SPACES, "compofa.distributed"),
     "compofa/io": FILES,
     "compofa/training": (*FILES, "compofa.evaluate"),
-    "nas/cost": (*FILES, "nas.cards", "nas.npz", "nas.tables"),
+    "nas/cost": (*FILES, "nas.model_file", "nas.tables"),
     "nas/accuracy": (
-        *FILES, "compofa.evaluate", "nas.cards", "nas.npz", "nas.tables", "nas.cost", "nas.search",
+        *FILES, "compofa.evaluate", "nas.model_file", "nas.tables", "nas.cost", "nas.search",
     ),
     "nas/search": (
         *FILES, "compofa.evaluate", "nas.tables", "nas.cost", "nas.accuracy", "nas.report",

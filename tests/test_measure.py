@@ -173,7 +173,7 @@ def test_layers_that_were_not_measured_are_named(tmp_path, fake_times):
         cost(SPACE.restrict(resolutions=(48,)).arrays(SPACE.enumerate_genes()[:1]))
 
 
-@pytest.mark.parametrize("bad", [{"device": "tpu"}, {"batch": -1}, {"rounds": 0}, {"networks": 1}])
+@pytest.mark.parametrize("bad", [{"batch": 0}, {"rounds": 0}, {"visit_ms": 0}, {"networks": 1}])
 def test_settings_are_checked(bad):
     with pytest.raises(ConfigError, match="expected"):
         Settings(**bad)
@@ -181,5 +181,5 @@ def test_settings_are_checked(bad):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 def test_a_missing_gpu_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="CUDA"):
-        measure(TINY, SPACE, 10, Settings("gpu"), tmp_path)
+    with pytest.raises(ConfigError, match="expected a CUDA device"):
+        measure(TINY, SPACE, 10, Settings("gpu", "cuda"), tmp_path)

@@ -16,12 +16,14 @@ from compofa.errors import DataError, SpaceError, TableError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.families.resnet50d import RESNET50D
 from compofa.space.arrays import SubnetArrays
-from nas.accuracy.distill import one_hot, recombine
+from nas.accuracy.base import CardPredictor
 from nas.accuracy.fit import fit_accuracy
 from nas.accuracy.predictor import NAMES, FittedPredictor, load_accuracy_model
-from nas.cost.blocks import find_blocks
-from nas.npz import read_npz
+from nas.model_file import read_npz
 from nas.tables import read_subnets
+from tools.fit.accuracy import fit_distilled
+from tools.fit.distill import one_hot, recombine
+from tools.fit.row_blocks import find_blocks
 
 REFERENCE = os.environ.get("COMPOFA_REFERENCE_DATA")
 needs_reference = pytest.mark.skipif(not REFERENCE, reason="COMPOFA_REFERENCE_DATA is not set")
@@ -52,10 +54,18 @@ def truth(arrays: SubnetArrays) -> np.ndarray:
     )
 
 
-def fit_small(seed: int = 0) -> FittedPredictor:
+def fit_own() -> CardPredictor:
     arrays = subnets(60, (24, 32), 1)
     noise = np.random.default_rng(2).normal(0, 0.2, 60)
-    return fit_accuracy(arrays, truth(arrays) + noise, steps=15, samples=4000, folds=3, seed=seed)
+    return fit_accuracy(arrays, truth(arrays) + noise)
+
+
+def fit_small() -> FittedPredictor:
+    arrays = subnets(60, (24, 32), 1)
+    noise = np.random.default_rng(2).normal(0, 0.2, 60)
+    return fit_distilled(
+        arrays, truth(arrays) + noise, name="custom", steps=15, samples=4000, folds=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +73,50 @@ def small() -> FittedPredictor:
     return fit_small()
 
 
-def test_fit_from_few_records_is_better_than_its_noise_allows_by_chance(small):
+@pytest.fixture(scope="module", params=["own records", "distilled"])
+def model(request) -> CardPredictor:
+    return fit_own() if request.param == "own records" else request.getfixturevalue("small")
+
+
+def test_a_fit_averages_the_noise_of_its_measurements(model):
     fresh = subnets(500, (24, 32), 3)
-    error = small.predict(fresh) - truth(fresh)
+    error = model.predict(fresh) - truth(fresh)
     assert np.abs(error).mean() < 0.25
-    assert small.card["cv_mae"] < 0.5
-    assert small.card["cv_spearman"] > 0.95
-    assert 0.75 < small.card["held_out"]["all"]["coverage_90"] <= 1.0
+    held_out = model.card["held_out"]["all"]
+    assert held_out["mae"] < 0.5
+    assert held_out["spearman"] > 0.95
+    assert 0.75 < held_out["coverage_90"] <= 1.0
+    noisy = truth(fresh) + np.random.default_rng(3).normal(0, 0.2, 500)
+    inside = np.abs(model.predict(fresh) - noisy) < 1.645 * model.std(fresh)
+    assert 0.8 < inside.mean() < 0.99
 
 
-def test_fit_is_the_same_bit_for_bit_and_leaves_global_generators_alone(small):
+@pytest.mark.parametrize("fit", [fit_own, fit_small])
+def test_fit_is_the_same_bit_for_bit_and_leaves_global_generators_alone(fit):
     np.random.seed(7)  # noqa: NPY002 - the disturbed global state is the point
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    again = fit_small()
+    one, again = fit(), fit()
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
-    for key, value in small.arrays.items():
+    for key, value in one.arrays.items():
         np.testing.assert_array_equal(value, again.arrays[key])
-    assert small.card == again.card
+    assert one.card == again.card
+
+
+@pytest.mark.parametrize("resolutions", [(24,), (24, 28, 32)])
+def test_errors_left_out_are_those_of_a_fit_without_the_rows(resolutions):
+    arrays = subnets(60, resolutions, 20)
+    top1 = truth(arrays) + np.random.default_rng(21).normal(0, 0.2, 60)
+    whole, groups = fit_accuracy(arrays, top1), np.arange(60) % 6
+    mean, std = whole.left_out(groups)
+    rows = groups == 2
+    kept = {**whole.arrays}
+    for key in ("features", "resolutions", "top1"):
+        kept[key] = kept[key][~rows]
+    part = type(whole)(kept, {}, "part")
+    left = arrays[rows]
+    # Centre and scale are those of the rows left: close, not equal.
+    np.testing.assert_allclose(mean[rows], part.predict(left), atol=0.05)
+    np.testing.assert_allclose(std[rows], part.std(left), rtol=0.1)
 
 
 def test_predict_equals_the_network_it_stands_for(small):
@@ -106,11 +143,11 @@ def test_accuracy_between_anchors_is_interpolated_linearly(small):
     assert (small.std(arrays) >= small.model_std(arrays)).all()
 
 
-def test_float_arrays_and_empty_input(small):
+def test_float_arrays_and_empty_input(model):
     arrays = subnets(20, (24,), 6)
     floats = SubnetArrays(*(array.astype(np.float64) for array in arrays))
-    np.testing.assert_array_equal(small.predict(arrays), small.predict(floats))
-    assert small.predict(arrays[:0]).shape == (0,)
+    np.testing.assert_array_equal(model.predict(arrays), model.predict(floats))
+    assert model.predict(arrays[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -151,19 +188,19 @@ def test_float_arrays_and_empty_input(small):
         ),
     ],
 )
-def test_subnets_outside_the_model_are_named(small, change, message):
+def test_subnets_outside_the_model_are_named(model, change, message):
     with pytest.raises(SpaceError, match=message) as caught:
-        small.predict(change(subnets(20, (24,), 6)))
+        model.predict(change(subnets(20, (24,), 6)))
     assert "\n" not in str(caught.value)
 
 
-def test_saved_model_is_read_back_exactly(small, tmp_path):
+def test_saved_model_is_read_back_exactly(model, tmp_path):
     path = tmp_path / "mine.npz"
-    small.save(path)
+    model.save(path)
     back = load_accuracy_model(path)
     arrays = subnets(100, (24, 32), 8)
-    np.testing.assert_array_equal(small.predict(arrays), back.predict(arrays))
-    np.testing.assert_array_equal(small.std(arrays), back.std(arrays))
+    np.testing.assert_array_equal(model.predict(arrays), back.predict(arrays))
+    np.testing.assert_array_equal(model.std(arrays), back.std(arrays))
     assert back.card == json.loads((tmp_path / "mine.json").read_text())
     assert back.name == "mine"
     assert "MAE" in back.error
@@ -181,13 +218,32 @@ def test_a_card_without_figures_is_said_to_have_none(small, held_out):
 def test_accuracies_that_are_all_equal_have_no_ranks(tmp_path):
     arrays = subnets(40, (24, 32), 3)
     same = np.where(arrays.resolutions == 24, 70.0, truth(arrays))
-    for top1, error in ((same, "Spearman"), (np.full(40, 70.0), "rank")):
-        model = fit_accuracy(arrays, top1, steps=5, samples=1000, folds=2)
+    for top1, error in ((same, "Spearman"), (np.full(40, 70.0), "no ranks")):
+        model = fit_accuracy(arrays, top1)
         model.save(tmp_path / "mine.npz")
         assert error in load_accuracy_model(tmp_path / "mine.npz").error
         assert model.card["held_out"]["24"]["spearman"] is None
         text = (tmp_path / "mine.json").read_text()
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+OWN = {
+    "few.npz": ("log_std", np.zeros(3)),
+    "wide.npz": ("top1", np.full(60, 101.0)),
+    "huge.npz": ("features", np.full((60, 1), 2.0)),
+    "falling.npz": ("kernels", np.array([5, 3])),
+    "uneven.npz": ("shape", np.array([20, 3])),
+    "beyond.npz": ("columns", np.array([999])),
+}
+
+
+def test_damaged_models_of_own_records_get_one_line(tmp_path):
+    whole = fit_own()
+    for name, (key, value) in OWN.items():
+        np.savez(tmp_path / name, **{**whole.arrays, key: value})
+        with pytest.raises(TableError, match=name) as caught:
+            load_accuracy_model(tmp_path / name)
+        assert "\n" not in str(caught.value) and key in str(caught.value)
 
 
 def broken_files(model: FittedPredictor, folder: Path) -> dict[str, Path]:
@@ -323,8 +379,8 @@ def test_offsets_are_removed_from_the_fit():
     label = np.arange(240) // 60
     offset = np.array([-0.4, 0.4, -0.3, 0.3])[label]
     noise = np.random.default_rng(14).normal(0, 0.05, 240)
-    options = {"steps": 20, "samples": 4000, "folds": 3, "subset": 240}
-    model = fit_accuracy(arrays, truth(arrays) + noise + offset, blocks=label, **options)
+    options = {"name": "custom", "steps": 20, "samples": 4000, "folds": 3, "subset": 240}
+    model = fit_distilled(arrays, truth(arrays) + noise + offset, blocks=label, **options)
     assert model.card["cv_mae"] < 0.12 < 0.25 < model.card["cv_mae_raw"]
     found = [np.mean([block["24"], block["32"]]) for block in model.card["block_offsets"]]
     np.testing.assert_allclose(found, [-0.4, 0.4, -0.3, 0.3], atol=0.12)

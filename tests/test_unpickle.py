@@ -27,7 +27,7 @@ from compofa.io.tensors import read_safely
 from compofa.io.unpickle import Skipped
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
-from nas.accuracy.published import PublishedPredictor, read_published
+from nas.accuracy.ofa_predictor import PublishedPredictor, read_published
 
 ZIPPED = pytest.mark.parametrize("zipped", [True, False], ids=["archive", "older format"])
 

@@ -7,26 +7,24 @@ the published Once-for-All predictor. :func:`load_accuracy_model` opens all of t
 
 from __future__ import annotations
 
-import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from compofa.errors import SpaceError, TableError
-from compofa.io.atomic import write_atomic, write_text_atomic
-from compofa.io.untrusted import parse_json, printable, read_text
+from compofa.io.untrusted import printable
 from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays
-from nas.accuracy.published import PublishedPredictor, read_published
-from nas.cards import measured_width, require_near
-from nas.npz import read_npz
+from nas.accuracy.additive import AdditiveGP
+from nas.accuracy.base import CardPredictor
+from nas.accuracy.ofa_predictor import PublishedPredictor, read_published
+from nas.model_file import MODELS, check_arrays, read_model
 from nas.search.choices import CHUNK, ChoiceCodes
 
-MODELS = Path(__file__).parent.parent / "models"
 FORMAT = 1
-MAX_FILE_BYTES = 64 << 20
 
 NAMES = {
     "ofa_mbv3_w1.0": "ofa_mbv3_w1.0",
@@ -37,85 +35,30 @@ NAMES = {
 }
 """Name of a network -> the shipped model that serves it."""
 
-NEAR = 1.25
-"""The largest ratio of a network's width to the measured one that a model answers for."""
-OTHER_WIDTH_STD = 1.5
-"""Standard deviation (points) added at such another width: the model ranks, but absolute values are
-not calibrated. MobileNetV3-Large at widths 0.75, 1.0 and 1.25 has a top-1 of 73.3, 75.2 and 76.6 %
-(Howard et al., ICCV 2019), which is 1.5 points within :data:`NEAR`, and falls ever faster below."""
 
-
-class AccuracyModel(Protocol):
-    """What a search asks of a predictor.
-
-    Attributes:
-        name: Of the network or file.
-        unit: What :meth:`predict` returns.
-        error: How wrong it is, in words.
-    """
-
-    name: str
-    unit: str
-    error: str
-
-    def predict(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the expected accuracy of each subnet, float64 of shape [n]."""
-
-    def std(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the standard deviation of a measurement about :meth:`predict`, shape [n]."""
-
-
-class FittedPredictor:
+class FittedPredictor(CardPredictor):
     """A small network from choices to top-1 at each anchor resolution, with its uncertainty.
 
-    Made by :mod:`nas.accuracy.fit`. Between two anchors the accuracy is interpolated linearly, as
-    the published programs do.
+    The form of the models that ship (made by ``python -m tools.fit``), and of those that
+    ``fit-accuracy`` wrote up to version 0.1. Between two anchors the accuracy is interpolated
+    linearly, as the published programs do.
 
     Attributes:
         resolutions: The anchors, int [A].
-        card: Source, licence, command and held-out figures, as written beside the arrays.
-        width_mult: Width multiplier of the measured networks; ``None`` where it is not recorded.
-        extra_std: Standard deviation (points) added for networks of another width.
     """
 
-    unit = "top-1 %"
-
-    def __init__(self, arrays: dict[str, np.ndarray], card: dict[str, Any], name: str) -> None:
-        self.arrays = _validated(arrays)
-        self.card = card
-        self.name = name
-        self.width_mult = measured_width(card)
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any], name: str
+    ) -> None:
+        _validate(arrays)
+        super().__init__(arrays, card, name)
         self.resolutions = self.arrays["resolutions"]
-        self.extra_std = 0.0
         slots = len(self.arrays["input_weight"])
-        self._codes = ChoiceCodes(self.arrays["kernels"], self.arrays["expands"], slots)
+        values = {"kernel": self.arrays["kernels"], "expand": self.arrays["expands"]}
+        self._codes = ChoiceCodes(values, slots)
         joined = np.concatenate([self.arrays["input_weight"], self.arrays["skip_weight"]], axis=2)
         self._tables = self._codes.tables(joined)
         self._spread_tables: list[np.ndarray] | None = None
-
-    @property
-    def error(self) -> str:
-        """Held-out error in words, from the card: the range over measured resolutions."""
-        try:
-            groups = [g for r, g in self.card["held_out"].items() if r != "all"]
-            mae, rho = [g["mae"] for g in groups], [g["spearman"] for g in groups]
-            rho = [value for value in rho if value is not None]  # null where all were equal
-            ranks = f"Spearman {_span(rho)}" if rho else "no ranks"
-            text = f"held-out MAE {_span(mae)} points, {ranks} by resolution"
-        except (AttributeError, KeyError, TypeError, ValueError):
-            text = "error not recorded"
-        if self.extra_std:
-            text += f", measured on another width: ranks, level uncertain by {self.extra_std:g}"
-        return text
-
-    def serve(self, width_mult: float) -> None:
-        """Answer for networks of this width multiplier from now on.
-
-        Raises:
-            TableError: It is farther than :data:`NEAR` from what was measured.
-        """
-        require_near(f"the accuracy model {self.name}", self.width_mult, width_mult, NEAR)
-        self.extra_std = OTHER_WIDTH_STD if width_mult != (self.width_mult or width_mult) else 0.0
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
         """Return expected top-1 in percent, float64 of shape [n].
@@ -123,7 +66,7 @@ class FittedPredictor:
         Raises:
             SpaceError: A choice, shape or resolution outside what the model was fitted on.
         """
-        arrays = arrays.folded()
+        arrays = arrays.outer_as_stages()
         rows, (low, share) = self._codes.rows(arrays), self._place(arrays.resolutions)
         a = self.arrays
         width, anchors = a["hidden_weight"].shape[0], len(self.resolutions)
@@ -161,7 +104,7 @@ class FittedPredictor:
 
     def model_std(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the standard deviation (points) of a subnet's true accuracy, without noise."""
-        arrays = arrays.folded()
+        arrays = arrays.outer_as_stages()
         rows, (low, share) = self._codes.rows(arrays), self._place(arrays.resolutions)
         if self._spread_tables is None:
             self._spread_tables = self._codes.tables(self.arrays["spread_weight"])
@@ -172,12 +115,6 @@ class FittedPredictor:
         bound = self.arrays["spread_bound"]
         spread = np.exp(np.clip(log_std + self.arrays["spread_bias"], bound[0], bound[1]))
         return _interpolate(spread, low, share, np.zeros(len(self.resolutions)))
-
-    def save(self, path: str | Path) -> None:
-        """Write the arrays to ``path`` (.npz, no pickle) and the card beside it (.json)."""
-        path = Path(path)
-        write_atomic(path, lambda file: np.savez_compressed(file, **self.arrays))
-        write_text_atomic(path.with_suffix(".json"), json.dumps(self.card, indent=2) + "\n")
 
     def _place(self, resolutions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchor below each resolution and the share of the one above."""
@@ -235,54 +172,24 @@ def _load(text: str) -> FittedPredictor | PublishedPredictor:
     return _read_npz(path, printable(path.stem)) if is_npz else read_published(path)
 
 
-def _read_npz(path: Path, name: str) -> FittedPredictor:
+def _read_npz(path: Path, name: str) -> CardPredictor:
+    arrays, card = read_model(path, "an accuracy model written by fit-accuracy")
+    kind = AdditiveGP if AdditiveGP.wrote(arrays) else FittedPredictor
     try:
-        arrays = read_npz(path, MAX_FILE_BYTES)
-    except ValueError as error:
-        raise TableError(
-            f"{path}: expected an accuracy model written by fit-accuracy, got: {error}"
-        ) from error
-    card: dict[str, Any] = {}
-    card_path = path.with_suffix(".json")
-    if card_path.is_file():
-        try:
-            card = parse_json(read_text(card_path))
-        except (OSError, ValueError) as error:
-            raise TableError(f"{card_path}: expected a JSON card, got: {error}") from error
-        if not isinstance(card, dict):
-            raise TableError(f"{card_path}: expected a JSON object, got {type(card).__name__}")
-    try:
-        return FittedPredictor(arrays, card, name)
+        return kind(arrays, card, name)
     except TableError as error:
-        raise TableError(f"{path}: {error}") from error
+        raise TableError(f"{path}: expected an accuracy model, got: {error}") from error
 
 
-def _validated(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return ``arrays`` when they are a whole model; the message names what is wrong."""
-    if "format" not in arrays or arrays["format"].shape != () or arrays["format"] != FORMAT:
-        raise TableError(
-            f"expected an accuracy model of format {FORMAT}, got arrays "
-            f"{', '.join(sorted(arrays)[:8]) or 'none'}"
-        )
-    missing = [key for key in ARRAYS if key not in arrays]
-    extra = [key for key in arrays if key not in ARRAYS]
-    if missing or extra:
-        raise TableError(
-            f"expected the arrays of an accuracy model, missing {', '.join(missing) or 'none'}, "
-            f"unknown {', '.join(extra) or 'none'}"
-        )
-    sizes: dict[str, int] = {}
-    for key, (kind, dims) in ARRAYS.items():
-        value = arrays[key]
-        if value.dtype.kind != kind or value.ndim != len(dims) or not np.isfinite(value).all():
-            raise TableError(
-                f"{key}: expected finite values of kind {kind!r} in {len(dims)} dimensions, got "
-                f"{value.dtype} of shape {value.shape}"
-            )
-        for dim, size in zip(dims, value.shape, strict=True):
-            wanted = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
-            if size != wanted or size == 0:
-                raise TableError(f"{key}: expected size {wanted} along {dim}, got {value.shape}")
+def _validate(arrays: Mapping[str, np.ndarray]) -> None:
+    """Check that ``arrays`` are a whole model of :data:`FORMAT`.
+
+    Raises:
+        TableError: They are not; the message names the array.
+    """
+    sizes = check_arrays(arrays, ARRAYS)
+    if arrays["format"] != FORMAT:
+        raise TableError(f"format: expected {FORMAT}, got {arrays['format']}")
     choices = sizes["kernels"] + sizes["expands"]
     if sizes["choices"] != choices:
         raise TableError(f"input_weight: expected {choices} choices, got {sizes['choices']}")
@@ -297,7 +204,6 @@ def _validated(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise TableError(
                 f"{key}: expected at most 64 increasing values in (0, {most}], got {arrays[key]}"
             )
-    return arrays
 
 
 ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
@@ -317,12 +223,7 @@ ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "spread_bound": ("f", (2, "anchors")),
     "noise": ("f", ("anchors",)),
 }
-"""A model's arrays: dtype kind and dimensions (equal names are equal sizes)."""
-
-
-def _span(values: list[float]) -> str:
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-    return low if low == high else f"{low} to {high}"
+"""The arrays of a model; see :data:`nas.model_file.Shapes`."""
 
 
 def _sum_rows(

@@ -19,7 +19,7 @@ from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays, arrays_of
 from compofa.space.search_space import SearchSpace
 from nas.cost.base import macs_cost, params_cost
-from nas.cost.devices import DEVICES, load_cost
+from nas.cost.devices import DEVICES, LocalDevice, load_cost
 from nas.search import pipeline
 from nas.search.evolution import require_finite
 from nas.tables import (
@@ -96,7 +96,8 @@ def parser() -> Parser:
         "measure", "time the layers of a space on this machine and write lookup tables", _measure
     )
     _add_network(sub)
-    sub.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="what to time")
+    local = [name for name, device in DEVICES.items() if isinstance(device, LocalDevice)]
+    sub.add_argument("--device", choices=local, default="cpu", help="device to time")
     sub.add_argument(
         "--batch-size",
         type=int,
@@ -175,19 +176,9 @@ def _add_network(sub: Parser) -> None:
 
 
 def _add_fit(sub: Parser, source: str, result: str) -> None:
-    sub.add_argument("--input", metavar="FILE", help=source)
-    sub.add_argument(
-        "--output",
-        required=True,
-        metavar="PATH",
-        help=f"{result} to write; a folder with --shipped",
-    )
-    sub.add_argument(
-        "--shipped",
-        metavar="DIR",
-        help="make the models that ship, from this folder of published tables",
-    )
-    sub.add_argument("--seed", type=int, default=0, help="of all randomness")
+    sub.add_argument("--input", required=True, metavar="FILE", help=source)
+    sub.add_argument("--output", required=True, metavar="FILE", help=f"{result} to write")
+    sub.add_argument("--seed", type=int, default=0, help="random seed")
 
 
 def _devices(args: argparse.Namespace) -> None:
@@ -258,11 +249,13 @@ def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str
 
 
 def _measure(args: argparse.Namespace) -> None:
-    from nas.cost.measured import Settings, measure
+    from nas.cost.measured import measure
 
     wanted = sorted({r for group in args.resolutions or [pipeline.RESOLUTIONS] for r in group})
     backbone, space, classes = pipeline.named_space(args.net, args.width_mult, wanted)
-    settings = Settings(device=args.device, batch=args.batch_size)
+    device = DEVICES[args.device]
+    assert isinstance(device, LocalDevice)  # a choice of --device
+    settings = device.settings(args.batch_size)
     cost = measure(backbone, space, classes, settings, progress=not args.quiet)
     paths = cost.export(args.output, space)
     print(f"{cost.name}: {cost.error}")
@@ -324,12 +317,9 @@ def _collect(args: argparse.Namespace) -> None:
 
 def _fit_accuracy(args: argparse.Namespace) -> None:
     from compofa.io.records import read_records
-    from nas.accuracy.fit import fit_accuracy, reproduce
+    from nas.accuracy.fit import fit_accuracy
 
-    if args.shipped:
-        _say_made(reproduce(Path(args.shipped), Path(args.output)))
-        return
-    source = _require_input(args)
+    source = Path(args.input)
     _require_model(args.output, source)
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
@@ -353,24 +343,15 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
 
 
 def _fit_latency(args: argparse.Namespace) -> None:
-    from nas.cost.fit import fit_network, reproduce
+    from nas.cost.fit import fit_network
 
-    if args.shipped:
-        _say_made(reproduce(Path(args.shipped), Path(args.output)))
-        return
-    source = _require_input(args)
+    source = Path(args.input)
     _require_model(args.output, source)
     arrays, columns = read_subnets(source, [args.column])
     backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
     model = fit_network(arrays, columns[args.column], backbone, args.name)
     model.save(args.output)
     print(f"{args.name}: {model.error}; written to {args.output}")
-
-
-def _require_input(args: argparse.Namespace) -> Path:
-    if not args.input:
-        raise ConfigError("expected --input FILE, or --shipped DIR to make the models that ship")
-    return Path(args.input)
 
 
 def _require_model(output: str, source: Path) -> None:
@@ -380,17 +361,12 @@ def _require_model(output: str, source: Path) -> None:
         require_other(file, source)
 
 
-def _say_made(paths: Sequence[Path]) -> None:
-    print(f"made {len(paths)} models: {', '.join(path.name for path in paths)}")
-
-
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if args.command in ("devices", "collect"):  # one writes nothing, the other is many workers
         args.call(args)
         return
-    folder = args.command == "measure" or vars(args).get("shipped") is not None
-    with exclusive(args.output, folder):
+    with exclusive(args.output, folder=args.command == "measure"):
         args.call(args)
 
 

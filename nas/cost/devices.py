@@ -1,59 +1,199 @@
-"""Devices that a search can target, and the cost of networks on each.
+"""What a search can minimise or limit, by name: devices, counts and one's own objectives.
 
-This module needs NumPy alone; ``cpu`` and ``gpu`` import torch when they are asked for.
+An entry of :data:`DEVICES` is all that the library knows of a device; :func:`register` adds one.
+This module needs NumPy alone; devices of this machine import torch when they are timed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from compofa.errors import ConfigError, TableError
 from compofa.networks.backbone import Backbone
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.networks.kinds import LayerSpec
 from compofa.space.search_space import SearchSpace
-from nas.cards import measured_width
-from nas.cost.base import Cost, macs_cost, params_cost
-from nas.cost.fitted import LAYERS_NEAR, MODELS, LayerModel, load_model
+from compofa.space.subnet import Subnet
+from nas.cost.base import Cost, LayerSumCost
+from nas.cost.fitted import LAYERS_NEAR, LayerModel, NetworkModel, load_model
 from nas.cost.lookup import TableCost
+from nas.cost.objectives import LayersCost
+from nas.model_file import MODELS, measured_width
+
+if TYPE_CHECKING:
+    from nas.cost.timing import Settings
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that a cost is asked for, and how to time them where that is needed.
+
+    Attributes:
+        backbone: Widths and strides.
+        classes: Outputs of the classifier.
+        space: The space that their subnets are from.
+        batch: Images per batch where this machine is timed; 0 for the device's default.
+        cache: Folder of this machine's timings; by default the user's cache folder.
+        progress: Whether to show a progress bar while timing.
+    """
+
+    backbone: Backbone = MOBILENET_V3
+    classes: int = 1000
+    space: SearchSpace | None = None
+    batch: int = 0
+    cache: str | Path | None = None
+    progress: bool = True
+
+    def require_space(self, device: str) -> SearchSpace:
+        """Return the space.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.space is None:
+            raise ConfigError(f"expected a space to measure on {device}, got none")
+        return self.space
 
 
 @dataclass(frozen=True)
 class Device:
-    """What is known of a device.
+    """A device, count or objective.
 
     Attributes:
-        description: What was measured, in words.
-        unit: Of its cost.
-        source: Where the measurements come from.
-        model: Name of the shipped model's file; empty where none is needed.
-        width_mults: Width multipliers that it serves; empty for those near to what was measured.
+        name: Its name in commands and tables.
+        unit: Unit of its cost.
+        description: One line for listings.
+        source: Where its numbers come from.
         resolutions: Resolutions that it serves; empty for all.
     """
 
-    description: str
+    name: str
     unit: str = "ms"
+    description: str = ""
     source: str = ""
-    model: str = ""
-    width_mults: tuple[float, ...] = ()
     resolutions: tuple[int, ...] = ()
 
     @property
+    def error(self) -> str:
+        """Error of its cost."""
+        return "exact"
+
+    @property
     def widths(self) -> str:
-        """Which width multipliers it serves, in words."""
-        if self.width_mults:
-            return ", ".join(f"w{width:g}" for width in self.width_mults)
-        if not self.model:
-            return "any width"
-        measured = measured_width(load_model(MODELS / f"{self.model}.npz").card) or 1.0
-        return f"w{measured / LAYERS_NEAR:g} to {measured * LAYERS_NEAR:g}"
+        """The width multipliers that it serves."""
+        return "any width"
+
+    def cost(self, networks: Networks) -> Cost:
+        """Return the cost of networks.
+
+        Raises:
+            ConfigError: Something that it needs is missing.
+            TableError: It does not serve them.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Objective(Device):
+    """A number that follows from the layers of a network, such as MACs or energy.
+
+    Attributes:
+        function: From a network's layers to the number; with ``per_layer`` from one layer to its
+            share of a sum, which is much faster in a search.
+        per_layer: Which of the two it is.
+    """
+
+    function: Callable[[tuple[LayerSpec, ...]], float] | Callable[[LayerSpec], float] = field(
+        kw_only=True
+    )
+    per_layer: bool = False
+
+    def cost(self, networks: Networks) -> Cost:
+        """Return the cost of networks."""
+        of, named = (networks.backbone, networks.classes), (self.function, self.name, self.unit)
+        if self.per_layer:
+            return LayerSumCost(*of, *named)
+        return LayersCost(*of, networks.require_space(self.name), *named)
+
+
+@dataclass(frozen=True)
+class FittedDevice(Device):
+    """A device with a latency model that ships.
+
+    Attributes:
+        model: Stem of the model's file in ``nas/models``.
+    """
+
+    model: str = ""
 
     @property
     def error(self) -> str:
-        """How wrong its cost is, in words; from the card of a shipped model."""
-        if self.model:
-            return load_model(MODELS / f"{self.model}.npz").error
-        return "exact" if self.unit != "ms" else "checked end to end when it is measured"
+        """Held-out error, from the model's card."""
+        return self._load().error
+
+    @property
+    def widths(self) -> str:
+        """The width multipliers that the model serves."""
+        model = self._load()
+        width = measured_width(model.card) or 1.0
+        if isinstance(model, LayerModel):
+            return f"w{width / LAYERS_NEAR:g} to {width * LAYERS_NEAR:g}"
+        return f"w{width:g}"
+
+    def cost(self, networks: Networks) -> Cost:
+        """Return the cost of networks."""
+        return _model_cost(MODELS / f"{self.model}.npz", networks)
+
+    def _load(self) -> LayerModel | NetworkModel:
+        return load_model(MODELS / f"{self.model}.npz")
+
+
+@dataclass(frozen=True)
+class LocalDevice(Device):
+    """A processor of this machine, which is timed.
+
+    Attributes:
+        torch_device: Where torch runs the layers, such as ``cuda``.
+        batch: Images per batch by default.
+    """
+
+    torch_device: str = "cpu"
+    batch: int = 1
+
+    @property
+    def error(self) -> str:
+        """Error of its cost."""
+        return "compared with end-to-end latency when it is timed"
+
+    def settings(self, batch: int = 0) -> Settings:
+        """Return how to time it with ``batch`` images at once; 0 for the default."""
+        from nas.cost import measured
+
+        return measured.Settings(self.name, self.torch_device, batch or self.batch)
+
+    def cost(self, networks: Networks) -> Cost:
+        """Time the layers of the space and return the latency of its subnets."""
+        from nas.cost.measured import measure
+
+        return measure(
+            networks.backbone, networks.require_space(self.name), networks.classes,
+            self.settings(networks.batch), networks.cache, networks.progress,
+        )  # fmt: skip
+
+    def time(self, subnets: Sequence[Subnet], networks: Networks) -> np.ndarray:
+        """Return the end-to-end latency of each subnet, ms [n]."""
+        from nas.cost.measured import time_networks
+
+        return time_networks(
+            subnets, networks.backbone, networks.classes, self.settings(networks.batch),
+            networks.cache, networks.progress,
+        )  # fmt: skip
 
 
 _NAS_PE = "NAS_PerformanceEstimation (Apache-2.0), OFA w1.0"
@@ -62,34 +202,53 @@ _COARSE = tuple(range(160, 225, 16))
 _FINE = tuple(range(128, 225, 4))
 
 
-def _gpus() -> dict[str, Device]:
-    devices = {
-        "rtx2080ti": Device("NVIDIA RTX 2080 Ti, batch not stated (64 in the program)", "ms",
-                            _NAS_PE, "latency_rtx2080ti", (1.0,), _COARSE),
-        "p40": Device("NVIDIA P40, batch not stated (64 in the program)", "ms",
-                      _NAS_PE, "latency_p40", (1.0,), _COARSE),
-    }  # fmt: skip
-    for name, title in (("v100", "V100"), ("titan_rtx", "Titan RTX"), ("titan_xp", "Titan XP"),
-                        ("rtx2080ti", "RTX 2080 Ti")):  # fmt: skip
-        for batch in (64, 32, 1):
-            device = Device(f"NVIDIA {title}, batch {batch}", "ms", _HELP,
-                            f"latency_{name}-b{batch}", (1.0,), _FINE)  # fmt: skip
-            if batch == 64:
-                devices.setdefault(name, device)
-            devices[f"{name}-b{batch}"] = device
-    return devices
+def _help_gpus(name: str, title: str, default: bool = True) -> list[Device]:
+    """Return a GPU of HELP at its three batch sizes; by default the name alone is batch 64."""
+    named = {f"{name}-b{batch}": batch for batch in (64, 32, 1)}
+    if default:
+        named = {name: 64, **named}
+    return [
+        FittedDevice(key, "ms", f"NVIDIA {title}, batch {batch}", _HELP, _FINE,
+                     f"latency_{name}-b{batch}")
+        for key, batch in named.items()
+    ]  # fmt: skip
 
 
+_UNSTATED = "batch size not published (64 in the program)"
 DEVICES: dict[str, Device] = {
-    "note10": Device("Samsung Note10 CPU", "ms", "CompOFA (Apache-2.0), OFA w1.2 lookup tables",
-                     "latency_note10", (), tuple(range(128, 225))),
-    **_gpus(),
-    "gpu": Device("the CUDA GPU of this machine, batch 64", "ms", "measured here"),
-    "cpu": Device("the CPU of this machine, batch 1", "ms", "measured here"),
-    "flops": Device("multiply-accumulates of one image", "MACs", "counted"),
-    "params": Device("learned parameters", "parameters", "counted"),
+    device.name: device
+    for device in (
+        FittedDevice("note10", "ms", "Samsung Note10 CPU",
+                     "CompOFA (Apache-2.0), OFA w1.2 lookup tables", tuple(range(128, 225)),
+                     "latency_note10"),
+        FittedDevice("rtx2080ti", "ms", f"NVIDIA RTX 2080 Ti, {_UNSTATED}", _NAS_PE, _COARSE,
+                     "latency_rtx2080ti"),
+        FittedDevice("p40", "ms", f"NVIDIA P40, {_UNSTATED}", _NAS_PE, _COARSE, "latency_p40"),
+        *_help_gpus("v100", "V100"),
+        *_help_gpus("titan_rtx", "Titan RTX"),
+        *_help_gpus("titan_xp", "Titan XP"),
+        *_help_gpus("rtx2080ti", "RTX 2080 Ti", default=False),
+        LocalDevice("gpu", "ms", "the CUDA GPU of this machine, batch 64", "measured here",
+                    torch_device="cuda", batch=64),
+        LocalDevice("cpu", "ms", "the CPU of this machine, batch 1", "measured here"),
+        Objective("flops", "MACs", "multiply-accumulates of one image", "counted",
+                  function=attrgetter("macs"), per_layer=True),
+        Objective("params", "parameters", "learned parameters", "counted",
+                  function=attrgetter("params"), per_layer=True),
+    )
 }  # fmt: skip
 """Devices by name."""
+
+
+def register(device: Device) -> None:
+    """Add a device or objective, so that commands and :func:`load_cost` know it by its name.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    if device.name in DEVICES:
+        raise ConfigError(f"expected a new device name, got {device.name!r}, which is known")
+    DEVICES[device.name] = device
 
 
 def load_cost(
@@ -107,53 +266,49 @@ def load_cost(
 
     Args:
         device: A name of :data:`DEVICES`, a folder of lookup tables, or the file (.npz) of a
-            model that ``fit-latency`` made.
+            model that ``fit-latency`` wrote.
         backbone: Widths and strides of the networks.
         classes: Outputs of the classifier.
-        table: Folder of lookup tables to use in place of the device's model.
-        space: What to measure for ``cpu`` and ``gpu``; needed there.
-        batch: Images per batch for ``cpu`` and ``gpu``; 0 for 1 and 64. Others have their own.
-        cache: Folder of this machine's measurements.
-        progress: Whether to show a progress bar while measuring.
+        table: Folder of lookup tables to use instead of the device's own cost.
+        space: The space to time on a device of this machine; required there.
+        batch: Images per batch on a device of this machine; 0 for its default.
+        cache: Folder of this machine's timings.
+        progress: Whether to show a progress bar while timing.
 
     Raises:
-        ConfigError: The device is unknown, or has a batch size of its own.
+        ConfigError: The device is unknown, or its batch size cannot be chosen.
         TableError: It was measured on another backbone or width, or its file cannot be used.
     """
-    if batch and (table is not None or device not in ("cpu", "gpu")):
+    networks = Networks(backbone, classes, space, batch, cache, progress)
+    entry = DEVICES.get(str(device))
+    if batch and (table is not None or not isinstance(entry, LocalDevice)):
         raise ConfigError(
             f"expected no batch size for {table or device}, which is not timed here, got {batch}"
         )
     if table is not None:
         cost = TableCost(table, backbone, classes)
-        if str(device) in DEVICES:
-            cost.name = str(device)
+        if entry is not None:
+            cost.name = entry.name
         return cost
-    if device == "flops":
-        return macs_cost(backbone, classes)
-    if device == "params":
-        return params_cost(backbone, classes)
-    if device in ("cpu", "gpu"):
-        from nas.cost.measured import Settings, measure
-
-        if space is None:
-            raise ConfigError(f"expected a space to measure on {device}, got none")
-        settings = Settings(device=str(device), batch=batch)
-        return measure(backbone, space, classes, settings, cache, progress)
-    if str(device) in DEVICES:
-        path = MODELS / f"{DEVICES[str(device)].model}.npz"
-    else:
-        path = Path(device)
-        if path.is_dir():
-            return TableCost(path, backbone, classes)
-        if not path.is_file():
-            raise ConfigError(
-                f"unknown device {str(device)!r}: expected a file, a folder of lookup tables or "
-                f"one of {', '.join(DEVICES)}"
-            )
-    model = load_model(path)
-    if isinstance(model, LayerModel) and backbone.name not in ("mobilenet_v3",):
-        raise TableError(
-            f"the latency model {model.name} was measured on mobilenet_v3, not on {backbone.name}"
+    if entry is not None:
+        return entry.cost(networks)
+    path = Path(device)
+    if path.is_dir():
+        return TableCost(path, backbone, classes)
+    if not path.is_file():
+        raise ConfigError(
+            f"unknown device {str(device)!r}: expected a file, a folder of lookup tables or "
+            f"one of {', '.join(DEVICES)}"
         )
-    return model.cost(backbone, classes)
+    return _model_cost(path, networks)
+
+
+def _model_cost(path: Path, networks: Networks) -> Cost:
+    """Return the cost of networks by the latency model of a file."""
+    model = load_model(path)
+    if isinstance(model, LayerModel) and networks.backbone.name != MOBILENET_V3.name:
+        raise TableError(
+            f"the latency model {model.name} was measured on {MOBILENET_V3.name}, not on "
+            f"{networks.backbone.name}"
+        )
+    return model.cost(networks.backbone, networks.classes)

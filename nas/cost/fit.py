@@ -1,62 +1,24 @@
-"""Fitting of latency models, and how the models that ship were made.
+"""Fitting of a latency model to measured networks, with SciPy and scikit-learn.
 
-:func:`reproduce` makes every ``models/latency_*`` file from the published tables; :func:`fit_file`
-does the same for one's own measurements (a CSV with ks, e, d, r and a latency in ms). Held-out
-errors come from five-fold cross-validation over distinct networks, beside a ridge on one-hot
-choices x (1, r, r^2) in the same folds.
-
-Fitting needs SciPy and scikit-learn; the models it makes need neither.
+The held-out error comes from five-fold cross-validation over distinct networks, beside a ridge on
+one-hot choices x (1, r, r²) in the same folds. The model itself needs neither library.
 """
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from compofa.errors import TableError
 from compofa.networks.backbone import Backbone
-from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.seeds import rng
 from compofa.space.arrays import SubnetArrays
-from nas.cost.fit_layers import fit_note10
-from nas.cost.fit_networks import BlockRegression, depth_correction
-from nas.cost.fitted import MODELS, FittedModel, NetworkModel
-from nas.tables import read_subnets
-
-_LOG = logging.getLogger(__name__)
+from nas.cost.block_regression import BlockRegression, depth_correction
+from nas.cost.fitted import NetworkModel
 
 FOLDS = 5
 MIN_ROWS = 50
 WORTH = 0.98
-"""The correction is kept when it lowers the held-out error at least to this share."""
-
-COMMAND = "python -m nas fit-latency --shipped DIR --output nas/models"
-NAS_PE = "NAS_PerformanceEstimation, Apache-2.0"
-NOTE10 = "CompOFA, Apache-2.0: Samsung Note10 lookup tables of the OFA w1.2 network"
-HELP = "HELP (Lee et al., NeurIPS 2021), MIT"
-_STATES = (
-    "The machine was in two states while it was measured (27 % of the rows are about 3 % faster); "
-    "the model gives the more frequent one."
-)
-_BUSY = "Small networks wait for the host here; single measurements scatter by tens of percent."
-
-SHIPPED: dict[str, tuple[str, str, str, str]] = {
-    "rtx2080ti": ("latency/rtx2080ti_gpu_ofa.csv.gz", "latency_ms", NAS_PE, _STATES),
-    "p40": ("latency/p40_gpu_ofa.csv.gz", "latency_ms", NAS_PE, ""),
-    **{
-        f"{name}-b{batch}": (
-            "latency/help_gpus_ofa.csv.gz", f"{column}_{batch}_ms", HELP,
-            _BUSY if batch < 64 or column == "2080ti" else "",
-        )
-        for name, column in (("v100", "v100"), ("titan_rtx", "titan_rtx"),
-                             ("titan_xp", "titan_xp"), ("rtx2080ti", "2080ti"))
-        for batch in (1, 32, 64)
-    },
-}  # fmt: skip
-"""Name of a shipped network model -> table, column, source and what to know about it."""
+"""The correction is kept if it lowers the held-out error to at most this share."""
 
 
 def fit_network(
@@ -66,15 +28,15 @@ def fit_network(
 
     Args:
         arrays: The networks.
-        latency_ms: Their latencies, [n], above 0.
-        backbone: What they were measured on.
-        name: Of the device.
+        latency_ms: Their latencies in ms, [n], above 0.
+        backbone: Backbone of the networks.
+        name: Name of the device.
 
     Raises:
-        TableError: Too few rows, latencies that are not positive numbers, or networks with elastic
-            widths, which a block's latency depends on.
+        TableError: Too few rows, latencies that are not positive, or networks with elastic widths,
+            which the latency of a block depends on.
     """
-    if backbone.widths:
+    if backbone.names != ("kernel", "expand") or backbone.outer_count:
         raise TableError(
             f"expected networks of one width to fit, got {backbone.name}: time its layers with "
             "python -m nas measure"
@@ -131,11 +93,8 @@ def _fit(
 def _held_out(
     design: BlockRegression, arrays: SubnetArrays, latency_ms: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Return the held-out errors (percent) of the sum, the corrected sum and the ridge."""
-    ks, e, r = (
-        np.asarray(array)
-        for array in (arrays.blocks["kernel"], arrays.blocks["expand"], arrays.resolutions)
-    )
+    """Return the held-out errors (percent) of the sum, of the corrected sum and of the ridge."""
+    ks, e, r = arrays.blocks["kernel"], arrays.blocks["expand"], arrays.resolutions
     _, network = np.unique(np.concatenate([ks, e], axis=1), axis=0, return_inverse=True)
     network = network.reshape(-1)
     order = rng("latency-folds").permutation(network.max() + 1)
@@ -163,78 +122,3 @@ def _errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     error = 100 * np.abs(predicted / measured - 1)
     figures = {"mape": error.mean(), "median": np.median(error), "p95": np.percentile(error, 95)}
     return {name: round(float(value), 3) for name, value in figures.items()}
-
-
-def fit_file(
-    path: str | Path,
-    out: str | Path,
-    backbone: Backbone = MOBILENET_V3,
-    column: str = "latency_ms",
-) -> NetworkModel:
-    """Fit a model to one's own measurements and save it.
-
-    Args:
-        path: CSV (or .csv.gz) with the columns ks, e, d, r and ``column``.
-        out: The model's file (.npz); its card goes beside it (.json).
-        backbone: What was measured.
-        column: Name of the column with the latency in ms.
-    """
-    arrays, latency_ms = read_measured(path, column)
-    model = fit_network(arrays, latency_ms, backbone, Path(out).stem)
-    model.card["sources"] = [Path(path).name]
-    model.save(out)
-    return model
-
-
-def reproduce(
-    reference_data: str | Path, out: str | Path = MODELS, names: list[str] | None = None
-) -> list[Path]:
-    """Make the models that ship from the published tables.
-
-    Args:
-        reference_data: Folder that holds ``latency`` and ``specialized``.
-        out: Folder for the files.
-        names: Only these models; all by default.
-
-    Returns:
-        The files of the models.
-    """
-    data, out = Path(reference_data), Path(out)
-    paths = []
-    for name in ("note10", *SHIPPED):
-        if names is not None and name not in names:
-            continue
-        with threadpool_limits(1):  # sums in one order: the same bits every time
-            model = _make_shipped(data, name)
-        paths.append(out / f"latency_{name}.npz")
-        model.save(paths[-1])
-        _LOG.info("%s: %s", name, model.error)
-    return paths
-
-
-def _make_shipped(data: Path, name: str) -> FittedModel:
-    model: FittedModel
-    note = ""
-    if name == "note10":
-        networks, _ = read_measured(data / "latency/note10_lut_sum_ofa.csv.gz")
-        model = fit_note10(data / "latency/note10_lut", networks, data / "specialized")
-        table, source = "latency/note10_lut", NOTE10
-    else:
-        table, column, source, note = SHIPPED[name]
-        model = fit_network(*read_measured(data / table, column), MOBILENET_V3, name)
-    model.card.update(
-        license="Apache-2.0", unit="ms", sources=[source], table=table, command=COMMAND
-    )
-    if note:
-        model.card["caveat"] = note
-    return model
-
-
-def read_measured(path: str | Path, column: str = "latency_ms") -> tuple[SubnetArrays, np.ndarray]:
-    """Read measured networks: a (gzipped) CSV with the columns ks, e, d, r and a latency in ms.
-
-    Raises:
-        TableError: The file is missing, lacks a column or a row is malformed; names the line.
-    """
-    arrays, columns = read_subnets(path, (column,))
-    return arrays, columns[column]

@@ -1,14 +1,13 @@
 """Fitted latency models: of layers (any width and resolution) and of whole networks (GPUs).
 
-Both are plain arrays with a card that says what they were fitted on and how wrong they are on
-networks held out; :mod:`nas.cost.fit` makes them. This module needs NumPy alone.
+Both are arrays and a card with what they were fitted on and their held-out error. This module needs
+NumPy alone.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,69 +15,88 @@ from typing import Any
 import numpy as np
 
 from compofa.errors import CompofaError, SpaceError, TableError
-from compofa.io.atomic import write_atomic, write_text_atomic
-from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.backbone import Backbone
 from compofa.networks.kinds import LayerSpec
 from compofa.space.arrays import SubnetArrays
-from nas.cards import card_text, measured_width, require_near
 from nas.cost.base import LayerSumCost
 from nas.cost.block_table import BlockTable
-from nas.npz import read_npz
+from nas.model_file import (
+    Shapes,
+    card_text,
+    check_arrays,
+    measured_width,
+    read_model,
+    require_near,
+    write_model,
+)
 
-MODELS = Path(__file__).parent.parent / "models"
-MAX_FILE_BYTES = 64 << 20
 MAX_LOG_RATIO = 1.0
 LAYERS_NEAR = 2.0
-"""The largest ratio of a network's width to the measured one that a layer model answers for: with
+"""The largest ratio of a network's width to the measured one that a layer model answers for. With
 whole stages left out, whose neighbours are up to twice as wide, its error was 4 to 9 %."""
+
+LAYER_ARRAYS: Shapes = {
+    "feature_names": ("U", ("features",)),
+    "weights": ("fiu", ("features",)),
+    "factor_names": ("U", ("factors?",)),
+    "factors": ("fiu", ("factors?",)),
+    "expands": ("fiu", ("expands",)),
+    "resolution_range": ("fiu", (2,)),
+}
+NETWORK_ARRAYS: Shapes = {
+    "kernels": ("fiu", ("kernels",)),
+    "expands": ("fiu", ("expands",)),
+    "depths": ("fiu", ("depths",)),
+    "resolutions": ("fiu", ("resolutions",)),
+    "block_ms": ("fiu", ("stages", 2, "kernels", "expands", "resolutions")),
+    "fixed_ms": ("fiu", ("resolutions",)),
+    "grid_ms": ("fiu", ("resolutions", "points?")),
+    "log_ratio": ("fiu", ("resolutions", "combinations", "points?")),
+}
 
 
 def layer_features(layer: LayerSpec) -> dict[str, float]:
-    """Return what a layer's latency is made of: work and traffic by kind, in millions.
+    """Return the features of a layer's latency: work and traffic by kind, in millions.
 
-    Every figure is a count from the layer's shapes, so a model on them serves any width and size.
+    They are counts from the layer's shapes, so a model on them serves any width and size.
     """
-    pixels_in, pixels_out = layer.in_size**2, layer.out_size**2
-    ci, co, mid = layer.in_channels, layer.out_channels, layer.mid_channels
-    values: dict[str, float] = {}
+    values: defaultdict[str, float] = defaultdict(float)
+    for conv in layer.convs:
+        pixels = conv.size**2
+        if conv.name.startswith("se."):
+            values["se_weights"] += conv.weights
+        elif layer.kind in ("mix", "linear"):
+            values.update(dense=1e6, dense_weights=conv.weights)
+        elif conv.groups > 1:
+            kernel = f"depthwise{conv.kernel}"
+            values[f"{kernel}_stride{conv.stride}_macs"] = conv.macs
+            values[f"{kernel}_rows"] = conv.size * conv.out_channels * 100.0
+            if layer.se_channels:
+                values["se_output"] = pixels * conv.out_channels
+        elif conv.kernel > 1:
+            values["stem_macs"] = conv.macs
+        else:
+            values["pointwise_macs"] += conv.macs
+            values["pointwise_weights"] += conv.weights
+            if conv.act != "none":
+                values["expand_output"] = pixels * conv.out_channels
+        if conv.act == "hswish" and (conv.groups > 1 or conv.kernel == 1):
+            values["hswish"] += pixels * conv.out_channels
     if layer.kind == "mbconv":
         values["block"] = 1e6
-        values["pointwise_macs"] = pixels_out * mid * co
-        values["pointwise_weights"] = mid * co
-        kernel = f"depthwise{layer.kernel}"
-        values[f"{kernel}_stride{layer.stride}_macs"] = pixels_out * mid * layer.kernel**2
-        values[f"{kernel}_rows"] = layer.out_size * mid * 100.0
-        if layer.expand:
-            values["pointwise_macs"] += pixels_in * ci * mid
-            values["pointwise_weights"] += ci * mid
-            values["expand_output"] = pixels_in * mid
         if layer.residual:
-            values["residual"] = pixels_out * co
-        if layer.act == "hswish":
-            values["hswish"] = (pixels_in * layer.expand + pixels_out) * mid
-        if layer.se_channels:
-            values["se_weights"] = 2 * mid * layer.se_channels
-            values["se_output"] = pixels_out * mid
+            values["residual"] = layer.out_size**2 * layer.out_channels
     elif layer.kind == "pool":
-        values.update(pool=1e6, pool_input=pixels_in * ci)
-    elif layer.kind == "conv" and layer.kernel > 1:
-        values["stem_macs"] = pixels_out * ci * co * layer.kernel**2
-    elif layer.kind == "conv":
-        values["pointwise_macs"] = pixels_out * ci * co
-        values["pointwise_weights"] = ci * co
-        values["expand_output"] = values["hswish"] = pixels_out * co
-    else:
-        values.update(dense=1e6, dense_weights=ci * co)
+        values.update(pool=1e6, pool_input=layer.in_size**2 * layer.in_channels)
     return {name: value * 1e-6 for name, value in values.items()}
 
 
 def layer_factors(layer: LayerSpec, expands: np.ndarray) -> dict[str, float]:
-    """Return the terms of a layer's correction: where it stands, its choices and its size.
+    """Return the terms of a layer's correction: its position, its choices and its size.
 
     Args:
         layer: The layer.
-        expands: Expand ratios that were measured; a block counts as the nearest.
+        expands: The measured expand ratios; a block counts as the nearest.
     """
     place = layer.name
     terms = {}
@@ -95,12 +113,12 @@ def layer_factors(layer: LayerSpec, expands: np.ndarray) -> dict[str, float]:
 
 
 class FittedModel:
-    """Arrays and a card.
+    """A latency model as arrays and a card.
 
     Attributes:
-        arrays: The parameters.
-        card: Source, licence, command, ranges and held-out figures.
-        name: Of what was measured, from the card.
+        arrays: Its parameters, by name.
+        card: Source, licence, command, ranges and held-out error.
+        name: Name of the measured device, from the card.
     """
 
     kind = ""
@@ -112,14 +130,12 @@ class FittedModel:
 
     @property
     def error(self) -> str:
-        """How wrong the model is, in words, from the card."""
+        """Held-out error, from the card."""
         return card_text(self.card, "error", "error not recorded")
 
     def save(self, path: str | Path) -> None:
         """Write the arrays to ``path`` (.npz, no pickle) and the card beside it (.json)."""
-        path = Path(path)
-        write_atomic(path, lambda file: _write_npz(file, self.arrays))
-        write_text_atomic(path.with_suffix(".json"), json.dumps(self.card, indent=2) + "\n")
+        write_model(path, self.arrays, self.card)
 
 
 class LayerModel(FittedModel):
@@ -134,15 +150,9 @@ class LayerModel(FittedModel):
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         super().__init__(arrays, card)
         a = self.arrays
-        _require(a, {"feature_names": 1, "factor_names": 1}, "U")
-        _require(a, {"weights": 1, "factors": 1, "expands": 1, "resolution_range": 1})
-        for names, values in (("feature_names", "weights"), ("factor_names", "factors")):
-            if len(a[names]) != len(a[values]):
-                raise TableError(f"expected as many {names} as {values}")
+        check_arrays(a, LAYER_ARRAYS)
         if a["weights"].min(initial=0) < 0:
             raise TableError(f"expected weights of at least 0, got {a['weights'].min():g}")
-        if len(a["expands"]) == 0 or len(a["resolution_range"]) != 2:
-            raise TableError("expected expand ratios and a resolution range")
         self._weights = dict(zip(a["feature_names"].tolist(), a["weights"].tolist(), strict=True))
         self._factors = dict(zip(a["factor_names"].tolist(), a["factors"].tolist(), strict=True))
 
@@ -203,17 +213,13 @@ class NetworkModel(FittedModel):
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         super().__init__(arrays, card)
         a = self.arrays
-        _require(a, {"kernels": 1, "expands": 1, "depths": 1, "resolutions": 1, "block_ms": 5,
-                     "fixed_ms": 1, "grid_ms": 2, "log_ratio": 3})  # fmt: skip
-        counts = [len(a[name]) for name in ("kernels", "expands", "resolutions")]
-        stages = a["block_ms"].shape[0]
-        if a["block_ms"].shape[1:] != (2, *counts) or a["fixed_ms"].shape != (counts[2],):
-            raise TableError("expected block_ms and fixed_ms that fit the choices")
-        points = a["grid_ms"].shape[1]
-        if a["grid_ms"].shape[0] != counts[2] or a["log_ratio"].shape != (
-            counts[2], len(a["depths"]) ** stages, points
-        ):  # fmt: skip
-            raise TableError("expected log_ratio and grid_ms that fit the choices")
+        sizes = check_arrays(a, NETWORK_ARRAYS)
+        for name in ("kernels", "expands", "depths", "resolutions"):
+            if (np.diff(a[name]) <= 0).any():
+                raise TableError(f"expected rising values in {name}")
+        stages, points = sizes["stages"], sizes["points?"]
+        if sizes["combinations"] != sizes["depths"] ** stages:
+            raise TableError("expected log_ratio for all combinations of depths")
         if points == 1 or (points and not (np.diff(a["grid_ms"], axis=1) > 0).all()):
             raise TableError("expected a rising grid_ms of at least two points")
         if np.abs(a["log_ratio"]).max(initial=0) > MAX_LOG_RATIO:
@@ -229,8 +235,7 @@ class NetworkModel(FittedModel):
 
         Raises:
             SpaceError: A choice or resolution that was not measured.
-            TableError: So far from what was measured that a sum is not above 0; single blocks may
-                be negative.
+            TableError: A sum is not above 0, for a subnet unlike those that were measured.
         """
         total = self._table.sums(arrays)
         if total.min(initial=1) <= 0:
@@ -318,49 +323,17 @@ _KINDS = {model.kind: model for model in (LayerModel, NetworkModel)}
 
 
 def load_model(path: str | Path) -> LayerModel | NetworkModel:
-    """Read a model that :mod:`nas.cost.fit` wrote: ``path`` (.npz) and its card (.json).
+    """Read a latency model: ``path`` (.npz) and its card (.json).
 
     Raises:
         TableError: A file is missing, malformed or something else.
     """
-    path = Path(path)
-    expected = f"{path}: expected a latency model written by fit-latency"
-    try:
-        arrays = read_npz(path, MAX_FILE_BYTES)
-        card = parse_json(read_text(path.with_suffix(".json")))
-    except (OSError, ValueError) as error:
-        raise TableError(f"{expected}, got: {error}") from error
-    kind = card.get("kind") if isinstance(card, dict) else None
+    expected = "a latency model written by fit-latency"
+    arrays, card = read_model(path, expected)
+    kind = card.get("kind")
     if kind not in _KINDS:
-        raise TableError(f"{expected}, got a card of kind {kind!r}")
+        raise TableError(f"{path}: expected {expected}, got a card of kind {kind!r:.40}")
     try:
         return _KINDS[kind](arrays, card)
     except CompofaError as error:
-        raise TableError(f"{expected}, got: {error}") from error
-
-
-def _require(
-    arrays: Mapping[str, np.ndarray], wanted: Mapping[str, int], kinds: str = "fiu"
-) -> None:
-    """Check names, numbers of axes, kinds (NumPy's letters; numbers by default) and finiteness."""
-    for name, axes in wanted.items():
-        if name not in arrays or arrays[name].ndim != axes:
-            raise TableError(f"expected the array {name} of {axes} axes")
-        if arrays[name].dtype.kind not in kinds:
-            what = "names" if kinds == "U" else "numbers"
-            raise TableError(f"expected {what} in {name}, got {arrays[name].dtype}")
-        if kinds != "U" and not np.isfinite(arrays[name]).all():
-            raise TableError(f"expected finite values in {name}")
-    for name in ("kernels", "expands", "depths", "resolutions"):
-        if name in arrays and (len(arrays[name]) == 0 or (np.diff(arrays[name]) <= 0).any()):
-            raise TableError(f"expected rising values in {name}")
-
-
-def _write_npz(file: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as .npz with fixed time stamps, so that equal arrays give equal bytes."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w") as part:
-                np.lib.format.write_array(part, np.asarray(arrays[name]), allow_pickle=False)
+        raise TableError(f"{path}: expected {expected}, got: {error}") from error

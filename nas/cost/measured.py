@@ -1,12 +1,12 @@
-"""Latency of this machine: each distinct layer timed once, then summed like any other table.
+"""Latency of this machine: the sum of its layers, each distinct one timed alone.
 
-Layers are the static blocks that a subnet is extracted to, timed alone, in rounds over all of
-them so that drift of the machine meets every layer alike. A line through the end-to-end times of
-a few random subnets, timed in the same rounds, then corrects what a layer alone does not show
-(framework overhead, caches), and others say how wrong the result is. Every sample goes to an
-append-only file of JSON lines, so that an interrupted run continues.
+Layers are the static blocks that a subnet is extracted to. They are timed in rounds over all of
+them, so that drift of the machine affects all alike. A line through the end-to-end times of a few
+random subnets, timed in the same rounds, corrects for what a layer alone does not show (framework
+overhead, caches); the error is measured on further subnets. All samples are appended to a file of
+JSON lines, so that an interrupted run continues.
 
-Torch is imported when something is timed, not before.
+Torch is imported when something is timed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nas.cost.lookup import layer_key
 from nas.cost.timing import Samples, Settings, Stopwatch, cache_folder, machine
 
 NETWORK_VISIT = 20
-"""How many times longer a network is visited than a layer."""
+"""Time of a visit to a network, relative to a layer."""
 
 LINE_ROUNDS = 10
 
@@ -42,36 +42,37 @@ LINE_ROUNDS = 10
 def space_layers(
     backbone: Backbone, space: SearchSpace, classes: int
 ) -> dict[int, tuple[LayerSpec, ...]]:
-    """Return every distinct layer of a space, by resolution."""
+    """Return the distinct layers of a space, by resolution."""
     found: dict[int, dict[str, LayerSpec]] = {}
-    kernels = sorted({k for stage in space.stages for k in stage.kernels})
-    expands = sorted({e for stage in space.stages for e in stage.expands})
-    for r, kernel, expand, widths in product(
-        space.resolutions, kernels, expands, _width_pairs(space)
-    ):
+    values = [
+        sorted({value for stage in space.stages for value in stage.values(name)})
+        for name in space.names
+    ]
+    for r, outer, *block in product(space.resolutions, _outer_pairs(space), *values):
         layers = found.setdefault(r, {})
-        blocks = ((kernel, expand),) * 2
-        subnet = Subnet(r, tuple(blocks[: max(s.depths)] for s in space.stages), widths)
+        blocks = (tuple(block),) * 2
+        subnet = Subnet(r, tuple(blocks[: max(s.depths)] for s in space.stages), outer)
         for layer in layout(backbone, subnet, classes):
             if layer.name.startswith("stages."):
                 stage = space.stages[int(layer.name.split(".")[1])]
-                if kernel not in stage.kernels or expand not in stage.expands:
+                pairs = zip(stage.choices, block, strict=True)
+                if any(value not in choice.values for choice, value in pairs):
                     continue
             layers.setdefault(layer_key(layer), layer)
     return {r: tuple(layers.values()) for r, layers in found.items()}
 
 
-def _width_pairs(space: SearchSpace) -> list[tuple[int, ...]]:
-    """Return widths in which every two neighbours take every pair of their choices."""
-    even, odd = space.widths[::2], space.widths[1::2]
-    firsts = sorted({index for indices in even for index in indices})
-    seconds = sorted({index for indices in odd for index in indices})
+def _outer_pairs(space: SearchSpace) -> list[tuple[int, ...]]:
+    """Return outer choices in which every two neighbours have every pair of their values."""
+    known = [choice.values for choice in space.outer]
+    firsts = sorted({value for values in known[::2] for value in values})
+    seconds = sorted({value for values in known[1::2] for value in values})
     return [
         tuple(
-            wanted if wanted in indices else indices[0]
-            for wanted, indices in zip(cycle(pair), space.widths, strict=False)
+            wanted if wanted in values else values[0]
+            for wanted, values in zip(cycle(pair), known, strict=False)
         )
-        for pair in (product(firsts, seconds) if space.widths else [(0, 0)])
+        for pair in (product(firsts, seconds or [0]) if known else [(0, 0)])
     ]
 
 
@@ -79,9 +80,9 @@ class MachineCost(LayerSumCost):
     """Measured latency of this machine; a cost in ms.
 
     Attributes:
-        identity: The machine, as :func:`machine` describes it.
+        identity: The machine, from :func:`nas.cost.timing.machine`.
         line: Intercept (ms) and slope of the correction.
-        check: Measured and predicted latency of the subnets the error comes from, ms [n, 2].
+        check: Measured and predicted latency of the subnets of the error, ms [n, 2].
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class MachineCost(LayerSumCost):
         identity: Mapping[str, Any],
         name: str,
     ) -> None:
-        super().__init__(backbone, classes, self._layer_ms, name, "ms", "not checked end to end")
+        super().__init__(
+            backbone, classes, self._layer_ms, name, "ms", "not compared with end-to-end latency"
+        )
         self.samples = samples
         self.identity = dict(identity)
         self.line = (0.0, 1.0)
@@ -120,11 +123,11 @@ class MachineCost(LayerSumCost):
         sums = self(arrays)
         x = np.column_stack([np.ones_like(sums), sums]) / measured_ms[:, None]
         weight = np.ones_like(sums)
-        for _ in range(LINE_ROUNDS):  # towards least absolute error: a disturbed one counts less
+        for _ in range(LINE_ROUNDS):  # reweighted towards least absolute error, against outliers
             solved = np.linalg.lstsq(x * weight[:, None], weight, rcond=None)[0]
             weight = 1 / np.sqrt(np.maximum(np.abs(1 - x @ solved), 0.01))
         intercept, slope = solved
-        # Networks too alike for a line, or one that falls below 0 for networks half as large.
+        # Networks too similar for a line, or a line below 0 for networks half as large.
         if not 0.2 < slope < 5 or intercept + slope * sums.min() / 2 <= 0:
             intercept, slope = 0.0, float(np.median(measured_ms / sums))
         self.line = (float(intercept), float(slope))
@@ -141,10 +144,10 @@ class MachineCost(LayerSumCost):
         return float(error.mean())
 
     def export(self, folder: str | Path, space: SearchSpace) -> list[Path]:
-        """Write lookup tables, one YAML file a resolution, in the published tables' form.
+        """Write lookup tables in the published format, one YAML file per resolution.
 
-        Their sums are this cost: entries carry the slope of the correction and the first layer
-        its intercept (as far as the layer stays at least 0).
+        Their sums equal this cost: the slope of the correction is in all entries, its intercept in
+        that of the first layer (which is kept at 0 or above).
         """
         intercept, slope = self.line
         paths = []
@@ -169,14 +172,14 @@ def measure(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> MachineCost:
-    """Measure what is not yet known of a space on this machine.
+    """Time the layers of a space on this machine, except those in the cache.
 
     Args:
         backbone: Widths and strides.
-        space: Its layers are timed, at its resolutions.
+        space: The space, with its resolutions.
         classes: Outputs of the classifier.
         settings: How to time.
-        folder: Of the caches; :func:`cache_folder` by default.
+        folder: Folder of the caches; :func:`cache_folder` by default.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -200,11 +203,11 @@ def measure(
 
 
 def _timed_layers(layers: Iterable[LayerSpec], watch: Stopwatch) -> dict[str, Callable[[], float]]:
-    """Return for the key of each distinct layer what times it."""
+    """Return a function that times each distinct layer, by the layer's key."""
     from compofa.nn.blocks import build_layer
 
     def timed(layer: LayerSpec) -> float:
-        shape = [watch.settings.images, layer.in_channels, layer.in_size, layer.in_size]
+        shape = [watch.settings.batch, layer.in_channels, layer.in_size, layer.in_size]
         module = watch.ready(lambda: build_layer(layer))
         return watch.run(module, shape[:2] if layer.kind == "linear" else shape)
 
@@ -214,12 +217,12 @@ def _timed_layers(layers: Iterable[LayerSpec], watch: Stopwatch) -> dict[str, Ca
 def _timed_networks(
     subnets: Iterable[Subnet], backbone: Backbone, classes: int, watch: Stopwatch
 ) -> dict[str, Callable[[], float]]:
-    """Return for the key of each subnet what times it."""
+    """Return a function that times each subnet, by its key."""
     from compofa.nn.static import StaticNetwork
 
     def timed(subnet: Subnet) -> float:
         module = watch.ready(lambda: StaticNetwork(layout(backbone, subnet, classes)))
-        shape = [watch.settings.images, 3, subnet.resolution, subnet.resolution]
+        shape = [watch.settings.batch, 3, subnet.resolution, subnet.resolution]
         return watch.run(module, shape, NETWORK_VISIT * watch.settings.visit_ms)
 
     return {_network_key(backbone, subnet, classes): partial(timed, subnet) for subnet in subnets}
@@ -228,7 +231,7 @@ def _timed_networks(
 def _rounds(
     timed: Mapping[str, Callable[[], float]], samples: Samples, settings: Settings, progress: bool
 ) -> None:
-    """Visit every key in each round, in another order each time, where a sample is missing."""
+    """Time every key once per round, in a new order, unless the cache has the sample."""
     from tqdm import tqdm
 
     keys = list(timed)
@@ -254,7 +257,7 @@ def time_networks(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Time whole networks end to end on this machine, ms, shape [n]; arguments as for measure."""
+    """Time networks end to end on this machine, ms [n]; arguments as for :func:`measure`."""
     settings = settings or Settings()
     timed = _timed_networks(subnets, backbone, classes, Stopwatch(settings))
     with Samples.alone(folder or cache_folder(), machine(settings)) as samples:

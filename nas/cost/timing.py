@@ -1,6 +1,6 @@
-"""Timing of modules on this machine, and the file that keeps every sample.
+"""Timing of modules on this machine, and the cache of all samples.
 
-Torch is imported when something is timed, not before.
+Torch is imported when something is timed.
 """
 
 from __future__ import annotations
@@ -30,62 +30,54 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-BATCHES = {"cpu": 1, "gpu": 64}
-"""Batch size of each kind of device where none is given."""
-
 
 @dataclass(frozen=True)
 class Settings:
     """How to time.
 
     Attributes:
-        device: ``cpu`` or ``gpu``.
-        batch: Images at once; 0 for the device's default.
-        rounds: Passes over all layers; a layer's latency is the mean of its two best.
-        visit_ms: Time spent on a layer in a round, at least five runs; the best one counts.
-        networks: Random subnets timed end to end for the line, and as many others for the error.
-        seed: Picks those subnets.
+        device: Name of the device (:mod:`nas.cost.devices`), part of the cache's key.
+        torch_device: Where torch runs the modules.
+        batch: Images per batch.
+        rounds: Passes over all layers; a layer's latency is the mean of its two best samples.
+        visit_ms: Time per layer and round, at least five runs; the best one is the sample.
+        networks: Random subnets timed end to end to fit the line, and as many again to check it.
+        seed: Seed of those subnets.
     """
 
     device: str = "cpu"
-    batch: int = 0
+    torch_device: str = "cpu"
+    batch: int = 1
     rounds: int = 5
     visit_ms: float = 5.0
     networks: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.device not in BATCHES:
-            raise ConfigError(f"expected a device to time among cpu, gpu, got {self.device!r}")
-        if self.batch < 0 or self.rounds < 1 or self.visit_ms <= 0 or self.networks < 3:
+        if self.batch < 1 or self.rounds < 1 or self.visit_ms <= 0 or self.networks < 3:
             raise ConfigError(
                 "expected a batch of at least 1, 1 round, a visit above 0 ms and 3 networks, got "
                 f"{self.batch}, {self.rounds}, {self.visit_ms:g} and {self.networks}"
             )
-
-    @property
-    def images(self) -> int:
-        """Images at once."""
-        return self.batch or BATCHES[self.device]
 
 
 def machine(settings: Settings) -> dict[str, Any]:
     """Return what a latency depends on besides the layer: the key of the cache.
 
     Raises:
-        ConfigError: A GPU is asked for and there is none.
+        ConfigError: This machine has no such device.
     """
     import torch
 
-    if settings.device == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("expected a CUDA device for gpu, got none: use cpu or a measured GPU")
-    processor = torch.cuda.get_device_name() if settings.device == "gpu" else _cpu_name()
+    kind = torch.device(settings.torch_device).type
+    if kind != "cpu" and not torch.get_device_module(kind).is_available():
+        raise ConfigError(f"expected a {kind.upper()} device for {settings.device}, got none")
     return {
         "device": settings.device,
-        "processor": processor,
+        "processor": torch.cuda.get_device_name() if kind == "cuda" else _cpu_name(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "batch": settings.images,
+        "batch": settings.batch,
     }
 
 
@@ -99,7 +91,7 @@ def _cpu_name() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of measurements: ``$XDG_CACHE_HOME/compofa``, or ``~/.cache/compofa``.
+    """Return the folder of timings: ``$XDG_CACHE_HOME/compofa``, or ``~/.cache/compofa``.
 
     Raises:
         ConfigError: There is neither.
@@ -109,17 +101,17 @@ def cache_folder() -> Path:
         return (Path(root) if root else Path.home() / ".cache") / "compofa"
     except RuntimeError:
         raise ConfigError(
-            "expected a home folder to keep measurements in, got none: set HOME or XDG_CACHE_HOME"
+            "expected a home folder for the cache of timings, got none: set HOME or XDG_CACHE_HOME"
         ) from None
 
 
 class Samples:
     """Timings of one machine: an append-only file of JSON lines ``{"key": ..., "ms": ...}``.
 
-    Where they cannot be kept, as on a full disk, a warning says so and they last for this run.
+    Where they cannot be written, as on a full disk, a warning is logged and they stay in memory.
 
     Args:
-        folder: Of the caches; one file a machine.
+        folder: Folder of the caches, one file per machine and batch size.
         identity: What :func:`machine` returned.
 
     Raises:
@@ -130,7 +122,7 @@ class Samples:
         text = json.dumps(identity, sort_keys=True)
         self.path = _samples_path(folder, identity)
         self.values: dict[str, list[float]] = {}
-        self._kept = True
+        self._writable = True
         lines = []
         if os.path.isfile(self.path):
             try:
@@ -163,46 +155,43 @@ class Samples:
     @classmethod
     @contextmanager
     def alone(cls, folder: str | Path, identity: Mapping[str, Any]) -> Iterator[Samples]:
-        """Be the only process that measures for the file; another one is waited for.
-
-        What that one has measured is read then, and not measured again.
-        """
+        """Lock the file, waiting for a process that holds it, and read what it has measured."""
         with ExitStack() as stack:
-            with suppress(CompofaError):  # where nothing can be written, nothing is to be guarded
+            with suppress(CompofaError):  # nothing to lock where nothing can be written
                 stack.enter_context(exclusive(_samples_path(folder, identity), wait=True))
             yield cls(folder, identity)
 
     def add(self, key: str, ms: float) -> None:
         """Append a sample to the file."""
         self.values.setdefault(key, []).append(ms)
-        if not self._kept:
+        if not self._writable:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "ms": round(ms, 6)}) + "\n")
         except OSError as error:
-            self._lose(f"cannot write {self.path}: {error.strerror or error}")
+            self._stop_writing(f"cannot write {self.path}: {error.strerror or error}")
 
     def _rewrite(self, lines: Sequence[str]) -> None:
         try:
             write_text_atomic(self.path, "".join(lines))
         except CompofaError as error:
-            self._lose(str(error))
+            self._stop_writing(str(error))
 
-    def _lose(self, reason: str) -> None:
-        """Write no more: what follows half of a line would be no line."""
-        self._kept = False
-        _LOG.warning("timings from here on are not kept for later runs: %s", reason)
+    def _stop_writing(self, reason: str) -> None:
+        """Write nothing more, since a half line may be at the end of the file."""
+        self._writable = False
+        _LOG.warning("further timings are not kept for later runs: %s", reason)
 
     def count(self, key: str) -> int:
-        """Return how many samples there are of ``key``."""
+        """Return the number of samples of ``key``."""
         return len(self.values.get(key, ()))
 
     def latency_ms(self, key: str) -> float:
         """Return the mean of the two best samples of ``key``, ms.
 
-        Other programs on the machine can only make a run slower, so the best runs are those that
-        belong to the layer; the second guards against a timer's slip.
+        Other programs can only make a run slower, so the best samples are the layer's own; the
+        second guards against an error of the timer.
         """
         return float(np.mean(sorted(self.values[key])[:2]))
 
@@ -214,19 +203,24 @@ def _samples_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
 
 
 class Stopwatch:
-    """Times modules on the device that the settings name."""
+    """Times modules on the device of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         import torch
 
         self._torch = torch
         self.settings = settings
-        self.device = torch.device("cuda" if settings.device == "gpu" else "cpu")
+        self.device = torch.device(settings.torch_device)
+        self._synchronize = (
+            torch.get_device_module(self.device.type).synchronize
+            if self.device.type != "cpu"
+            else lambda: None
+        )
 
     def run(
         self, module: torch.nn.Module, shape: Sequence[int], visit_ms: float | None = None
     ) -> float:
-        """Return the best time of one call of ``module`` on images of ``shape``, ms."""
+        """Return the least time of a call of ``module`` on images of ``shape``, ms."""
         visit_ms = visit_ms or self.settings.visit_ms
         torch = self._torch
         generator = torch.Generator().manual_seed(0)
@@ -237,23 +231,20 @@ class Stopwatch:
             self._time(module, images)  # the first call chooses kernels
             once = self._time(module, images)
             runs = int(np.clip(visit_ms / max(once, 1e-3), 5, 100))
-            if self.device.type == "cuda":  # without a pause, as layers follow in a network
+            if self.device.type != "cpu":  # back to back, as layers in a network
                 return min(self._time(module, images, runs) for _ in range(3))
             return min(self._time(module, images) for _ in range(runs))
 
     def _time(self, module: torch.nn.Module, images: torch.Tensor, runs: int = 1) -> float:
-        cuda = self.device.type == "cuda"
-        if cuda:
-            self._torch.cuda.synchronize()
+        self._synchronize()
         start = time.perf_counter()
         for _ in range(runs):
             module(images)
-        if cuda:
-            self._torch.cuda.synchronize()
+        self._synchronize()
         return (time.perf_counter() - start) * 1e3 / runs
 
     def ready(self, build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        """Build a module for timing; the global generator of torch is left as it was."""
+        """Build a module for timing, leaving torch's global generator unchanged."""
         torch = self._torch
         with torch.random.fork_rng(devices=[]):
             module = build()

@@ -17,7 +17,7 @@ from compofa.seeds import rng as seeded
 from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
-from nas.accuracy.predictor import AccuracyModel
+from nas.accuracy.base import AccuracyModel
 from nas.cost.base import Cost
 from nas.search import operators
 from nas.search.pareto import pareto_front

@@ -18,9 +18,10 @@ from compofa.networks.backbone import Backbone
 from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
+from nas.accuracy.base import AccuracyModel
 from nas.accuracy.collect import collect, draw_subnets
-from nas.accuracy.predictor import AccuracyModel
 from nas.cost.base import Cost
+from nas.cost.devices import DEVICES, LocalDevice, Networks
 from nas.search.pipeline import Outcome, Target, accuracy_model
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def fit_records(
         "width_mult": width_mult,
     }
     top1 = np.array([record.top1 for record in records])
-    return fit_accuracy(arrays, top1, name=name, card=card, samples=10_000)
+    return fit_accuracy(arrays, top1, name=name, card=card)
 
 
 def measure_found(
@@ -173,7 +174,7 @@ def measure_found(
         outcome: Outcome of the search.
         trained: The supernet.
         evaluator: Measures accuracy on the test images.
-        device: Target device of the search; ``cpu`` and ``gpu`` are timed end to end.
+        device: Device of the search; one of this machine is timed end to end.
         batch: Batch size for timing; 0 for the device's default.
         bar: Whether to show progress bars.
     """
@@ -184,11 +185,11 @@ def measure_found(
             evaluator.measure(supernet, subnet, trained.name).top1 for subnet in subnets
         ]
     }
-    if device in ("cpu", "gpu"):
-        from nas.cost.measured import Settings, time_networks
-
-        network, settings = trained.opened.spec, Settings(device=device, batch=batch)
-        times = time_networks(subnets, network.backbone, network.classes, settings, progress=bar)
+    entry = DEVICES.get(device)
+    if isinstance(entry, LocalDevice):
+        network = trained.opened.spec
+        networks = Networks(network.backbone, network.classes, batch=batch, progress=bar)
+        times = entry.time(subnets, networks)
         measured["measured_latency_ms"] = [float(value) for value in times]
     return replace(outcome, measured=measured)
 

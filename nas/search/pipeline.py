@@ -16,9 +16,10 @@ from compofa.io.atomic import require_writable, write_text_atomic
 from compofa.io.untrusted import printable
 from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS, network_spec
-from compofa.space.arrays import SubnetArrays
+from compofa.space.arrays import SubnetArrays, concatenate
 from compofa.space.search_space import SearchSpace
-from nas.accuracy.predictor import AccuracyModel, load_accuracy_model
+from nas.accuracy.base import AccuracyModel
+from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.base import Cost, macs_cost, params_cost
 from nas.report.html import FoundRow, ReportData, Series, write_report
 from nas.search.evolution import Evolution
@@ -210,7 +211,8 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
         write_text_atomic(path, json.dumps(target.space.to_config(subnet)) + "\n")
     for path in filter(Path.is_file, listed_subnets(results) - set(files)):
         path.unlink()
-    write_subnets(results, target.space.arrays_of(subnets), columns, ahead)
+    form = target.space.config_format
+    write_subnets(results, target.space.arrays_of(subnets), form, columns, ahead)
     _write_fronts(outcome, fronts)
     data = report_data(outcome)
     write_report(data, report)
@@ -306,8 +308,8 @@ def _write_fronts(outcome: Outcome, path: Path) -> None:
         columns["latency_ms"] += [_latency(target.cost, v) for v in front.costs[:, 0].tolist()]
         columns["macs"] += macs_cost(target.backbone, target.classes)(rows).astype(int).tolist()
         columns["params"] += params_cost(target.backbone, target.classes)(rows).astype(int).tolist()
-    joined = concatenate(arrays)
-    write_subnets(path, joined, columns, {"net": names})
+    form = outcome.targets[0].space.config_format
+    write_subnets(path, concatenate(arrays), form, columns, {"net": names})
 
 
 def _latency(cost: Cost, value: float) -> float | None:

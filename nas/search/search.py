@@ -20,7 +20,7 @@ from compofa.errors import SearchError
 from compofa.seeds import rng as seeded
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
-from nas.accuracy.predictor import AccuracyModel
+from nas.accuracy.base import AccuracyModel
 from nas.cost.base import Cost
 from nas.search import operators
 from nas.search.evolution import (

@@ -1,11 +1,9 @@
-"""Regression of measured network latency on blocks, and what makes a latency not their sum.
+"""Regression of measured network latency on blocks, and the correction of their sum.
 
-A block's latency is a hierarchy of terms: its kernel and expand ratio with the sizes of its maps,
-then deviations shared by ever fewer blocks. Sizes are the real ones of the layout, with every
-ceil(size / stride): they explain most of what a polynomial in the resolution misses. Ridge
-shrinks each level towards the one above; a Huber weight keeps outliers from pulling.
-
-Fitting only; needs SciPy and scikit-learn.
+The latency of a block is a hierarchy of terms: its kernel and expand ratio with the sizes of its
+feature maps, then deviations shared by fewer and fewer blocks. Sizes are those of the layout, which
+explain most of what a polynomial in the resolution misses. A ridge shrinks each level towards the
+one above; Huber weights limit the influence of outliers.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Subnet
 
 RIDGES = (1.0, 10.0, 100.0)
-"""Strengths of the ridge; the one with the least error on networks left out is taken."""
+"""Candidate strengths of the ridge; the one with the least leave-one-out error is used."""
 
 HUBER = 1.0
 ROUNDS = 4
@@ -31,15 +29,15 @@ LEVELS = {"choice": 1e-3, "place": 1.0, "kernel": 3.0, "expand": 3.0, "block": 1
 """Relative strength of the ridge on each level of terms."""
 
 FIXED = (1e-3, 1e-3, 0.3)
-"""The same for what is outside the blocks: constant, square of the resolution, deviation."""
+"""The same for the layers outside the blocks: constant, square of the resolution, deviation."""
 
 
 class BlockRegression:
-    """Design and solution of the regression for one set of choices.
+    """Design matrix and solution of the regression for one set of choices.
 
     Args:
         backbone: Widths and strides of the measured networks.
-        arrays: The measured networks; their choices are those that the model will know.
+        arrays: The measured networks; the model will know their choices alone.
     """
 
     def __init__(self, backbone: Backbone, arrays: SubnetArrays) -> None:
@@ -115,8 +113,8 @@ class BlockRegression:
         """Fit the terms to measured latencies, by relative error.
 
         Returns:
-            Latency of every block, ms [stages, 2, kernels, expands, resolutions]; of the rest,
-            ms [resolutions]; and for each network the sum that a fit without it would have given.
+            Latency of every block, ms [stages, 2, kernels, expands, resolutions]; of the other
+            layers, ms [resolutions]; and the leave-one-out prediction of each network, ms [n].
         """
         unit = latency_ms.mean()
         y = latency_ms / unit
@@ -135,8 +133,8 @@ def _robust_ridge(
     """Solve a ridge of relative errors with Huber weights.
 
     Returns:
-        The solution, and for each row what a fit without it would have predicted (by the
-        leverage, at the same weights).
+        The solution, and the leave-one-out prediction of each row (by its leverage, at the same
+        weights).
     """
     huber = np.ones(len(y))
     for _ in range(ROUNDS):
@@ -152,12 +150,19 @@ def _robust_ridge(
 
 
 def _work(layer: LayerSpec) -> float:
-    """Return a rough measure of a block's latency: its traffic and, much less, its MACs."""
-    pixels_in, pixels_out = layer.in_size**2, layer.out_size**2
-    mid, ci, co = layer.mid_channels, layer.in_channels, layer.out_channels
-    traffic = 2 * (pixels_in + pixels_out) * mid + pixels_in * ci + pixels_out * co
-    pointwise = pixels_in * ci * mid + pixels_out * mid * co
-    return traffic + 0.02 * pointwise + 0.05 * pixels_out * mid * layer.kernel**2
+    """Return a rough measure of a block's latency: its traffic and, with less weight, its MACs.
+
+    Squeeze-and-excitation is left out: each block of a place has it or none has.
+    """
+    convs = [conv for conv in layer.convs if not conv.name.startswith("se.")]
+    traffic = sum(
+        (layer.in_size if conv.stride > 1 else conv.size) ** 2 * conv.in_channels
+        + conv.size**2 * conv.out_channels
+        for conv in convs
+    )
+    pointwise = sum(conv.macs for conv in convs if conv.groups == 1)
+    depthwise = sum(conv.macs for conv in convs if conv.groups > 1)
+    return traffic + 0.02 * pointwise + 0.05 * depthwise
 
 
 def depth_correction(
@@ -168,18 +173,18 @@ def depth_correction(
     resolutions: np.ndarray,
     points: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit the logarithm of latency / sum by depths, resolution and sum, and write it as a table.
+    """Fit log(latency / sum) by depths, resolution and sum, and tabulate it.
 
-    The table is read off gradient-boosted trees of absolute error, so it is the typical ratio:
-    a host or GPU that was in another state for a part of the measurements does not move it.
+    The table is evaluated from gradient-boosted trees of absolute error, so it holds the median
+    ratio: a host or GPU that was in another state for some of the measurements does not move it.
 
     Args:
         arrays: Measured networks.
-        sums_ms: Their sums over blocks, of fits without them.
-        latency_ms: Their latencies.
-        depths: The values that a depth takes.
-        resolutions: Those measured.
-        points: Values of the sum in the table.
+        sums_ms: Their sums over blocks, from fits without them, ms [n].
+        latency_ms: Their latencies, ms [n].
+        depths: The values of a depth.
+        resolutions: The measured resolutions.
+        points: Number of values of the sum in the table.
 
     Returns:
         The sums of the table's columns, ms [resolutions, points]; the log ratio

@@ -1,4 +1,4 @@
-"""Distillation of the exact model into a small network on subnets that nobody measured."""
+"""Distillation of the Gaussian process into a small network, on synthetic subnets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from compofa.seeds import derive_seed, rng
-from compofa.space.arrays import SubnetArrays
-from nas.accuracy.gaussian_process import AccuracyGP, single_thread
+from compofa.space.arrays import SubnetArrays, concatenate
 from nas.accuracy.predictor import FORMAT
+from tools.fit.gaussian_process import AccuracyGP, single_thread
 
 WIDTHS = (96, 32)
 SPREAD_SAMPLES = 1500
@@ -25,14 +25,14 @@ def distil(
     seed: int,
     epochs: int = 60,
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Train a two-layer network with a linear path to give what ``teacher`` gives.
+    """Train a two-layer network with a linear path to reproduce ``teacher``.
 
     Args:
         teacher: Fitted; the network with label 0 is the one distilled.
         arrays: Measured subnets, whose choices the synthetic ones recombine.
         anchors: Resolutions of the outputs.
-        samples: Synthetic subnets to learn from (a tenth as many more to test on).
-        seed: Of sampling and training.
+        samples: Synthetic subnets to train on; a tenth as many more test the network.
+        seed: Seed of sampling and training.
         epochs: Passes over the samples.
 
     Returns:
@@ -111,7 +111,8 @@ def recombine(arrays: SubnetArrays, count: int, generator: np.random.Generator) 
     d = np.stack(
         [(ks[:, s : s + per_stage] > 0).sum(axis=1) for s in range(0, slots, per_stage)], axis=1
     )
-    return SubnetArrays(ks, e, d, np.zeros(count, dtype=np.int64))
+    none = np.zeros((count, 0), dtype=np.int64)
+    return SubnetArrays({"kernel": ks, "expand": e}, d, np.zeros(count, dtype=np.int64), none)
 
 
 def _with_measured(drawn: SubnetArrays, measured: SubnetArrays) -> SubnetArrays:

@@ -1,12 +1,9 @@
-"""Fitting of the Note10 latency model of layers to the published lookup tables.
+"""The Note10 latency model of layers, fitted to the published lookup tables.
 
-Non-negative least squares on counts of work and traffic, by relative error, then a ridge on the
-logarithm of what is left: by place, kernel, expand ratio, trend in size and size. The tables hold
-one width, so how wrong the model is on another is judged in two ways: by leaving out
-whole stages (other channel widths, other activations), and by published latencies of networks of
-width 1.0.
-
-Fitting only; needs SciPy.
+Non-negative least squares of relative error on counts of work and traffic, then a ridge on the
+logarithm of the residual: by place, kernel, expand ratio, trend in size, and size. The tables hold
+one width, so the error at another is estimated in two ways: by leaving out whole stages (other
+channel widths, other activations), and on published latencies of networks of width 1.0.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from nas.cost.lookup import TableCost, layer_key
 
 RESOLUTIONS = (128, 224)
 STRENGTH = {"slope": 0.1, "size": 3.0}
-"""Ridge on the terms of the correction; 1 on those not named."""
+"""Strength of the ridge on terms of the correction; 1 on those not named."""
 
 
 class MeasuredLayers:
@@ -44,8 +41,8 @@ class MeasuredLayers:
         latency_ms: list[float] = []
         for r in sorted(cost.files):
             seen: dict[str, LayerSpec] = {}
-            for kernel in backbone.kernels:
-                for expand in backbone.expands:
+            for kernel in backbone.values("kernel"):
+                for expand in backbone.values("expand"):
                     blocks = ((kernel, expand),) * 2
                     subnet = Subnet(r, (blocks,) * len(backbone.stages))
                     for layer in layout(backbone, subnet):
@@ -54,10 +51,10 @@ class MeasuredLayers:
             self.resolutions += [r] * len(seen)
             latency_ms += [cost.cost_of(layer, r) for layer in seen.values()]
         self.latency_ms = np.array(latency_ms)
-        self.expands = np.array(backbone.expands, dtype=np.float64)
+        self.expands = np.array(backbone.values("expand"), dtype=np.float64)
 
     def fit(self, rows: np.ndarray) -> LayerModel:
-        """Fit the model to the rows that the mask names."""
+        """Fit the model to the rows of a mask."""
         layers = [self.layers[i] for i in np.flatnonzero(rows)]
         y = self.latency_ms[rows]
         names, x = _matrix([layer_features(layer) for layer in layers])
@@ -150,7 +147,7 @@ def fit_note10(
 def check_specialized(model: LayerModel, folder: str | Path) -> list[dict[str, Any]]:
     """Compare the model with the latencies that published networks carry in their names.
 
-    Those are whole milliseconds. Networks larger than the model's resolutions are left out.
+    Those are whole milliseconds. Networks above the model's resolutions are left out.
     """
     rows = []
     for path in sorted(Path(folder).glob("note10_lat-*ms_*")):

@@ -1,11 +1,11 @@
-"""A Gaussian process on subnets: the exact, slow model that small predictors are distilled from.
+"""The Gaussian process on subnets that the shipped predictors are distilled from.
 
-Accuracy is a sum of smooth functions of the blocks' choices: linear, one a stage, one a pair of
-stages, and one of all blocks. Each has a part that all resolutions share, a part that grows with
-resolution and, where several networks were measured, a part of each network's own. A measurement
-adds noise and, where rows were measured in blocks on parts of a validation set, a random offset of
-the block at each resolution. All of it is fitted at once by marginal likelihood, so offsets are
-estimated together with the accuracies and their uncertainty is carried along.
+Accuracy is a sum of smooth functions of the blocks' choices: a linear one, one per stage, one per
+pair of stages, and one of all blocks. Each has a part shared by all resolutions, a part that grows
+with resolution and, where several networks were measured, a part per network. A measurement adds
+noise and, where rows were measured in blocks on parts of a validation set, a random offset per
+block and resolution. All of it is fitted jointly by marginal likelihood, so that the uncertainty of
+the offsets is propagated.
 """
 
 from __future__ import annotations
@@ -108,12 +108,6 @@ class AccuracyGP:
         self._start()
         with single_thread():
             self._optimise(data.take(self._draw(data.net)))
-            self._condition(data)
-        return self
-
-    def refit(self, data: Measurements) -> AccuracyGP:
-        """Condition on other rows with the hyperparameters found."""
-        with single_thread():
             self._condition(data)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,7 +11,6 @@ from compofa.errors import CheckpointError, SpaceError, TableError
 from compofa.io.untrusted import printable
 from compofa.networks.families.resnet50d import RESNET50D
 from compofa.space.arrays import SubnetArrays
-from compofa.space.config import WIDE, columns
 from nas.search.choices import CHUNK, ChoiceCodes
 
 
@@ -31,6 +31,8 @@ class PublishedPredictor:
     WIDTHS = (1.0, 1.2)
     """Width multipliers that it is published for."""
     INPUTS = 128
+    VALUES: ClassVar = {"kernel": np.array([3, 5, 7]), "expand": np.array([3, 4, 6])}
+    """What the blocks of its subnets choose."""
 
     def __init__(self, layers: list[tuple[np.ndarray, np.ndarray]], name: str) -> None:
         self.layers = layers
@@ -94,13 +96,15 @@ class PublishedPredictor:
         return out
 
     def _check(self, arrays: SubnetArrays) -> None:
-        ChoiceCodes(np.array([3, 5, 7]), np.array([3, 4, 6]), 20).rows(arrays)
+        ChoiceCodes(self.VALUES, 20).rows(arrays)
 
     def _features(self, arrays: SubnetArrays, size: np.ndarray) -> list[np.ndarray]:
         n = len(size)
-        kernels = arrays.blocks["kernel"][:, :, None] == np.array([3, 5, 7])
-        expands = arrays.blocks["expand"][:, :, None] == np.array([3, 4, 6])
-        return [kernels.reshape(n, -1), expands.reshape(n, -1), size]
+        hot = [
+            (arrays.blocks[name][:, :, None] == known).reshape(n, -1)
+            for name, known in self.VALUES.items()
+        ]
+        return [*hot, size]
 
     @classmethod
     def of(cls, values: list[np.ndarray], name: str) -> PublishedPredictor:
@@ -133,24 +137,24 @@ class PublishedResNetPredictor(PublishedPredictor):
     WIDTHS = (1.0,)
 
     def _check(self, arrays: SubnetArrays) -> None:
-        shape = (len(WIDE) * max(form.slots for form in WIDE), RESNET50D.choices)
-        if (arrays.blocks["expand"].shape[1:], arrays.outer.shape[1:]) != (shape[:1], shape[1:]):
+        wanted = (len(RESNET50D.stages), RESNET50D.outer_count)
+        if (got := (arrays.depths.shape[1], arrays.outer.shape[1])) != wanted:
             raise SpaceError(
-                f"expected e of shape [n, {shape[0]}] and w of shape [n, {shape[1]}], the subnets "
-                f"of ofa_resnet50, got {arrays.blocks['expand'].shape} and {arrays.outer.shape}"
+                f"expected the subnets of ofa_resnet50, of {wanted[0]} stages and {wanted[1]} "
+                f"elastic widths, got {got[0]} and {got[1]}"
             )
-        wrong = arrays.blocks["expand"][:, max(form.slots for form in WIDE) :]
-        wrong = wrong[~np.isin(wrong, [0, *RESNET50D.expands])]
+        known = RESNET50D.values("expand")
+        values = arrays.blocks["expand"][:, arrays.slots :]
+        wrong = values[~np.isin(values, [0, *known])]
         if wrong.size:
-            listed = ", ".join(map(str, RESNET50D.expands))
-            raise SpaceError(f"expected expand ratios among {listed}, got {wrong[0]:g}")
+            raise SpaceError(
+                f"expand: expected one of {', '.join(map(str, known))}, got {wrong[0]:g}"
+            )
 
     def _features(self, arrays: SubnetArrays, size: np.ndarray) -> list[np.ndarray]:
-        n, slots = len(size), arrays.blocks["expand"].shape[1] // len(WIDE)
-        widths = arrays.outer[:, :, None] == np.arange(len(RESNET50D.widths))
-        expands = arrays.blocks["expand"][:, columns(WIDE, slots), None] == np.array(
-            RESNET50D.expands
-        )
+        written, n = RESNET50D.config_format.table(arrays), len(size)
+        widths = written["w"][:, :, None] == np.arange(len(RESNET50D.widths))
+        expands = written["e"][:, :, None] == np.array(RESNET50D.values("expand"))
         stem = arrays.depths[:, :1] == np.arange(2)
         return [size, stem, widths.reshape(n, -1), expands.reshape(n, -1)]
 

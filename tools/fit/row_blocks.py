@@ -1,7 +1,7 @@
-"""Blocks of consecutive rows that were measured on different parts of a validation set.
+"""Blocks of consecutive rows of a published table, by the part of the validation set behind them.
 
-Such parts differ in difficulty, so all rows of a block share an offset at each resolution. The
-offsets are larger than most differences between subnets; they must be found before fitting.
+The parts differ in difficulty, so all rows of a block share an offset per resolution. The offsets
+exceed most differences between subnets and have to be found before fitting.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import numpy as np
 from compofa.space.arrays import SubnetArrays
 
 OFFSET_STD = 0.3
-"""Prior spread of offsets, in points."""
+"""Prior standard deviation of offsets, points."""
 
 INSIDE_RUN = 4.0
-"""Added penalty of a cut between rows of one resolution: parts change with a new run of rows."""
+"""Further penalty of a change point between rows of one resolution: parts usually change together
+with the resolution."""
 
 
 def find_blocks(
@@ -22,14 +23,14 @@ def find_blocks(
 ) -> np.ndarray:
     """Label the blocks of rows that share offsets, by change points in the rows' order.
 
-    The rows are cut where that explains the residuals of a ridge regression best: every segment
-    has one offset a resolution, and a segment costs ``penalty``.
+    The rows are segmented so that one offset per segment and resolution explains the residuals of a
+    ridge regression best; each further segment costs ``penalty``.
 
     Args:
-        arrays: Measured subnets in the order of measurement.
+        arrays: Measured subnets, in order of measurement.
         top1: Percent, shape [n].
         min_rows: Fewest rows of a block.
-        penalty: Log-likelihood that a further block has to gain.
+        penalty: Log-likelihood that a further block must gain.
 
     Returns:
         Labels 0, 1, ... in the rows' order, int [n].

@@ -1,0 +1,90 @@
+"""Objectives beside latency: any function of a network's layers, and limits on several costs.
+
+This module needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from compofa.networks.backbone import Backbone
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import layout
+from compofa.space.arrays import SubnetArrays
+from compofa.space.search_space import SearchSpace
+from compofa.space.subnet import Subnet
+from nas.cost.base import Cost
+
+LayersFunction = Callable[[tuple[LayerSpec, ...]], float]
+
+_COLUMNS = {"ms": "latency_ms", "MACs": "macs", "parameters": "params"}
+
+
+def column(cost: Cost) -> str:
+    """Return the name of a cost's column in tables: ``latency_ms``, ``macs``, ``energy_mj``."""
+    return _COLUMNS.get(cost.unit) or re.sub(r"\W+", "_", f"{cost.name}_{cost.unit}").lower()
+
+
+class LayersCost:
+    """A function of a subnet's layers; a :class:`~nas.cost.base.Cost`. Results are cached.
+
+    Args:
+        backbone: Widths and strides.
+        classes: Outputs of the classifier.
+        space: The space of the subnets.
+        function: From the layers of a network, in the order they run, to its cost.
+        name: Name of the quantity.
+        unit: Its unit.
+        error: Its error.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        space: SearchSpace,
+        function: LayersFunction,
+        name: str,
+        unit: str,
+        error: str = "exact",
+    ) -> None:
+        self.backbone, self.classes, self.space = backbone, classes, space
+        self.name, self.unit, self.error = name, unit, error
+        self._function = function
+        self._known: dict[Subnet, float] = {}
+
+    def __call__(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return the cost of each subnet, float64 of shape [n]."""
+        return np.array([self._of(subnet) for subnet in self.space.subnets_of(arrays)], dtype=float)
+
+    def _of(self, subnet: Subnet) -> float:
+        if subnet not in self._known:
+            layers = layout(self.backbone, subnet, self.classes)
+            self._known[subnet] = float(self._function(layers))
+        return self._known[subnet]
+
+
+class LimitedCost:
+    """A cost of subnets that also meet limits on other costs; a :class:`~nas.cost.base.Cost`.
+
+    A subnet above a limit costs more than any budget: ``ceiling``, times the ratio by which it
+    exceeds the limit, so that a search is led back within it.
+
+    Args:
+        cost: The cost of the subnets that meet all limits.
+        limits: Other costs, each with the most it may be, above 0.
+        ceiling: At least the cost of every subnet.
+    """
+
+    def __init__(self, cost: Cost, limits: Sequence[tuple[Cost, float]], ceiling: float) -> None:
+        self.name, self.unit, self.error = cost.name, cost.unit, cost.error
+        self._cost, self._limits, self._ceiling = cost, tuple(limits), ceiling
+
+    def __call__(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return the cost of each subnet, float64 of shape [n]."""
+        own = self._cost(arrays)
+        ratio = np.max([cost(arrays) / most for cost, most in self._limits], axis=0, initial=1.0)
+        return np.where(ratio > 1, self._ceiling * (1 + ratio), own)

@@ -1,0 +1,1 @@
+"""Fits of the models that ship in ``nas/models``; not installed."""
