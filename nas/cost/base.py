@@ -21,7 +21,7 @@ from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import layout
 from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Block, Subnet
-from nas.cost.block_table import BlockTable
+from nas.cost.block_table import BlockTable, Dependence
 
 LayerFunction = Callable[[LayerSpec], float]
 
@@ -69,7 +69,14 @@ class LayerSumCost:
         self.name, self.unit, self.error = name, unit, error
         self.layer_cost = layer_cost
         self._specs: dict[tuple, dict[str, LayerSpec]] = {}
-        self._table = BlockTable(backbone, self._block, self._fixed)
+        self._table = BlockTable(
+            len(backbone.stages),
+            backbone.names,
+            self._block,
+            self._fixed,
+            Dependence.of(backbone),
+            {choice.name for choice in backbone.choices if 0 in choice.values},
+        )
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the cost of each subnet, float64 of shape [n].

@@ -9,7 +9,7 @@ This module needs NumPy alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,24 +97,28 @@ class BlockTable:
     """Sums one number per block over the blocks of many subnets.
 
     Args:
-        backbone: Of the subnets.
+        stages: Stages of the subnets.
+        names: Names of the choices of a block.
         entry: Returns the number of one block: (stage, is it the stage's first, its choices,
             resolution, outer choices of the subnet). Called once for each combination that comes
             up.
         fixed: Returns the number of everything outside the blocks: (resolution, outer choices).
+        depends: Which outer choices matter where; by default there are none.
+        optional: Those of ``names`` that may be 0 in a block that is there.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        stages: int,
+        names: Sequence[str],
         entry: Callable[[int, bool, Block, int, tuple[int, ...]], float],
         fixed: Callable[[int, tuple[int, ...]], float],
+        depends: Dependence | None = None,
+        optional: Collection[str] = (),
     ) -> None:
-        self._names, self._stages = backbone.names, len(backbone.stages)
-        self._optional = {choice.name for choice in backbone.choices if 0 in choice.values}
+        self._names, self._stages, self._optional = tuple(names), stages, optional
         self._entry, self._fixed = entry, fixed
-        self._depends = Dependence.of(backbone)
-        depends = self._depends
+        depends = self._depends = depends or Dependence((), (((), ()),) * stages, ())
         self._inside = max(depends.count(places) for pair in depends.blocks for places in pair)
         self._outside = depends.count(depends.outside)
         self._codes = [_Codes(FINENESS) for _ in self._names]

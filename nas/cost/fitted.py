@@ -18,6 +18,7 @@ from compofa.errors import CompofaError, SpaceError, TableError
 from compofa.networks.backbone import Backbone
 from compofa.networks.kinds import LayerSpec
 from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Block
 from nas.cost.base import LayerSumCost
 from nas.cost.block_table import BlockTable
 from nas.model_file import (
@@ -228,7 +229,7 @@ class NetworkModel(FittedModel):
             {value: place for place, value in enumerate(a[name].tolist())}
             for name in ("kernels", "expands", "resolutions", "depths")
         ]
-        self._table = BlockTable(stages, self._block, self._fixed)
+        self._table = BlockTable(stages, ("kernel", "expand"), self._block, self._fixed)
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the latency of each subnet in ms, float64 of shape [n].
@@ -291,7 +292,10 @@ class NetworkModel(FittedModel):
             f"{self.name}, got {value:g}"
         )
 
-    def _block(self, stage: int, first: bool, kernel: int, expand: float, resolution: int) -> float:
+    def _block(
+        self, stage: int, first: bool, block: Block, resolution: int, outer: tuple[int, ...]
+    ) -> float:
+        kernel, expand = block
         at = (
             self._place(kernel, 0, "kernel sizes"),
             self._place(expand, 1, "expand ratios"),
@@ -299,7 +303,7 @@ class NetworkModel(FittedModel):
         )
         return float(self.arrays["block_ms"][(stage, 0 if first else 1, *at)])
 
-    def _fixed(self, resolution: int) -> float:
+    def _fixed(self, resolution: int, outer: tuple[int, ...]) -> float:
         return float(self.arrays["fixed_ms"][self._place(resolution, 2, "resolutions")])
 
     def cost(self, backbone: Backbone, classes: int = 1000) -> NetworkModel:
