@@ -1,7 +1,7 @@
 """README.md and docs/*.md: every command and code block runs, on tiny data; every link resolves.
 
 The pages share one working folder, in order, so that a command finds what an earlier one wrote. A
-command that was run before is not run again. ``<!-- not run: REASON -->`` before a block exempts it.
+command that several pages show is run once. ``<!-- not run: REASON -->`` before a block exempts it.
 """
 
 import multiprocessing
@@ -23,8 +23,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```",
-                   re.MULTILINE | re.DOTALL)  # fmt: skip
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
 LAUNCHER = re.compile(r"torchrun (?:--nproc-per-node \d+ )?|horovodrun .*?(?=python )")
 HEAVY = [
     "compofa.io.export", "compofa.training.chain", "matplotlib.figure", "pytest", "scipy.optimize",
