@@ -24,7 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```",
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 LAUNCHER = re.compile(r"torchrun (?:--nproc-per-node \d+ )?|horovodrun .*?(?=python )")
@@ -107,6 +107,12 @@ def folder(tmp_path_factory):
 def test_every_script_is_shown():
     scripts = {command.line.split()[1] for command in commands()}
     assert scripts >= {"train_ofa_net.py", "eval_sampled_config.py", "run_NAS.py", "-m"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_read(page):
+    fences = re.findall(r"^```", page.read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(BLOCK.findall(page.read_text()))
 
 
 def python(words, folder, said):
