@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+DOCS = ["pdoc>=15"]
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"]
 
 
@@ -79,11 +80,13 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",
+            *DOCS,
             *EXPORT,
         ],
         # Source only: its build needs g++ and cmake, and C++17 for a current PyTorch, which
         # tools/install_horovod (make horovod) asks for.
         "horovod": ["horovod>=0.28.1"],
+        "docs": DOCS,
         "export": EXPORT,
     },
     entry_points={
