@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,16 +135,3 @@ class EngineTests:
         assert mine.weights.keys() == theirs.weights.keys()
         for name, value in theirs.weights.items():
             assert torch.equal(mine.weights[name], value), name
-
-    def test_a_killed_worker_ends_the_job_which_resumes(self, folder: Path, whole: Path) -> None:
-        done = self.start(folder, f"--die 6 mark {TRAIN} --save-minutes 0")
-        assert done.status != 0 and "epoch 1/2" in done.err
-        saved = load_checkpoint(folder / "runs" / "run" / "compound-1" / "last.pt").training
-        assert 0 < saved["trainer"]["tally"]["steps"] < 3, "within an epoch of three steps"
-        assert time.time() - (folder / "mark").stat().st_mtime < BOUND_S
-        lines = [line for line in done.err.splitlines() if "train_ofa_net.py: error: " in line]
-        assert len(lines) <= 1  # none, where the launcher was quicker to end the other
-        assert all("another rank died or timed out" in line for line in lines)
-        done = self.start(folder, f"{TRAIN} --resume")
-        assert done.status == 0, done.err
-        self.same_weights(folder, whole)

@@ -170,7 +170,7 @@ def test_only_statistics_change(supernet, images, whole):
 
 @pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 16, 16)], iter(())])
 def test_no_images(supernet, batches):
-    with pytest.raises(DataError, match="calibration needs images"):
+    with pytest.raises(DataError, match="images"):
         calibrate(supernet, batches)
 
 
@@ -179,7 +179,7 @@ def test_no_images(supernet, batches):
 def test_activations_that_are_not_finite(images, sizes, value):
     net = make_supernet()
     net.state_dict()["first.project.conv.weight"].fill_(value)
-    with pytest.raises(DataError, match=r"finite activations, .* before first\.project\.bn"):
+    with pytest.raises(DataError, match=r"first\.project\.bn"):
         calibrate(net, images.split(sizes), net.spec.space.smallest)
 
 

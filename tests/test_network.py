@@ -32,37 +32,37 @@ def changed(data: Any, at: tuple, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (("backbone",), "vgg", "unknown backbone 'vgg'"),
+        (("backbone",), "vgg", "'vgg'"),
         (("width_mult",), 99.0, "width multiplier"),
-        (("classes",), 0, "1 to 1000000 classes, got 0"),
+        (("classes",), 0, "classes.* 0"),
         (("dropout",), 1.0, "dropout"),
-        (("space", "slots"), 9, "as many slots as the largest depth, got 9"),
-        (("space", "resolutions"), [16, 16], "expected each resolution once"),
-        (("space", "resolutions"), [96.5], "resolutions: expected integers"),
-        (("space", "stages"), [], "expected 1 to 16 stages, got 0"),
-        (("space", "stages", 0, "kernels"), [4], "expected odd kernel sizes"),
-        (("space", "stages", 0, "kernels"), [17], "kernels: expected integers from 1 to 15"),
-        (("space", "stages", 0, "depths"), [0], "depths: expected integers from 1 to 16"),
-        (("space", "stages", 0, "expands"), [0], "expand ratios above 0"),
+        (("space", "slots"), 9, "slots.* 9"),
+        (("space", "resolutions"), [16, 16], "resolution"),
+        (("space", "resolutions"), [96.5], "resolutions"),
+        (("space", "stages"), [], "16 stages.* 0"),
+        (("space", "stages", 0, "kernels"), [4], "odd"),
+        (("space", "stages", 0, "kernels"), [17], "kernels.* 15"),
+        (("space", "stages", 0, "depths"), [0], "depths.* 16"),
+        (("space", "stages", 0, "expands"), [0], "expand"),
         (("space", "stages", 0, "coupling"), [[2, 3, 4]], "coupling"),
-        (("space", "stages", 0, "coupling"), [[2, 3]], "coupling of the stage's own depths"),
+        (("space", "stages", 0, "coupling"), [[2, 3]], "coupling"),
     ],
 )
 def test_definitions_out_of_range_are_refused(at: tuple, value: Any, message: str) -> None:
     data = network_spec("compofa-small", 3).to_json()
-    with pytest.raises(SpaceError, match=f"not a network definition: .*{message}"):
+    with pytest.raises(SpaceError, match=message):
         NetworkSpec.from_json(changed(data, at, value))
 
 
 def test_definitions_that_do_not_fit_together_are_refused() -> None:
     space = MOBILENET_V3_SMALL_IMAGES.free_space()
-    with pytest.raises(SpaceError, match="has 5 stages, space ofa has 2"):
+    with pytest.raises(SpaceError, match=r"5 stages.* 2"):
         NetworkSpec(MOBILENET_V3_SMALL_IMAGES, replace(space, stages=space.stages[:2]))
     spec = NetworkSpec(MOBILENET_V3_SMALL_IMAGES, space)
     assert spec.min_resolution == 8
     spec.check_resolution(8)
     for size in (7, 0, -8, 2049):
-        with pytest.raises(SpaceError, match=f"from 8 to 2048 .*, got {size}"):
+        with pytest.raises(SpaceError, match=f"8 to 2048 .* {size}"):
             spec.check_resolution(size)
 
 

@@ -82,10 +82,10 @@ def test_a_subnet_written_by_the_field_is_chosen(net: Supernet) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"ks": [3] * 20}, "ks: expected 1, 6 or 21 numbers, got 20"),
-        ({"d": [2] * 4}, "d: expected 1 or 5 numbers, got 4"),
-        ({"d": [2, 2, 2, 2, 2, 2]}, "stage 6 depth: expected 1, got 2"),
-        ({"e": [3] * 20 + [5]}, "stage 6 block 1 expand ratio: expected 3 or 4 or 6, got 5"),
+        ({"ks": [3] * 20}, "1, 6 or 21 .*got 20"),
+        ({"d": [2] * 4}, "1 or 5 .*got 4"),
+        ({"d": [2, 2, 2, 2, 2, 2]}, "stage 6 depth.* 1, got 2"),
+        ({"e": [3] * 20 + [5]}, "stage 6 block 1 expand.* 3 or 4 or 6, got 5"),
     ],
 )
 def test_bad_choices_are_refused(net: Supernet, choice: dict, message: str) -> None:
@@ -143,7 +143,7 @@ def test_tables_in_the_form_of_the_field_are_read() -> None:
     configs = [FREE.to_config(subnet) for subnet in subnets]
     table = SubnetArrays(*(np.array([c[key] for c in configs]) for key in ("ks", "e", "d", "r")))
     assert list(FREE.subnets_of(require_members(table, FREE, "t"))) == subnets
-    with pytest.raises(TableError, match="got 20, 20 and 5"):
+    with pytest.raises(TableError, match="20, 20 and 5"):
         require_members(table._replace(ks=table.ks[:, 1:], e=table.e[:, 1:]), FREE, "t")
 
 

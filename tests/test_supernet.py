@@ -347,7 +347,7 @@ def test_sampling_sets_the_active_subnet(small: Supernet) -> None:
 
 
 def test_unknown_networks_and_classes_are_refused() -> None:
-    with pytest.raises(SpaceError, match="unknown network 'resnet': expected one of compofa"):
+    with pytest.raises(SpaceError, match=r"'resnet'.*compofa"):
         ofa_net("resnet")
-    with pytest.raises(SpaceError, match="expected 1 to 1000000 classes, got 0"):
+    with pytest.raises(SpaceError, match=r"classes.* 0"):
         ofa_net("compofa", classes=0)

@@ -63,17 +63,17 @@ def test_order_of_columns_bom_and_line_ends_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "missing ks, e, d, r"),
-        ("ks,e,d\n", "missing r"),
-        (HEAD, "expected rows, got none"),
-        (HEAD + SMALLEST + "3 3,3 3,2,160\n", "line 3: ks: expected 20 finite"),
-        (HEAD + SMALLEST + SMALLEST.replace("5 5", "a 5"), "line 3: ks: expected numbers"),
-        (HEAD + SMALLEST.replace(",160", ",nan"), "line 2: r: expected 1 finite number"),
-        (HEAD + SMALLEST.replace(",160", ","), "line 2: r: expected 1 finite number"),
-        (HEAD + SMALLEST.replace(",160", ""), "line 2: r: expected 1 finite number"),
-        (HEAD + SMALLEST.replace(",160", ",1e300"), "line 2: r: expected numbers up to"),
-        (HEAD + SMALLEST.replace(",160", ",160,9"), "line 2: expected 4 fields, got more"),
-        (HEAD + SMALLEST + "\n" + SMALLEST, "line 4: expected a line a row, got blank"),
+        ("", "ks, e, d, r"),
+        ("ks,e,d\n", r"\br\b"),
+        (HEAD, "rows"),
+        (HEAD + SMALLEST + "3 3,3 3,2,160\n", "line 3: ks: .*20"),
+        (HEAD + SMALLEST + SMALLEST.replace("5 5", "a 5"), "line 3: ks: "),
+        (HEAD + SMALLEST.replace(",160", ",nan"), "line 2: r: "),
+        (HEAD + SMALLEST.replace(",160", ","), "line 2: r: "),
+        (HEAD + SMALLEST.replace(",160", ""), "line 2: r: "),
+        (HEAD + SMALLEST.replace(",160", ",1e300"), "line 2: r: "),
+        (HEAD + SMALLEST.replace(",160", ",160,9"), "line 2: .*4 fields"),
+        (HEAD + SMALLEST + "\n" + SMALLEST, "line 4: "),
         (HEAD + '"' + SMALLEST, "line 2: "),
     ],
 )
@@ -94,10 +94,10 @@ def test_blank_lines_at_the_end_are_no_rows(tmp_path):
 def test_a_further_column_must_be_there_and_a_number(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(HEAD + SMALLEST)
-    with pytest.raises(TableError, match="missing top1"):
+    with pytest.raises(TableError, match="top1"):
         read_subnets(path, ["top1"])
     path.write_text("ks,e,d,r,top1\n" + SMALLEST.replace("\n", ",high\n"))
-    with pytest.raises(TableError, match="line 2: top1: expected numbers, got 'high'"):
+    with pytest.raises(TableError, match=r"line 2: top1: .*'high'"):
         read_subnets(path, ["top1"])
 
 
@@ -113,16 +113,16 @@ def test_a_damaged_archive_is_an_error(tmp_path, damage):
     path = tmp_path / "t.csv.gz"
     rows = [SMALLEST.replace(",160", f",{128 + 4 * place}") for place in range(25)]
     path.write_bytes(damage(gzip.compress((HEAD + "".join(rows)).encode(), mtime=0)))
-    with pytest.raises(TableError, match="cannot read the table"):
+    with pytest.raises(TableError, match=str(path)):
         read_subnets(path)
 
 
 def test_what_is_no_text_or_no_file(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "t.csv", tmp_path / "nothing.csv", tmp_path):
-        with pytest.raises(TableError, match="cannot read the table"):
+        with pytest.raises(TableError, match=str(path)):
             read_subnets(path)
-    with pytest.raises(CompofaError, match="cannot write"):
+    with pytest.raises(CompofaError, match=str(tmp_path)):
         write_subnets(tmp_path, some(1), {})
 
 
@@ -150,13 +150,13 @@ def changed(name: str, rows: list[int], value: object) -> SubnetArrays:
 @pytest.mark.parametrize(
     ("name", "rows", "value", "message"),
     [
-        ("ks", [4], 9, "line 6; line 6: stage 1 block 1 kernel size: expected 3, got 9"),
-        ("ks", [4], 3.5, "line 6; line 6: stage 1 block 1 kernel size: expected 3, got 3.5"),
-        ("e", [0, 1], 5, "lines 2, 3; line 2: stage 1 block 1 expand"),
+        ("ks", [4], 9, "line 6; line 6: .*expected 3, got 9"),
+        ("ks", [4], 3.5, "line 6; line 6: .*expected 3, got 3.5"),
+        ("e", [0, 1], 5, "lines 2, 3; line 2: "),
         ("e", list(range(9)), 0, "lines 2, 3, 4, 5, 6 and 4 more; line 2: "),
-        ("d", [7], 5, "line 9; line 9: d: expected whole numbers from 0 to 4, got 5"),
-        ("d", [7], 2.5, "line 9; line 9: d: expected whole numbers"),
-        ("d", [7], -1, "line 9; line 9: d: expected whole numbers"),
+        ("d", [7], 5, "line 9; line 9: d: .* 5"),
+        ("d", [7], 2.5, "line 9; line 9: d: "),
+        ("d", [7], -1, "line 9; line 9: d: "),
         ("d", [7], 0, "line 9; line 9: stage 1 depth"),
         ("r", [29], 160.5, "line 31; line 31: resolution"),
     ],
@@ -164,12 +164,12 @@ def changed(name: str, rows: list[int], value: object) -> SubnetArrays:
 def test_others_are_named_by_their_lines(name, rows, value, message):
     with pytest.raises(TableError, match=message) as caught:
         require_members(changed(name, rows, value), SPACE, "t.csv")
-    assert str(caught.value).startswith("t.csv: not in space")
+    assert str(caught.value).startswith("t.csv: ")
 
 
 def test_tables_of_networks_with_other_stages():
     arrays = some()
-    with pytest.raises(TableError, match="expected 20 numbers in ks and e and 5 in d, got 16"):
+    with pytest.raises(TableError, match=r"\b20\b.*\b16\b"):
         require_members(arrays._replace(ks=arrays.ks[:, :16]), SPACE, "t.csv")
 
 

@@ -319,7 +319,7 @@ def test_broken_images_are_skipped_and_counted(photos, caplog):
 def test_too_many_broken_images_are_named_and_stop_the_run(photos, workers, caplog):
     broken = list(damage(photos, range(20, 22)))
     trainer = photo_trainer(photos, workers=workers)
-    with pytest.raises(DataError, match=r"^2 of 120 images cannot be read"):
+    with pytest.raises(DataError, match="2 of 120"):
         trainer.train_epoch(0, bar=False)
     assert [sum(path in line for line in caplog.messages) for path in broken] == [1, 1]
 
