@@ -125,11 +125,14 @@ def test_records_of_something_else_are_refused(run, tmp_path, trained, subnets):
     path = tmp_path / "r.jsonl"
     run(path, count=1)
     before = path.read_text()
-    with pytest.raises(DataError, match=f"checkpoint 0123.*checkpoint {trained.digest}"):
-        collect(replace(trained, digest="0123"), "tiny", subnets, evaluator(), path, bar=False)
-    with pytest.raises(DataError, match=r"test images of digits.*validation images"):
+    with pytest.raises(
+        DataError, match=f"of checkpoint 0123.*got one of checkpoint {trained.digest}"
+    ):
+        other = replace(trained, checkpoint=replace(trained.checkpoint, digest="0123"))
+        collect(other, "tiny", subnets, evaluator(), path, bar=False)
+    with pytest.raises(DataError, match=r"on test images of digits.*on validation images"):
         run(path, evaluator(part="test"))
-    with pytest.raises(DataError, match=r"\b21\b.*\b20\b"):
+    with pytest.raises(DataError, match=r"calibrated on 21, got one .* calibrated on 20"):
         run(path, evaluator(calibration_images=21))
     assert path.read_text() == before
 
@@ -142,7 +145,7 @@ def test_workers_that_have_read_different_checkpoints_do_not_collect(trained, su
             return [value, "0123" if value == trained.digest else value]
 
     path = tmp_path / "r.jsonl"
-    with pytest.raises(ConfigError, match="checkpoint"):
+    with pytest.raises(ConfigError, match="same checkpoint on all ranks"):
         collect(trained, "tiny", subnets, evaluator(), path, bar=False, backend=Beside())
     assert not path.exists()
 
@@ -150,7 +153,7 @@ def test_workers_that_have_read_different_checkpoints_do_not_collect(trained, su
 def test_a_file_of_something_else_is_left_alone(run, tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"a": 1}\n{"b": 2}\n')
-    with pytest.raises(DataError, match=r"r\.jsonl, line 1: "):
+    with pytest.raises(DataError, match=r"r\.jsonl, line 1: not an evaluation record"):
         run(path)
     assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
 
@@ -159,7 +162,7 @@ def test_a_file_of_something_else_is_left_alone(run, tmp_path):
 def test_a_file_of_one_foreign_line_is_left_alone(run, tmp_path, text):
     path = tmp_path / "notes.txt"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"notes\.txt, line 1: "):
+    with pytest.raises(DataError, match=r"notes\.txt, line 1: not an evaluation record"):
         run(path)
     assert path.read_text() == text
 
@@ -181,7 +184,7 @@ def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
     never.left = 3
     assert run(path, never) == whole and never.left == 0
     assert path.read_text() == "".join(lines)
-    assert "3 record" in caplog.text
+    assert "3 duplicate record(s)" in caplog.text
 
 
 def test_wide_subnets_go_on_after_a_torn_line(tmp_path):

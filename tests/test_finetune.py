@@ -196,6 +196,6 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
 
 def test_one_network_has_no_subnets(supernet, tmp_path):
     config = config_of(supernet).resolved()
-    save_checkpoint(tmp_path / "one.pt", open_single(config, load_dataset("digits")))
+    save_checkpoint(tmp_path / "one.pt", begin(config))
     with pytest.raises(CompofaError, match="--subnet: "):
         go(config_of(tmp_path / "one.pt"), tmp_path / "run")

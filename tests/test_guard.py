@@ -126,7 +126,7 @@ def test_a_run_of_spoilt_steps_is_an_error() -> None:
     trainer = make_trainer(max_skipped=3)
     for value in (1.0, float("nan"), float("nan"), 1.0, float("nan"), float("nan")):
         trainer.train_step(*bad_pixel(trainer, value), step=0)
-    assert trainer.skipped == 4
+    assert trainer.state.skipped == 4
     with pytest.raises(TrainingError, match="3 steps"):
         trainer.train_step(*bad_pixel(trainer, float("nan")), step=0)
 

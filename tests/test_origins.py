@@ -26,9 +26,8 @@ from compofa.nn.build import build
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.training.config import TrainConfig
-from compofa.training.finetune import open_single
-from compofa.training.predecessors import check_fits
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
+from compofa.training.sources import check_fits, take_subnet
 from compofa.training.trainer import Trainer
 
 CLASSES = ("ant", "bee", "cat")
