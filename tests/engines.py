@@ -24,6 +24,10 @@ TRAIN = (
     "--calibration-images 30 --validate-every 1 --dynamic-batch-size 2 --device cpu --quiet "
     "--teacher-path teacher.pt"
 )
+COLLECT = (
+    "collect --samples 8 --resolutions 8,12 --calibration-images 30 --device cpu --quiet "
+    "--output records.jsonl --net=tiny.pt"
+)
 LONGEST_S = 240
 """Seconds after which a job hangs, on a busy machine."""
 BOUND_S = 60
