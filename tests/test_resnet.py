@@ -134,7 +134,7 @@ def test_the_coupling_is_of_depth_and_expand_ratio() -> None:
             assert {expand for _, expand in stage} == {(0.2, 0.25, 0.35)[extra]}
     own = RESNET50D.compound_space(parse_coupling("0:0.25,2:0.35"))
     assert [stage.depths for stage in own.stages] == [(0, 1), (2, 4), (2, 4), (4, 6), (2, 4)]
-    with pytest.raises(SpaceError, match="0 to 2, got 3"):
+    with pytest.raises(SpaceError, match="expected depths from 0 to 2, got 3"):
         RESNET50D.compound_space(parse_coupling("3:0.25"))
     with pytest.raises(SpaceError, match="kernel"):
         network_spec("ofa_resnet50", elastic_kernel=True)
@@ -143,7 +143,7 @@ def test_the_coupling_is_of_depth_and_expand_ratio() -> None:
 def test_simple_means_the_networks_own_coupling() -> None:
     config = TrainConfig(net="ofa-resnet50-small", heuristic="simple").resolved()
     assert config.network(10).space.stages == COMPOUND.stages
-    with pytest.raises(ConfigError, match="heuristic"):
+    with pytest.raises(ConfigError, match="unknown heuristic ''"):
         TrainConfig(net="ofa-resnet50-small", heuristic="").resolved()
 
 
@@ -161,13 +161,13 @@ def test_the_form_of_the_field_comes_back() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"e": [0.2] * 20}, "18 .*got 20"),
-        ({"d": [0, 0, 0, 0]}, "5 .*got 4"),
-        ({"d": [1, 0, 0, 0, 0]}, "0 or 2 .*got 1"),
-        ({"d": [0, 3, 0, 0, 0]}, "0 or 1 or 2 .*got 3"),
-        ({"w": [0, 0]}, "6 .*got 2"),
-        ({"w": [0, 0, 0.5, 0, 0, 0]}, "got 0.5"),
-        ({"w": None}, "got None"),
+        ({"e": [0.2] * 20}, "e: expected 18 numbers, got 20"),
+        ({"d": [0, 0, 0, 0]}, "d: expected 5 numbers, got 4"),
+        ({"d": [1, 0, 0, 0, 0]}, "d: expected 0 or 2 as number 1, got 1"),
+        ({"d": [0, 3, 0, 0, 0]}, "d: expected 0 or 1 or 2 as number 2, got 3"),
+        ({"w": [0, 0]}, "w: expected 6 numbers, got 2"),
+        ({"w": [0, 0, 0.5, 0, 0, 0]}, "w: expected whole numbers, got 0.5"),
+        ({"w": None}, "w: expected finite numbers"),
     ],
 )
 def test_forms_that_are_none(change: dict[str, Any], message: str) -> None:
@@ -190,11 +190,11 @@ def test_members_of_other_spaces_are_refused() -> None:
     assert FREE.faults(replace(largest, widths=())) == ["widths: expected 6, got 0"]
     with pytest.raises(SpaceError, match=r"6 elastic widths.* 0"):
         layout(RESNET50D, replace(largest, widths=()))
-    with pytest.raises(SpaceError, match=r"0 to 2 .*got 3"):
+    with pytest.raises(SpaceError, match="w: expected an index from 0 to 2 as number 1, got 3"):
         layout(RESNET50D, replace(largest, widths=(3,) * 6))
-    with pytest.raises(SpaceError, match="6 widths"):
+    with pytest.raises(SpaceError, match="expected 6 widths a subnet"):
         FREE.genes_of(SubnetArrays(*FREE.arrays_of([largest])[:4]))
-    with pytest.raises(SpaceError, match=r"6 widths.* 2"):
+    with pytest.raises(SpaceError, match="expected 6 widths with 5 stages, got 2 with 5"):
         replace(FREE, widths=((0, 1), (0, 1)))
     with pytest.raises(SpaceError, match="depth"):
         FREE.restrict(depth=(3,))
@@ -215,17 +215,17 @@ def test_a_subnet_is_chosen_as_in_once_for_all(net: Supernet) -> None:
     assert net.set_active_subnet(e=[0.2, 0.25, 0.35, 0.2]).stages[3] == ((3, 0.35),) * 6
     assert net.spec.space.contains(net.sample_active_subnet(3))
     for choice, message in (
-        ({"d": 1}, "stage 1 depth.* 0 or 2, got 1"),
-        ({"d": [0, 5, 0, 0, 0]}, "stage 2 depth.* 0 or 1 or 2, got 5"),
-        ({"e": 0.3}, r"stage 2 block 1 expand.* 0\.2 or 0\.25 or 0\.35, got 0\.3"),
-        ({"w": 3}, "width 1.* 0 or 1 or 2, got 3"),
-        ({"w": [0, 1]}, "1 or 6 .*got 2"),
-        ({"e": [0.2] * 20}, "1, 4 or 18 .*got 20"),
-        ({"ks": 5}, "kernel.* 3, got 5"),
+        ({"d": 1}, "stage 1 depth: expected 0 or 2, got 1"),
+        ({"d": [0, 5, 0, 0, 0]}, "stage 2 depth: expected 0 or 1 or 2, got 5"),
+        ({"e": 0.3}, r"stage 2 block 1 expand ratio.*: expected 0\.2 or 0\.25 or 0\.35, got 0\.3"),
+        ({"w": 3}, "width 1, width 2, width 3, width 4 and 2 more: expected 0 or 1 or 2, got 3"),
+        ({"w": [0, 1]}, "w: expected 1 or 6 numbers, got 2"),
+        ({"e": [0.2] * 20}, "e: expected 1, 4 or 18 numbers, got 20"),
+        ({"ks": 5}, r"kernel size.*: expected 3, got 5"),
     ):
         with pytest.raises(SpaceError, match=message):
             net.set_active_subnet(**choice)
-    with pytest.raises(SpaceError, match="got 1"):
+    with pytest.raises(SpaceError, match="w: expected no numbers, got 1"):
         Supernet(network_spec("compofa-small", 2, width_mult=0.1)).set_active_subnet(w=1)
 
 
@@ -315,19 +315,19 @@ def test_definitions_come_back() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widths": [[0, 3]] * 6}, "6 elastic widths"),
-        ({"widths": [[0]] * 5}, "6 widths"),
-        ({"widths": [[-1]] * 6}, "widths.* 15"),
-        ({"widths": 3}, "widths.*list"),
-        ({"widths": []}, "depths.* 16"),
+        ({"widths": [[0, 3]] * 6}, "6 elastic widths of 3 choices"),
+        ({"widths": [[0]] * 5}, "expected 6 widths with 5 stages"),
+        ({"widths": [[-1]] * 6}, "widths: expected integers from 0 to 15"),
+        ({"widths": 3}, "widths: expected list"),
+        ({"widths": []}, "depths: expected integers from 1 to 16"),
     ],
 )
 def test_damaged_definitions_are_refused(change: dict[str, Any], message: str) -> None:
     data = network_spec("ofa_resnet50").to_json()
-    with pytest.raises(SpaceError, match=message):
+    with pytest.raises(SpaceError, match=f"not a network definition: .*{message}"):
         NetworkSpec.from_json({**data, "space": {**data["space"], **change}})
     plain = network_spec("compofa").to_json()
-    with pytest.raises(SpaceError):
+    with pytest.raises(SpaceError, match="not a network definition"):
         NetworkSpec.from_json({**plain, "space": {**plain["space"], **change, "widths": [[0]]}})
 
 
@@ -339,7 +339,7 @@ def test_names_of_once_for_all(reference_data: Path) -> None:
     assert from_ours(ours, 4, "ofa") == published
     plain = {k.replace("conv.conv", "conv").replace("bn.bn", "bn"): v for k, v in published.items()}
     assert to_ours({f"module.{k}": v for k, v in plain.items()}, 4) == ours
-    with pytest.raises(CheckpointError, match="MMRazor"):
+    with pytest.raises(CheckpointError, match="MMRazor has no ResNet50D"):
         from_ours(ours, 4, "mmrazor")
 
 
@@ -352,7 +352,7 @@ def test_files_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert (kind, back.network, back.classes) == ("ofa", spec, made.classes)
     for name, value in made.weights.items():
         assert value.numpy().tobytes() == back.weights[name].numpy().tobytes()
-    with pytest.raises(CheckpointError, match="MMRazor"):
+    with pytest.raises(CheckpointError, match="MMRazor has no ResNet50D"):
         save_as(tmp_path / "razor.pth", made, "mmrazor")
     assert [path.name for path in tmp_path.iterdir()] == ["ofa.pth"]
     torch.save({"state_dict": from_ours(made.weights, 6, "ofa")}, tmp_path / "plain.pth")
@@ -368,7 +368,7 @@ def test_records_carry_widths() -> None:
 
 
 def test_tasks_that_were_never_published_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"kernel.*ResNet50D"):
+    with pytest.raises(ConfigError, match=r"task kernel: .* no such recipe for ResNet50D"):
         KERNEL.within(FREE)
     assert SUPERNET.within(FREE) is FREE
 
@@ -386,7 +386,7 @@ def test_counts_equal_the_layout(cost: tuple[Callable, Callable]) -> None:
         counted = many(table, 10)
         assert counted(arrays).tolist() == expected
         assert counted(space.arrays_of([space.largest])) == one(layout(table, space.largest, 10))
-    with pytest.raises(SpaceError, match=r"\[n, 6\].*\(100, 0\)"):
+    with pytest.raises(SpaceError, match=r"w of shape \[n, 6\], got \(100, 0\)"):
         counted(SubnetArrays(*arrays[:4]))
     with pytest.raises(SpaceError, match="0 to 2, got 3"):
         counted(changed(arrays, outer=arrays.outer + 1))
@@ -436,14 +436,14 @@ def test_tables_come_back(tmp_path: Path) -> None:
     for ours, again in zip(arrays, require_members(back, FREE, "t"), strict=True):
         assert np.array_equal(ours, again)
     assert columns["top1"].tolist() == [1.5] * 30
-    with pytest.raises(TableError, match="got 6"):
+    with pytest.raises(TableError, match="expected 0 numbers in w, got 6"):
         require_members(back, MOBILENET_V3.free_space(), "t")
     for text, message in (
-        ("d,e,w,r\n0 0 0,0.2,0,224\n", "numbers"),
-        (f"d,e,w,r\n1 0 0 0 0,{'0.2 ' * 18},{'0 ' * 6},224\n", "line 2: d: .* 1 0"),
-        (f"d,e,w,r\n0 0 0 0 0,{'0.2 ' * 18},{'4 ' * 6},224\n", "line 2: width 1"),
-        (f"d,e,w,r\n0 0 0 0 0,{'0.5 ' * 18},{'0 ' * 6},224\n", "line 2: .*expand"),
-        ("d,e,r\n0 0 0 0 0,0.2,224\n", "ks"),
+        ("d,e,w,r\n0 0 0,0.2,0,224\n", "expected .* numbers in each row"),
+        (f"d,e,w,r\n1 0 0 0 0,{'0.2 ' * 18},{'0 ' * 6},224\n", "line 2: d: expected .* got 1 0"),
+        (f"d,e,w,r\n0 0 0 0 0,{'0.2 ' * 18},{'4 ' * 6},224\n", "line 2: width 1: expected 0 or"),
+        (f"d,e,w,r\n0 0 0 0 0,{'0.5 ' * 18},{'0 ' * 6},224\n", "line 2: .*expand ratio: expected"),
+        ("d,e,r\n0 0 0 0 0,0.2,224\n", "missing ks"),
     ):
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(TableError, match=message):
@@ -464,7 +464,7 @@ def test_every_layer_of_a_space_is_known_before_timing() -> None:
 
 
 def test_whole_networks_are_not_fitted() -> None:
-    with pytest.raises(TableError, match="resnet50d"):
+    with pytest.raises(TableError, match="networks of one width to fit, got resnet50d: time its"):
         fit_network(FREE.arrays(FREE.sample_genes(rng(0), 60)), np.ones(60), RESNET50D)
 
 
@@ -500,7 +500,7 @@ def test_commands_take_it_from_training_to_export(
         for task in ("teacher", "compound"):
             assert train(["--task", task, *quick]) == 0
         assert train(["--task", "kernel", *quick]) == 1
-        assert "kernel" in capsys.readouterr().err
+        assert "no such recipe for ResNet50D" in capsys.readouterr().err
         best = "run/compound-1/best.pt"
         assert (
             evaluate(["--net", best, "--samples", "2", "--calibration-images", "30", "--quiet"])
@@ -514,15 +514,15 @@ def test_commands_take_it_from_training_to_export(
         assert tools(["convert", "subnet.json", "again.json", "--to", "ofa"]) == 0
         assert Path("again.json").read_text().strip() == Path("subnet.json").read_text()
         assert tools(["convert", "subnet.json", "a.yaml", "--to", "mmrazor"]) == 1
-        assert "MMRazor" in capsys.readouterr().err
+        assert "MMRazor has no resnet50d" in capsys.readouterr().err
         assert tools(["convert", best, "net.pth", "--to", "mmrazor"]) == 1
-        assert "MMRazor" in capsys.readouterr().err
+        assert "MMRazor has no ResNet50D" in capsys.readouterr().err
         first, second = (load_checkpoint(path) for path in (best, "net.pt"))
         assert all(torch.equal(v, second.weights[k]) for k, v in first.weights.items())
         subnet = json.dumps(first.network.space.sample(rng(0)).at(8).to_config())
         assert tools(["export", best, subnet, "--to", "safetensors", "--no-calibrate"]) == 0
         assert tools(["export", best, subnet.replace("0.2", "3"), "--to", "safetensors"]) == 1
-        assert "expand" in capsys.readouterr().err
+        assert "not in space" in capsys.readouterr().err
     finally:
         logging.captureWarnings(False)
 
@@ -537,9 +537,9 @@ def test_a_subnet_becomes_a_network_of_its_own(net: Supernet, tmp_path: Path) ->
             again = load_checkpoint(tmp_path / "net.pt").build()
             torch.testing.assert_close(again(images()), static(images()))
     for change, message in (
-        ({"downsample": False}, "residual"),
-        ({"residual": False}, "residual"),
-        ({"se_channels": 8}, "SE"),
+        ({"downsample": False}, "a residual of the same shape"),
+        ({"residual": False}, "a residual in every bottleneck"),
+        ({"se_channels": 8}, "expansion and SE in inverted blocks alone"),
     ):
         data = fixed.to_json()
         next(x for x in data["layers"] if x["name"] == "stages.2.0").update(change)
