@@ -422,7 +422,7 @@ def test_evolution_finds_what_enumeration_finds() -> None:
 
 def test_a_predictor_fitted_on_records_knows_widths() -> None:
     arrays = PART.arrays(PART.sample_genes(rng(0), 80))
-    model = fit_accuracy(arrays, Wide().predict(arrays), folds=2, steps=4, samples=1000)
+    model = fit_accuracy(arrays, Wide().predict(arrays))
     fresh = PART.arrays(PART.sample_genes(rng(1), 200))
     assert np.abs(model.predict(fresh) - Wide().predict(fresh)).mean() < 0.15
     assert model.std(fresh).shape == (200,)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypervolume import hypervolume
 
 from compofa.errors import SearchError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
@@ -16,7 +17,7 @@ from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.lookup import TableCost
 from nas.search import operators
 from nas.search.evolution import Evolution, Problem, extreme
-from nas.search.pareto import hypervolume, non_dominated
+from nas.search.pareto import non_dominated
 from nas.search.search import enumerate_points, pareto_search, sample_points, search, search_front
 
 RESOLUTIONS = (160, 192, 224)
