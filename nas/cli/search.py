@@ -132,7 +132,7 @@ def parser() -> Parser:
     own.add_argument(
         "--samples", type=int, default=80, metavar="N", help="subnets to measure for the predictor"
     )
-    own.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    own.add_argument("--workers", type=int, default=0, help="number of loader workers")
     own.add_argument("--device", help="cpu or cuda, to measure accuracy on")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
