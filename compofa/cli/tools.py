@@ -87,7 +87,7 @@ def parser() -> Parser:
         type=int,
         default=2000,
         metavar="N",
-        help="number of training images for BN calibration",
+        help="training images for BN calibration",
     )
     data.add_argument("--seed", type=int, default=0, help="seed of the sampled images")
 
