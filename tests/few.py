@@ -7,6 +7,8 @@ import sklearn.datasets
 from sklearn.utils import Bunch
 
 from compofa.space.arrays import SubnetArrays
+from compofa.space.choice import Choice
+from compofa.space.stage_space import StageSpace
 
 
 def first_digits(count: int = 150) -> Bunch:
@@ -25,3 +27,8 @@ def changed(arrays: SubnetArrays, **values: np.ndarray) -> SubnetArrays:
     """Return arrays with others in place of some: of block choices or attributes, by name."""
     blocks = {name: values.pop(name, array) for name, array in arrays.blocks.items()}
     return replace(arrays, blocks=blocks, **values)
+
+
+def stage(depths, kernels, expands, coupling=None) -> StageSpace:
+    """Return the choices of a stage of inverted blocks."""
+    return StageSpace(depths, (Choice("kernel", kernels), Choice("expand", expands)), coupling)
