@@ -32,3 +32,10 @@ def changed(arrays: SubnetArrays, **values: np.ndarray) -> SubnetArrays:
 def stage(depths, kernels, expands, coupling=None) -> StageSpace:
     """Return the choices of a stage of inverted blocks."""
     return StageSpace(depths, (Choice("kernel", kernels), Choice("expand", expands)), coupling)
+
+
+def same(first: SubnetArrays, second: SubnetArrays) -> bool:
+    """Whether two arrays hold the same subnets."""
+    pairs = [(first.blocks[name], second.blocks[name]) for name in first.blocks]
+    pairs += [(first.depths, second.depths), (first.resolutions, second.resolutions)]
+    return all(np.array_equal(a, b) for a, b in [*pairs, (first.outer, second.outer)])

@@ -42,7 +42,7 @@ def changed(data: Any, at: tuple, value: Any) -> Any:
         (("space", "stages"), [], "16 stages.* 0"),
         (("space", "stages", 0, "choices", "kernel"), [4], "kernel.* odd"),
         (("space", "stages", 0, "choices", "kernel"), [17], "kernel.* 16"),
-        (("space", "stages", 0, "choices", "kernel"), [3.5], "kernel.* 3.5"),
+        (("space", "stages", 0, "choices", "kernel"), [3.5], r"kernel.*\[3\.5\]"),
         (("space", "stages", 0, "choices", "kernel"), [], "kernel"),
         (("space", "stages", 0, "choices", "kernel"), 3, "kernel.* int"),
         (("space", "stages", 0, "choices", "expand"), [0], "expand.* 16"),

@@ -212,7 +212,7 @@ def _choice(held: Mapping[str, Any], table: Backbone, name: str) -> Choice:
     )
     if not values or len(values) > 256 or not fit:
         kind = ("odd " if odd else "") + ("integers" if whole else "numbers")
-        raise SpaceError(f"{name}: expected {kind} from {least:g} to {most}, got {values!r:.80}")
+        raise SpaceError(f"{name}: expected {kind} from {least:g} to {most}, got {[*values]!r:.80}")
     return Choice(name, values)
 
 
