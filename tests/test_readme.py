@@ -41,8 +41,10 @@ QUICK = {
     "--all": "--samples 1",
     "--samples 5 ": "--samples 1 ",
     "--samples 500": "--samples 24 --calibration-images 8",
-    "8 16 --samples 40": "8 --samples 24",
     "16 --samples 40": "16 --samples 24",
+    "--net compofa --resolutions 160": "--net compofa-small --resolutions 16",
+    "--net compofa --target-hardware tables --resolutions 160": "--net compofa-small "
+    "--target-hardware tables --resolutions 16 --accuracy-predictor predictor.npz",
 }
 
 
