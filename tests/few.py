@@ -39,3 +39,17 @@ def same(first: SubnetArrays, second: SubnetArrays) -> bool:
     pairs = [(first.blocks[name], second.blocks[name]) for name in first.blocks]
     pairs += [(first.depths, second.depths), (first.resolutions, second.resolutions)]
     return all(np.array_equal(a, b) for a, b in [*pairs, (first.outer, second.outer)])
+
+
+def inverted(kernels: np.ndarray, expands: np.ndarray, depths: np.ndarray, r: np.ndarray):
+    """Return arrays of subnets of inverted blocks."""
+    blocks = {"kernel": np.asarray(kernels), "expand": np.asarray(expands)}
+    return SubnetArrays(blocks, depths, r, np.zeros((len(r), 0), dtype=np.int64))
+
+
+def floats(arrays: SubnetArrays) -> SubnetArrays:
+    """Return the same subnets with every number as a float."""
+    return SubnetArrays(
+        {name: values.astype(float) for name, values in arrays.blocks.items()},
+        *(values.astype(float) for values in (arrays.depths, arrays.resolutions, arrays.outer)),
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import Outcome, called
+from few import changed
 from scipy.stats import spearmanr
 from test_trained import tiny_checkpoint
 
@@ -77,7 +78,7 @@ def table(path: Path, name: str = "compofa", count: int = 40, seed: int = 0) -> 
     """Write a table of random subnets at 160, 192 and 224 pixels."""
     space = pipeline.named_space(name, None, (160, 192, 224))[1]
     arrays = space.arrays(space.sample_genes(np.random.default_rng(seed), count))
-    write_subnets(path, arrays, {})
+    write_subnets(path, arrays, MOBILENET_V3.config_format, {})
     return arrays
 
 
@@ -170,11 +171,12 @@ def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):
     columns = "top1,macs,params,latency:v100"
     plain = predict(tmp_path / "in.csv", columns)
     (tmp_path / "in.csv.gz").write_bytes(gzip.compress((tmp_path / "in.csv").read_bytes()))
-    filled = arrays._replace(
-        ks=np.where(arrays.blocks["kernel"] == 0, 7, arrays.blocks["kernel"]),
-        e=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
+    filled = changed(
+        arrays,
+        kernel=np.where(arrays.blocks["kernel"] == 0, 7, arrays.blocks["kernel"]),
+        expand=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
     )
-    write_subnets(tmp_path / "full.csv", filled, {})
+    write_subnets(tmp_path / "full.csv", filled, MOBILENET_V3.config_format, {})
     for name in ("in.csv.gz", "full.csv"):
         again = predict(tmp_path / name, columns)
         assert all((again[key] == plain[key]).all() for key in plain), name
@@ -363,7 +365,7 @@ def test_what_collect_cannot_do(call, net, tmp_path, more, message):
 def test_a_latency_model_is_fitted_to_a_table(call, predict, tmp_path):
     arrays = table(tmp_path / "in.csv", count=120)
     cost = load_cost("note10")
-    write_subnets(tmp_path / "t.csv", arrays, {"ms": cost(arrays)})
+    write_subnets(tmp_path / "t.csv", arrays, MOBILENET_V3.config_format, {"ms": cost(arrays)})
     argv = ["fit-latency", "--input", "t.csv", "--column", "ms", "--name", "mine"]
     result = call(*argv, "--output", "new/m.npz")
     assert result.status == 0 and result.out.startswith("mine: ") and "MAPE" in result.out

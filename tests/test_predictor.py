@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from few import changed
+from few import changed, floats, inverted
 
 from compofa.errors import DataError, SpaceError, TableError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
@@ -39,9 +39,7 @@ def subnets(count: int, resolutions: tuple[int, ...], *key: int, elastic=False) 
     kernels = generator.choice([3, 5, 7], present.shape) if elastic else fixed
     e = np.vectorize(EXPAND.get)(d)[:, :, None]
     r = generator.choice(resolutions, count)
-    return SubnetArrays(
-        (kernels * present).reshape(count, 20), (e * present).reshape(count, 20), d, r
-    )
+    return inverted((kernels * present).reshape(count, 20), (e * present).reshape(count, 20), d, r)
 
 
 def truth(arrays: SubnetArrays) -> np.ndarray:
@@ -145,8 +143,7 @@ def test_accuracy_between_anchors_is_interpolated_linearly(small):
 
 def test_float_arrays_and_empty_input(model):
     arrays = subnets(20, (24,), 6)
-    floats = SubnetArrays(*(array.astype(np.float64) for array in arrays))
-    np.testing.assert_array_equal(model.predict(arrays), model.predict(floats))
+    np.testing.assert_array_equal(model.predict(arrays), model.predict(floats(arrays)))
     assert model.predict(arrays[:0]).shape == (0,)
 
 
@@ -231,7 +228,9 @@ OWN = {
     "few.npz": ("log_std", np.zeros(3)),
     "wide.npz": ("top1", np.full(60, 101.0)),
     "huge.npz": ("features", np.full((60, 1), 2.0)),
-    "falling.npz": ("kernels", np.array([5, 3])),
+    "falling.npz": ("values", np.array([5.0, 3, 3, 4, 6])),
+    "twice.npz": ("names", np.array(["kernel", "kernel"])),
+    "counts.npz": ("counts", np.array([2, 4])),
     "uneven.npz": ("shape", np.array([20, 3])),
     "beyond.npz": ("columns", np.array([999])),
 }
@@ -353,8 +352,9 @@ def test_shipped_uncertainty_is_larger_where_nothing_was_measured():
 def test_inference_does_not_import_torch():
     code = (
         "import sys, numpy as np; from nas.accuracy.predictor import load_accuracy_model as load; "
-        "from compofa.space.subnet import SubnetArrays as A; o = np.ones((2, 20), int); "
-        "load('compofa').predict(A(3 * o, 3 * o, o[:, :5], np.array([160, 224]))); "
+        "from compofa.networks.zoo import network_spec; "
+        "space = network_spec('compofa', resolutions=(160, 224)).space; "
+        "load('compofa').predict(space.arrays_of([space.smallest, space.largest])); "
         "assert not {'torch', 'scipy', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

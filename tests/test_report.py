@@ -28,7 +28,8 @@ NASTY = "</script><img src=x onerror=\"document.title='broken'\">&\u2028{{data}}
 def config(seed):
     rng = np.random.default_rng(seed)
     stages = tuple(((3, int(rng.choice([3, 4, 6]))),) * int(rng.integers(2, 5)) for _ in range(5))
-    return Subnet(int(rng.choice([160, 192, 224])), stages).to_config()
+    r = int(rng.choice([160, 192, 224]))
+    return Subnet(r, stages, format=MOBILENET_V3.config_format).to_config()
 
 
 def make_series(name, seed, cloud=500):

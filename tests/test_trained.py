@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from few import inverted
 
 import nas.cost.measured
 from compofa.cli.evaluate import main as evaluate
@@ -229,7 +230,7 @@ def test_predictions_stay_below_100_percent():
         def std(self, arrays: SubnetArrays) -> np.ndarray:
             return np.array([1.0, 2.0])
 
-    clipped, nothing = Clipped(Proud()), SubnetArrays(*(np.zeros(0),) * 4)
+    clipped, nothing = Clipped(Proud()), inverted(*(np.zeros((0, 5)),) * 3, np.zeros(0))
     assert clipped.predict(nothing).tolist() == [99, 100]
     assert clipped.std(nothing).tolist() == [1, 2]
     assert (clipped.name, clipped.error) == ("proud", "by far")
