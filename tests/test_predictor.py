@@ -181,7 +181,7 @@ def test_float_arrays_and_empty_input(model):
             lambda a: changed(
                 a, kernel=a.blocks["kernel"][:, :16], expand=a.blocks["expand"][:, :16]
             ),
-            r"shape \[n, 20\]",
+            "16",
         ),
     ],
 )
@@ -448,7 +448,7 @@ def test_published_resnet_predictor_rises_with_its_choices():
         model.predict(MOBILENET_V3.free_space().arrays(np.zeros((1, 46), int)))
     with pytest.raises(SpaceError, match=r"expand.* 0\.2, 0\.25, 0\.35.* 0\.5"):
         model.predict(changed(some, expand=np.full_like(some.blocks["expand"], 0.5)))
-    with pytest.raises(SpaceError, match="shape"):
+    with pytest.raises(SpaceError, match="20 blocks"):
         load_accuracy_model("compofa").predict(some)
 
 
