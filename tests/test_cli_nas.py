@@ -285,7 +285,8 @@ def test_measured_tables_are_read_back(call, tmp_path):
         "16_lookup_table.yaml", "24_lookup_table.yaml",
     ]  # fmt: skip
     backbone, space, _ = pipeline.named_space("compofa-small", 0.1, (16, 24))
-    write_subnets("in.csv", space.arrays(space.enumerate_genes()), {})
+    arrays = space.arrays(space.enumerate_genes())
+    write_subnets("in.csv", arrays, space.config_format, {})
     argv = [*argv[:4], "--input", "in.csv", "--output", "out.csv", "--latency-table", "tables"]
     assert call("predict", *argv, "--columns", "latency:cpu").status == 0
     arrays, values = read_subnets("out.csv", ["latency:cpu"])
@@ -393,7 +394,12 @@ def test_fits_need_an_input(call, command, tmp_path):
 
 def test_few_rows_are_not_fitted(call, tmp_path):
     arrays = table(tmp_path / "in.csv", count=19)
-    write_subnets("t.csv", arrays, {"top1": np.arange(19), "latency_ms": np.arange(19) + 1})
+    write_subnets(
+        "t.csv",
+        arrays,
+        MOBILENET_V3.config_format,
+        {"top1": np.arange(19), "latency_ms": np.arange(19) + 1},
+    )
     for command in ("fit-accuracy", "fit-latency"):
         result = call(command, "--input", "t.csv", "--output", "m.npz")
         assert result.status == 1 and "19" in result.err
