@@ -44,9 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compofa/io": FILES,
     "compofa/training": (*FILES, "compofa.evaluate"),
     "nas/cost": (*FILES, "nas.model_file", "nas.tables"),
-    "nas/accuracy": (
-        *FILES, "compofa.evaluate", "nas.model_file", "nas.tables", "nas.cost", "nas.search",
-    ),
+    "nas/accuracy": (*FILES, "compofa.evaluate", "nas.model_file", "nas.tables", "nas.cost"),
     "nas/search": (
         *FILES, "compofa.evaluate", "nas.tables", "nas.cost", "nas.accuracy", "nas.report",
     ),

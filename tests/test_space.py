@@ -1,3 +1,4 @@
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -12,9 +13,11 @@ from compofa.errors import SpaceError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.families.proxyless import PROXYLESS
 from compofa.seeds import rng
+from compofa.space.choice import Choice
 from compofa.space.coupling import parse_coupling
 from compofa.space.genes import GeneCode
 from compofa.space.search_space import SearchSpace
+from compofa.space.stage_space import StageSpace
 from compofa.space.subnet import Subnet
 
 FREE = MOBILENET_V3.free_space()
@@ -416,3 +419,45 @@ def test_a_code_has_no_gene_for_a_choice_of_one() -> None:
     assert len(ELASTIC.genes) == 5 * (1 + 4) + 1
     assert len(FREE.genes) == 5 * (1 + 8) + 1
     assert GeneCode.of(FREE.stages[:1], 4, (224,)).cardinalities.tolist() == [3] * 9 + [1]
+
+
+# --- choices of other names ---
+
+
+def other_space(**more) -> SearchSpace:
+    """A space whose blocks choose whether they have a part, coupled by their rank."""
+    choices = (Choice("part", (0, 1)), Choice("rank", (8, 16)))
+    stages = (StageSpace((1, 2), choices, ((1, 8), (2, 16))),) * 2
+    return SearchSpace("other", stages, 2, (32,), **more)
+
+
+def test_a_space_knows_its_choices_by_name() -> None:
+    space = other_space(outer=(Choice("width", (0, 1)),))
+    assert space.size == (2 + 4) ** 2 * 2 == len(set(space.enumerate()))
+    for subnet in space.enumerate():
+        assert space.decode(space.encode(subnet)) == subnet
+        config = subnet.to_config()
+        assert [*config] == ["part", "rank", "depth", "width", "r"]
+        assert space.from_config(json.loads(json.dumps(config))) == subnet
+    arrays = space.arrays(space.enumerate_genes())
+    assert list(
+        space.subnets_of(space.config_format.read_table(space.config_format.table(arrays)))
+    ) == list(space.enumerate())
+    assert (arrays.active == (arrays.blocks["rank"] > 0)).all()
+    assert not (arrays.active == (arrays.blocks["part"] > 0)).all(), "0 is a value here"
+    part = space.restrict(part=(0,), depth=(1,), width=(1,))
+    assert [str(subnet) for subnet in part.enumerate()] == [
+        "depth 1-1  rank 8-8  part 0-0  width 1  r 32"
+    ]
+    with pytest.raises(SpaceError, match=r"kernel: .*part, rank, depth, width"):
+        space.restrict(kernel=(3,))
+
+
+def test_names_and_zeros_that_would_be_ambiguous_are_refused() -> None:
+    stage = StageSpace((1,), (Choice("rank", (0, 8)),))
+    with pytest.raises(SpaceError, match=r"rank: .*0"):
+        SearchSpace("zero", (stage,), 1)
+    with pytest.raises(SpaceError, match="part/rank, rank"):
+        SearchSpace("two", (*other_space().stages, stage), 2)
+    with pytest.raises(SpaceError, match="kernel/expand, part/rank"):
+        other_space(format=FREE.config_format)

@@ -24,6 +24,7 @@ from compofa.errors import SpaceError
 from compofa.space.arrays import SubnetArrays, arrays_of
 from compofa.space.choice import Choice
 from compofa.space.config import DEPTH, RESOLUTION, ConfigFormat, StageFormat
+from compofa.space.definition import definition_faults
 from compofa.space.genes import Gene, GeneCode
 from compofa.space.stage_space import StageSpace, expected
 from compofa.space.subnet import Number, Subnet, as_number
@@ -54,50 +55,9 @@ class SearchSpace:
     format: ConfigFormat | None = None
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise SpaceError(f"space {self.name}: no stage left to choose from")
-        names, form = self.names, self.config_format
-        if not names or {stage.names for stage in self.stages} != {names} or form.names != names:
-            found = [form.names, *(stage.names for stage in self.stages)]
-            raise SpaceError(
-                f"space {self.name}: expected stages of the same choices as the config format, "
-                f"got {', '.join(sorted({'/'.join(names) or 'none' for names in found}))}"
-            )
-        shape = (len(form.stages), form.count)
-        if form.stages and shape != (len(self.stages), len(self.outer)):
-            raise SpaceError(
-                f"space {self.name}: expected {shape[0]} stages and {shape[1]} choices outside "
-                f"them, got {len(self.stages)} and {len(self.outer)}"
-            )
-        for label, values in self._choices():
-            if not values:
-                raise SpaceError(f"space {self.name}: no {label} left to choose from")
-            if len(set(values)) < len(values):
-                raise SpaceError(f"space {self.name}: expected each {label} once, got {values}")
-        if any(0 in stage.choices[-1].values for stage in self.stages):
-            raise SpaceError(
-                f"space {self.name}: {names[-1]}: expected no 0, which stands for no block"
-            )
-        deepest = max(depth for stage in self.stages for depth, _ in stage.pairs)
-        if deepest > self.slots:
-            raise SpaceError(
-                f"space {self.name}: expected depths up to its {self.slots} slots, got {deepest}"
-            )
-        for index, (stage, how) in enumerate(zip(self.stages, self.stage_formats, strict=True), 1):
-            known = [blocks for _, blocks in how.depths] or [1]
-            wrong = [depth for depth, _ in stage.pairs if depth not in known]
-            if wrong:
-                fault = expected(f"depth in stage {index}", known, wrong[0])
-                raise SpaceError(f"space {self.name}: {fault}")
-
-    def _choices(self) -> Iterator[tuple[str, tuple[Number, ...]]]:
-        yield RESOLUTION, self.resolutions
-        for index, stage in enumerate(self.stages, 1):
-            yield f"depth in stage {index}", tuple(depth for depth, _ in stage.pairs)
-            for choice in stage.choices:
-                yield f"{choice.name} in stage {index}", choice.values
-        for index, choice in enumerate(self.outer, 1):
-            yield f"{choice.name} {index}", choice.values
+        fault = next(definition_faults(self), None)
+        if fault is not None:
+            raise SpaceError(f"space {self.name}: {fault}")
 
     @property
     def names(self) -> tuple[str, ...]:

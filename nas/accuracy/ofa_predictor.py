@@ -11,7 +11,7 @@ from compofa.errors import CheckpointError, SpaceError, TableError
 from compofa.io.untrusted import printable
 from compofa.networks.families.resnet50d import RESNET50D
 from compofa.space.arrays import SubnetArrays
-from nas.search.choices import CHUNK, ChoiceCodes
+from nas.accuracy.codes import CHUNK, ChoiceCodes
 
 
 class PublishedPredictor:

@@ -20,9 +20,9 @@ from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays
 from nas.accuracy.additive import AdditiveGP
 from nas.accuracy.base import CardPredictor
+from nas.accuracy.codes import CHUNK, ChoiceCodes
 from nas.accuracy.ofa_predictor import PublishedPredictor, read_published
 from nas.model_file import MODELS, check_arrays, read_model
-from nas.search.choices import CHUNK, ChoiceCodes
 
 FORMAT = 1
 
