@@ -21,6 +21,26 @@ def shrink_digits(count: int = 150) -> None:
     sklearn.datasets.load_digits = lambda: few
 
 
+def as_floats(arrays: SubnetArrays) -> SubnetArrays:
+    """Return the same numbers as float64."""
+    blocks = {name: values.astype(float) for name, values in arrays.blocks.items()}
+    others = arrays.depths, arrays.resolutions, arrays.outer
+    return SubnetArrays(blocks, *(values.astype(float) for values in others))
+
+
+def equal(one: SubnetArrays, other: SubnetArrays) -> bool:
+    """Whether two are the same choices and numbers, in the same order."""
+    return [*one.blocks] == [*other.blocks] and all(
+        np.array_equal(*pair)
+        for pair in (
+            *zip(one.blocks.values(), other.blocks.values(), strict=True),
+            (one.depths, other.depths),
+            (one.resolutions, other.resolutions),
+            (one.outer, other.outer),
+        )
+    )
+
+
 def changed(arrays: SubnetArrays, **values: np.ndarray) -> SubnetArrays:
     """Return arrays with others in place of some: of block choices or attributes, by name."""
     blocks = {name: values.pop(name, array) for name, array in arrays.blocks.items()}

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from few import changed
+from few import as_floats, changed
 
 from compofa.errors import SpaceError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
 from compofa.networks.layout import layout, macs, params
-from compofa.space.arrays import SubnetArrays
+from compofa.space.arrays import arrays_of
 from compofa.space.subnet import Subnet
 from nas.cost.base import LayerSumCost, macs_cost, params_cost
 from nas.tables import read_subnets
@@ -49,16 +49,14 @@ def test_more_slots_than_four_and_another_layout_of_arrays():
     cost = macs_cost(MOBILENET_V3)
     subnet = Subnet(160, (((3, 4),) * 6,) * 5)
     for slots in (6, 8, 6):
-        config = subnet.to_config(slots)
-        arrays = SubnetArrays(*(np.array([config[key]]) for key in ("ks", "e", "d", "r")))
+        arrays = arrays_of([subnet], MOBILENET_V3.names, slots)
         assert cost(arrays)[0] == macs(layout(MOBILENET_V3, subnet))
 
 
 def test_float_arrays_give_what_integers_give():
     arrays = sample()
-    as_floats = SubnetArrays(*(array.astype(float) for array in arrays))
     cost = macs_cost(MOBILENET_V3)
-    assert np.array_equal(cost(as_floats), cost(arrays))
+    assert np.array_equal(cost(as_floats(arrays)), cost(arrays))
 
 
 def test_each_distinct_layer_is_asked_once():
@@ -80,11 +78,11 @@ def test_nothing_gives_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: changed(a, kernel=a.blocks["kernel"] - 1), "kernel.* 31.* -1"),
+        (lambda a: changed(a, kernel=a.blocks["kernel"] - 1), "kernel.* 32.* -1"),
         (lambda a: changed(a, expand=a.blocks["expand"] * 100), "expand.* 32"),
         (lambda a: changed(a, expand=a.blocks["expand"] * np.nan), "expand.*nan"),
         (lambda a: changed(a, expand=a.blocks["expand"] * 1.01), "0.05"),
-        (lambda a: changed(a, kernel=a.blocks["kernel"] * 1.5), "kernel"),
+        (lambda a: changed(a, kernel=a.blocks["kernel"] * 1.5), "kernel.* 1, got"),
         (lambda a: changed(a, resolutions=a.resolutions * 100), "resolution.* 2048"),
         (lambda a: changed(a, resolutions=a.resolutions * 0), "resolution"),
         (lambda a: changed(a, kernel=a.blocks["kernel"][:, :3]), "shape"),
@@ -92,7 +90,7 @@ def test_nothing_gives_nothing():
             lambda a: changed(
                 a, kernel=a.blocks["kernel"][:, :19], expand=a.blocks["expand"][:, :19]
             ),
-            "5 stages",
+            "shape",
         ),
         (lambda a: changed(a, kernel=a.blocks["kernel"] * 0), "blocks"),
     ],

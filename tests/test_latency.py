@@ -34,8 +34,8 @@ def write_tables(folder, backbone, resolutions):
     """Write tables in which a layer takes a millisecond per million multiply-accumulates."""
     for r in resolutions:
         lines = {}
-        for kernel in backbone.kernels:
-            for expand in backbone.expands:
+        for kernel in backbone.values("kernel"):
+            for expand in backbone.values("expand"):
                 stages = (((kernel, expand),) * 2,) * len(backbone.stages)
                 for layer in layout(backbone, Subnet(r, stages)):
                     lines[layer_key(layer)] = layer.macs / 1e6

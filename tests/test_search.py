@@ -10,6 +10,7 @@ import pytest
 
 from compofa.errors import SearchError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.space.choice import Choice
 from compofa.space.search_space import SearchSpace
 from compofa.space.stage_space import StageSpace
 from nas.accuracy.predictor import load_accuracy_model
@@ -66,7 +67,7 @@ def compound_space():
 
 def small_space():
     """Return 2 × (4² + 4³)² = 12,800 subnets: enumerable, but large for the quick evolution."""
-    stage = StageSpace((2, 3), (3, 5), (3, 6))
+    stage = StageSpace((2, 3), (Choice("kernel", (3, 5)), Choice("expand", (3, 6))))
     return SearchSpace("small", (stage, stage), 3, (160, 224))
 
 

@@ -5,6 +5,7 @@ import gzip
 
 import numpy as np
 import pytest
+from few import changed, equal
 
 from compofa.errors import CompofaError, TableError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
@@ -12,37 +13,38 @@ from compofa.space.arrays import SubnetArrays
 from nas.tables import lines, read_subnets, require_members, write_subnets
 
 SPACE = MOBILENET_V3.compound_space(resolutions=(160, 224))
+FORMAT = SPACE.config_format
 HEAD = "ks,e,d,r\n"
 KERNELS = "3 3 0 0 5 5 0 0 3 3 0 0 3 3 0 0 5 5 0 0"
 SMALLEST = f"{KERNELS},{' '.join(['3 3 0 0'] * 5)},2 2 2 2 2,160\n"
+
+
+def numbers(arrays: SubnetArrays) -> list[np.ndarray]:
+    return [*arrays.blocks.values(), arrays.depths, arrays.resolutions, arrays.outer]
 
 
 def some(count: int = 30) -> SubnetArrays:
     return SPACE.arrays(SPACE.sample_genes(np.random.default_rng(0), count))
 
 
-def equal(one: SubnetArrays, other: SubnetArrays) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
 def test_what_is_written_is_read_back(tmp_path, name):
     arrays, path = some(), tmp_path / name
     value = np.random.default_rng(1).standard_normal(30)
-    write_subnets(path, arrays, {"latency_ms": value}, {"net": ["a, b"] * 30})
+    write_subnets(path, arrays, FORMAT, {"latency_ms": value}, {"net": ["a, b"] * 30})
     back, columns = read_subnets(path, ["latency_ms"])
-    assert equal(arrays, back) and all(array.dtype == np.int64 for array in back)
+    assert equal(arrays, back) and all(array.dtype == np.int64 for array in numbers(back))
     assert (columns["latency_ms"] == value).all()
     assert path.read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
     before = path.read_bytes()
-    write_subnets(path, arrays, {"latency_ms": value}, {"net": ["a, b"] * 30})
+    write_subnets(path, arrays, FORMAT, {"latency_ms": value}, {"net": ["a, b"] * 30})
     assert path.read_bytes() == before, "no time stamp in it"
 
 
 def test_the_form_of_the_published_tables(tmp_path):
     path = tmp_path / "t.csv"
     arrays = some()[:2]
-    write_subnets(path, arrays, {"macs": np.array([7, 8]), "latency_ms": [None, 1.5]})
+    write_subnets(path, arrays, FORMAT, {"macs": np.array([7, 8]), "latency_ms": [None, 1.5]})
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["ks", "e", "d", "r", "macs", "latency_ms"]
@@ -123,55 +125,61 @@ def test_what_is_no_text_or_no_file(tmp_path):
         with pytest.raises(TableError, match=str(path)):
             read_subnets(path)
     with pytest.raises(CompofaError, match=str(tmp_path)):
-        write_subnets(tmp_path, some(1), {})
+        write_subnets(tmp_path, some(1), FORMAT, {})
 
 
 def test_members_at_any_resolution_are_returned_as_they_are():
-    arrays = some()._replace(r=np.arange(128, 128 + 30))
+    arrays = changed(some(), resolutions=np.arange(128, 128 + 30))
     assert equal(require_members(arrays, SPACE, "t.csv"), arrays)
 
 
 def test_what_stands_past_a_depth_is_replaced_by_0():
     arrays = some()
-    full = arrays._replace(
-        ks=np.where(arrays.blocks["kernel"] == 0, 3, arrays.blocks["kernel"]),
-        e=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
+    full = changed(
+        arrays,
+        kernel=np.where(arrays.blocks["kernel"] == 0, 3, arrays.blocks["kernel"]),
+        expand=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
     )
     assert not equal(full, arrays)
     assert equal(require_members(full, SPACE, "t.csv"), arrays)
 
 
-def changed(name: str, rows: list[int], value: object) -> SubnetArrays:
-    arrays = {key: array.copy() for key, array in some()._asdict().items()}
-    arrays[name] = arrays[name].astype(float)
-    arrays[name][(rows, 0) if arrays[name].ndim == 2 else rows] = value
-    return SubnetArrays(**arrays)
+def with_value(name: str, rows: list[int], value: float) -> SubnetArrays:
+    arrays = some()
+    array = arrays.blocks[name] if name in arrays.blocks else getattr(arrays, name)
+    array = array.astype(float)
+    array[(rows, 0) if array.ndim == 2 else rows] = value
+    return changed(arrays, **{name: array})
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "value", "message"),
     [
-        ("ks", [4], 9, "line 6; line 6: .*expected 3, got 9"),
-        ("ks", [4], 3.5, "line 6; line 6: .*expected 3, got 3.5"),
-        ("e", [0, 1], 5, "lines 2, 3; line 2: "),
-        ("e", list(range(9)), 0, "lines 2, 3, 4, 5, 6 and 4 more; line 2: "),
-        ("d", [7], 5, "line 9; line 9: d: .* 5"),
-        ("d", [7], 2.5, "line 9; line 9: d: "),
-        ("d", [7], -1, "line 9; line 9: d: "),
-        ("d", [7], 0, "line 9; line 9: stage 1 depth"),
-        ("r", [29], 160.5, "line 31; line 31: resolution"),
+        ("kernel", [4], 9, "line 6; line 6: .*expected 3, got 9"),
+        ("kernel", [4], 3.5, "line 6; line 6: .*expected 3, got 3.5"),
+        ("expand", [0, 1], 5, "lines 2, 3; line 2: "),
+        ("expand", list(range(9)), 0, "lines 2, 3, 4, 5, 6 and 4 more; line 2: "),
+        ("depths", [7], 5, "line 9; line 9: depth: .* 5"),
+        ("depths", [7], 2.5, "line 9; line 9: depth: "),
+        ("depths", [7], -1, "line 9; line 9: depth: "),
+        ("depths", [7], 0, "line 9; line 9: stage 1 depth"),
+        ("resolutions", [29], 160.5, "line 31; line 31: resolution"),
     ],
 )
 def test_others_are_named_by_their_lines(name, rows, value, message):
     with pytest.raises(TableError, match=message) as caught:
-        require_members(changed(name, rows, value), SPACE, "t.csv")
+        require_members(with_value(name, rows, value), SPACE, "t.csv")
     assert str(caught.value).startswith("t.csv: ")
 
 
 def test_tables_of_networks_with_other_stages():
     arrays = some()
     with pytest.raises(TableError, match=r"\b20\b.*\b16\b"):
-        require_members(changed(arrays, kernel=arrays.blocks["kernel"][:, :16]), SPACE, "t.csv")
+        require_members(
+            changed(arrays, **{name: values[:, :16] for name, values in arrays.blocks.items()}),
+            SPACE,
+            "t.csv",
+        )
 
 
 def test_lines():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compofa.io.formats.names import from_ofa
+from compofa.io.formats.names import to_ours
 from compofa.io.weights import load_state
 from compofa.model_zoo import ofa_net
 from compofa.networks.families import subnet_from_config
@@ -74,7 +74,7 @@ def net(entry: tuple[str, dict[str, Any]]) -> Supernet:
 def test_every_published_weight_has_its_place(
     net: Supernet, entry: tuple[str, dict[str, Any]]
 ) -> None:
-    shapes = from_ofa(entry[1]["shapes"], slots=4)
+    shapes = to_ours(entry[1]["shapes"], slots=4)
     assert len(shapes) == len(entry[1]["shapes"])
     assert shapes.keys() == net.state_dict().keys()
     for key, value in net.state_dict().items():

@@ -51,7 +51,7 @@ class SubnetArrays:
     def active(self) -> np.ndarray:
         """Whether each block is within the depth of its stage, shape [n, stages * slots]."""
         active = np.arange(self.slots) < self.depths[:, :, None]
-        return active.reshape(len(self), -1)
+        return active.reshape(len(self), self.depths.shape[1] * self.slots)
 
     def checked(self, names: Sequence[str]) -> SubnetArrays:
         """Return the same with NumPy arrays of matching shapes.

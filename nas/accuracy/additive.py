@@ -314,5 +314,12 @@ def _validate(arrays: Mapping[str, np.ndarray]) -> None:
         if key == "columns" and (np.diff(values) <= 0).any():
             raise TableError(f"{key}: expected rising values")
     names, counts = arrays["names"].tolist(), arrays["counts"]
-    if len({*names}) < len(names) or counts.min() < 1 or counts.sum() != sizes["values"]:
-        raise TableError(f"names: expected distinct choices with their values, got {names!r:.80}")
+    if len({*names}) < len(names) or not all(name.isidentifier() for name in names):
+        raise TableError(f"names: expected distinct names of choices, got {names!r:.80}")
+    if counts.min() < 1 or counts.max() > sizes["values"] or counts.sum() != sizes["values"]:
+        raise TableError(
+            f"counts: expected a sum of {sizes['values']}, got {counts.tolist()!r:.80}"
+        )
+    parts = np.split(arrays["values"], np.cumsum(counts)[:-1])
+    if any((np.diff(part) <= 0).any() for part in parts):
+        raise TableError("values: expected rising values of each choice")

@@ -335,7 +335,8 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
                 f"{', '.join(nets.values())}"
             )
         slots = max(max(record.subnet.depths) for record in records)  # the largest is among them
-        arrays = arrays_of([record.subnet for record in records], slots)
+        subnets = [record.subnet for record in records]
+        arrays = arrays_of(subnets, subnets[0].format.names, slots)
         top1 = np.array([record.top1 for record in records])
     model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
     model.save(args.output)
