@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench horovod clean
+.PHONY: help demo test lint format bench docs horovod clean
 
 PYTHON ?=
 ARGS ?=
@@ -30,6 +30,9 @@ format: $(INSTALLED)  ## format the sources and fix style
 
 bench: $(INSTALLED)  ## measure the speed of training steps and searches
 	$(PY) -m benchmarks $(ARGS)
+
+docs: $(INSTALLED)  ## write the API reference to build/docs
+	$(PY) tools/api_reference.py build/docs
 
 horovod: $(INSTALLED)  ## build Horovod and install it into .venv (minutes; needs g++ and cmake)
 	tools/install_horovod $(PY)

@@ -1,4 +1,4 @@
-"""Packaging of compofa: what is installed, what it needs, and the commands it brings."""
+"""Packaging of compofa: files, dependencies and commands."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+DOCS = ["pdoc>=15"]
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"]
 
 
 def read_version() -> str:
-    """Return ``__version__`` of the package without importing it (its dependencies come later)."""
+    """Return ``__version__`` of the package without importing it (dependencies may be missing)."""
     source = (ROOT / "compofa" / "__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
     if found is None:
@@ -19,7 +20,7 @@ def read_version() -> str:
 
 
 def read_description() -> str:
-    """Return the README, which is the page a package index shows."""
+    """Return the README, the page that a package index shows."""
     readme = ROOT / "README.md"
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
@@ -41,12 +42,11 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
-    # What torch 2.13, the newest release this was run with, admits.
+    # As torch 2.13, the newest tested release.
     python_requires=">=3.10",
-    # checkpoints/ stands at the top of the repository, where people look for it, and is installed
-    # as the folder compofa/checkpoints. So its files are either in `checkpoints` beside the modules
-    # of compofa (pip install .) or one level above them (a plain clone, pip install -e .): two
-    # paths to try, and nothing to import or to copy.
+    # checkpoints/ is at the top of the repository, where people look for it, and is installed as
+    # compofa/checkpoints. Its files are therefore either in `checkpoints` next to the modules of
+    # compofa (pip install .) or one level above them (a clone, pip install -e .).
     packages=[
         *find_packages(include=["compofa", "compofa.*", "nas", "nas.*"]),
         "compofa.checkpoints",
@@ -59,7 +59,7 @@ setup(
     },
     include_package_data=False,
     zip_safe=False,
-    # Open ranges: constraints.txt holds the exact versions that are known to work together.
+    # Lower bounds only; constraints.txt pins the versions that are tested together.
     install_requires=[
         "matplotlib>=3.8",
         "numpy>=1.26",
@@ -79,11 +79,13 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",
+            *DOCS,
             *EXPORT,
         ],
-        # Source only: its build needs g++ and cmake, and C++17 for a current PyTorch, which
-        # tools/install_horovod (make horovod) asks for.
+        # A source distribution: building it needs g++ and cmake, and C++17 for a current PyTorch,
+        # which tools/install_horovod (make horovod) sets.
         "horovod": ["horovod>=0.28.1"],
+        "docs": DOCS,
         "export": EXPORT,
     },
     entry_points={

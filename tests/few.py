@@ -7,6 +7,8 @@ import sklearn.datasets
 from sklearn.utils import Bunch
 
 from compofa.space.arrays import SubnetArrays
+from compofa.space.choice import Choice
+from compofa.space.stage_space import StageSpace
 
 
 def first_digits(count: int = 150) -> Bunch:
@@ -21,27 +23,33 @@ def shrink_digits(count: int = 150) -> None:
     sklearn.datasets.load_digits = lambda: few
 
 
-def as_floats(arrays: SubnetArrays) -> SubnetArrays:
-    """Return the same numbers as float64."""
-    blocks = {name: values.astype(float) for name, values in arrays.blocks.items()}
-    others = arrays.depths, arrays.resolutions, arrays.outer
-    return SubnetArrays(blocks, *(values.astype(float) for values in others))
-
-
-def equal(one: SubnetArrays, other: SubnetArrays) -> bool:
-    """Whether two are the same choices and numbers, in the same order."""
-    return [*one.blocks] == [*other.blocks] and all(
-        np.array_equal(*pair)
-        for pair in (
-            *zip(one.blocks.values(), other.blocks.values(), strict=True),
-            (one.depths, other.depths),
-            (one.resolutions, other.resolutions),
-            (one.outer, other.outer),
-        )
-    )
-
-
 def changed(arrays: SubnetArrays, **values: np.ndarray) -> SubnetArrays:
     """Return arrays with others in place of some: of block choices or attributes, by name."""
     blocks = {name: values.pop(name, array) for name, array in arrays.blocks.items()}
     return replace(arrays, blocks=blocks, **values)
+
+
+def stage(depths, kernels, expands, coupling=None) -> StageSpace:
+    """Return the choices of a stage of inverted blocks."""
+    return StageSpace(depths, (Choice("kernel", kernels), Choice("expand", expands)), coupling)
+
+
+def same(first: SubnetArrays, second: SubnetArrays) -> bool:
+    """Whether two arrays hold the same subnets."""
+    pairs = [(first.blocks[name], second.blocks[name]) for name in first.blocks]
+    pairs += [(first.depths, second.depths), (first.resolutions, second.resolutions)]
+    return all(np.array_equal(a, b) for a, b in [*pairs, (first.outer, second.outer)])
+
+
+def inverted(kernels: np.ndarray, expands: np.ndarray, depths: np.ndarray, r: np.ndarray):
+    """Return arrays of subnets of inverted blocks."""
+    blocks = {"kernel": np.asarray(kernels), "expand": np.asarray(expands)}
+    return SubnetArrays(blocks, depths, r, np.zeros((len(r), 0), dtype=np.int64))
+
+
+def floats(arrays: SubnetArrays) -> SubnetArrays:
+    """Return the same subnets with every number as a float."""
+    return SubnetArrays(
+        {name: values.astype(float) for name, values in arrays.blocks.items()},
+        *(values.astype(float) for values in (arrays.depths, arrays.resolutions, arrays.outer)),
+    )

@@ -2,7 +2,7 @@
 
 A line is JSON: ``argv`` of ``train_ofa_net.py``, ``log`` (a file for what it says) and maybe
 ``die``, which says where a ``signal`` comes: ``after`` seconds from outside, or ``at`` a place
-below, the ``count``-th time it is come by, and with ``group`` to the loader workers as well. The
+below, the ``count``-th time it is reached, to the whole process ``group`` if so. The
 answer is the exit status and the seconds that it took, of which after the signal.
 """
 
@@ -38,9 +38,8 @@ def warm_up() -> None:
 class Fate:
     """Sends this process, or its group, a signal at a place."""
 
-    def __init__(self, at: str, count: int, number: int, group: bool, mark: Path) -> None:
-        self.left, self.number, self.mark = count, number, mark
-        self.send = os.killpg if group else os.kill
+    def __init__(self, at: str, count: int, number: int, mark: Path, group: bool) -> None:
+        self.left, self.number, self.mark, self.group = count, number, mark, group
         owner, name, before = PLACES[at]
         real = getattr(owner, name)
         setattr(owner, name, before(self, real))
@@ -49,7 +48,7 @@ class Fate:
         self.left -= here
         if here and self.left == 0:
             self.mark.write_text(str(time.time()))
-            self.send(os.getpid(), self.number)
+            os.kill(-os.getpid() if self.group else os.getpid(), self.number)
 
 
 def on_entry(fate: Fate, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,7 +142,7 @@ def child(order: dict[str, Any]) -> int:
     die = order.get("die", {})
     if "at" in die:
         mark = Path(order["log"] + ".mark")
-        Fate(die["at"], die["count"], die["signal"], die.get("group", False), mark)
+        Fate(die["at"], die["count"], die["signal"], mark, die.get("group", False))
     return train.main(order["argv"])
 
 

@@ -67,7 +67,7 @@ def test_export_calibrates_as_evaluation_does(call: Callable[..., Outcome]) -> N
     assert card["calibration"] == {"dataset": "digits", "images": 50, "seed": 0}
     assert card["figures"]["validation"] == checkpoint.figures["validation"]["smallest"]
     assert f"{card['params']:,} parameters" in result.out
-    assert f"largest difference to torch {card['max_difference']:.2g}" in result.out
+    assert f"maximal difference from PyTorch {card['max_difference']:.2g}" in result.out
 
 
 def test_export_of_a_given_subnet_without_calibration(call: Callable[..., Outcome]) -> None:

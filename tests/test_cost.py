@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from few import as_floats, changed
+from few import changed, floats
 
 from compofa.errors import SpaceError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES
@@ -49,14 +49,15 @@ def test_more_slots_than_four_and_another_layout_of_arrays():
     cost = macs_cost(MOBILENET_V3)
     subnet = Subnet(160, (((3, 4),) * 6,) * 5)
     for slots in (6, 8, 6):
-        arrays = arrays_of([subnet], MOBILENET_V3.names, slots)
+        arrays = arrays_of([subnet], ("kernel", "expand"), slots)
         assert cost(arrays)[0] == macs(layout(MOBILENET_V3, subnet))
 
 
 def test_float_arrays_give_what_integers_give():
     arrays = sample()
+    as_floats = floats(arrays)
     cost = macs_cost(MOBILENET_V3)
-    assert np.array_equal(cost(as_floats(arrays)), cost(arrays))
+    assert np.array_equal(cost(as_floats), cost(arrays))
 
 
 def test_each_distinct_layer_is_asked_once():
@@ -90,7 +91,7 @@ def test_nothing_gives_nothing():
             lambda a: changed(
                 a, kernel=a.blocks["kernel"][:, :19], expand=a.blocks["expand"][:, :19]
             ),
-            "shape",
+            "stages",
         ),
         (lambda a: changed(a, kernel=a.blocks["kernel"] * 0), "blocks"),
     ],

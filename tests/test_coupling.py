@@ -1,13 +1,15 @@
 import pytest
 
 from compofa.errors import SpaceError
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.space.coupling import COUPLINGS, parse_coupling
 
 
 def test_couplings_are_read_from_names_and_pairs() -> None:
-    assert parse_coupling("simple") == ((2, 3), (3, 4), (4, 6)) == COUPLINGS["simple"]
-    assert parse_coupling("none") is None
-    assert parse_coupling("4:6, 2:3,3:4") == COUPLINGS["simple"]
+    assert [parse_coupling(name) for name in COUPLINGS] == ["simple", "none"]
+    assert MOBILENET_V3.named_coupling("simple") == ((2, 3), (3, 4), (4, 6))
+    assert MOBILENET_V3.named_coupling("none") is None
+    assert parse_coupling("4:6, 2:3,3:4") == MOBILENET_V3.simple
     assert parse_coupling("1:2.5") == ((1, 2.5),)
 
 

@@ -10,7 +10,7 @@ from compofa.errors import CheckpointError, SpaceError
 from compofa.io.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from compofa.io.export import export, load_exported, subnet_card
 from compofa.io.formats.names import from_ours, from_slots
-from compofa.networks.families import subnet_from_config
+from compofa.networks.families import inverted, subnet_from_config
 from compofa.networks.layout import at_resolution, layout
 from compofa.networks.network_spec import FixedNetwork, network_from_json
 from compofa.networks.supernet_spec import NetworkSpec
@@ -209,14 +209,14 @@ def test_a_wide_resnet_is_written_as_the_field_does() -> None:
         ([1, 2], "6"),
         ([0] * 5 + [16], "6"),
         ([0] * 5 + [True], "6"),
-        ("no", "widths: .*list.*str"),
+        ("no", "outer: .*list.*str"),
     ):
         with pytest.raises(SpaceError, match=message):
-            network_from_json(data | {"widths": widths})
+            network_from_json(data | {"outer": widths})
     with pytest.raises(SpaceError, match="depths"):
-        network_from_json(fixed().to_json() | {"widths": [0] * 6})
+        network_from_json(fixed().to_json() | {"outer": [0] * 6})
 
 
 def test_a_long_stage_is_written_as_a_subnet_that_reads_back() -> None:
-    subnet = Subnet(64, (((3, 6),) * 7, ((5, 3),)))
+    subnet = Subnet(64, (((3, 6),) * 7, ((5, 3),)), format=inverted.FORMAT)
     assert subnet_from_config(subnet.to_config()) == subnet

@@ -216,10 +216,12 @@ def test_a_run_that_ends_keeps_the_last_good_state(spoil, capsys):
     spoil({3, 4, 5})
     assert main([*ARGV, "--max-skipped", "3"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "3 steps" in error and "epoch 3, step 2 of 2" in error
-    assert " is run/teacher/last.pt: " in error
-    assert all(option in error for option in ("--lr", "--max-skipped"))
-    assert "--init-path run/teacher/best.pt" in error
+    assert error.startswith("train_ofa_net.py: error: ")
+    for part in (
+        "3 steps", "epoch 3, step 2 of 2", "run/teacher/last.pt", "--lr",
+        "--init-path run/teacher/best.pt", "--max-skipped",
+    ):  # fmt: skip
+        assert part in error
     last = load_checkpoint("run/teacher/last.pt")
     assert last.training["progress"]["epoch"] == 2
     assert all(value.isfinite().all() for value in last.weights.values())
@@ -232,7 +234,8 @@ def test_a_run_that_ends_keeps_the_last_good_state(spoil, capsys):
 def test_the_first_epoch_may_end_a_run(spoil, capsys):
     spoil({0, 1})
     assert main([*ARGV, "--max-skipped", "2"]) == 1
-    assert "no checkpoint was saved" in (error := capsys.readouterr().err) and "--lr" in error
+    error = capsys.readouterr().err
+    assert "--lr" in error and "last.pt" not in error
     assert sorted(path.name for path in Path("run/teacher").glob("*.pt")) == []
 
 

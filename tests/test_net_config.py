@@ -176,7 +176,7 @@ def test_a_wrong_value_of_a_resnet_is_named_too(
 
 def test_a_resnet_of_other_widths_has_no_indices_of_widths() -> None:
     network = resnet()
-    assert len(network.subnet.widths) == 6
+    assert len(network.subnet.outer) == 6
     data = to_net_config(network)
     data["blocks"][-1]["out_channels"] = data["classifier"]["in_features"] = 1000
     for block in data["blocks"][-1:]:
@@ -186,7 +186,7 @@ def test_a_resnet_of_other_widths_has_no_indices_of_widths() -> None:
     data["blocks"] = data["blocks"][:1]
     data["classifier"]["in_features"] = data["blocks"][0]["out_channels"]
     short = from_net_config(data)
-    assert short.widths == () and len(short.subnet.stages) == 2
+    assert short.outer == () and len(short.subnet.stages) == 2
 
 
 # --- files ---
@@ -234,7 +234,8 @@ def test_a_resnet_comes_back_bit_for_bit(stem: bool, tmp_path: Path) -> None:
     pool = LayerSpec("maxpool", "stem_pool", 1, 1, *[layers[1 + stem].out_channels] * 2, 3, 2)
     pool = replace(pool, mid_channels=0, kernel=3, stride=2)
     layers.insert(2 + stem, pool)
-    network = replace(network, layers=at_resolution(tuple(layers), 16), widths=())
+    network = replace(network, layers=at_resolution(tuple(layers), 16))
+    network = replace(network, outer=(), backbone="")
     original = Checkpoint(network, extract(net, subnet).state_dict(), image_size=16)
     save_as(tmp_path / "net", original, "ofa")
     names = set(torch.load(tmp_path / "net" / "init", weights_only=True)["state_dict"])

@@ -40,10 +40,18 @@ def changed(data: Any, at: tuple, value: Any) -> Any:
         (("space", "resolutions"), [16, 16], "resolution"),
         (("space", "resolutions"), [96.5], "resolutions"),
         (("space", "stages"), [], "16 stages.* 0"),
-        (("space", "stages", 0, "kernels"), [4], "odd"),
-        (("space", "stages", 0, "kernels"), [17], "kernels.* 15"),
+        (("space", "stages", 0, "choices", "kernel"), [4], "kernel.* odd"),
+        (("space", "stages", 0, "choices", "kernel"), [17], "kernel.* 16"),
+        (("space", "stages", 0, "choices", "kernel"), [3.5], r"kernel.*\[3\.5\]"),
+        (("space", "stages", 0, "choices", "kernel"), [], "kernel"),
+        (("space", "stages", 0, "choices", "kernel"), 3, "kernel.* int"),
+        (("space", "stages", 0, "choices", "expand"), [0], "expand.* 16"),
+        (("space", "stages", 0, "choices", "expand"), [1e9], "expand"),
+        (("space", "stages", 0, "choices"), {"kernel": [3]}, "kernel, expand"),
+        (("space", "stages", 0, "choices"), {"expand": [3], "kernel": [3]}, "kernel, expand"),
         (("space", "stages", 0, "depths"), [0], "depths.* 16"),
-        (("space", "stages", 0, "expands"), [0], "expand"),
+        (("space", "outer"), [[0]], "0 elastic widths"),
+        (("space", "outer"), [[-1]], "outer.* 15"),
         (("space", "stages", 0, "coupling"), [[2, 3, 4]], "coupling"),
         (("space", "stages", 0, "coupling"), [[2, 3]], "coupling"),
     ],
@@ -52,6 +60,17 @@ def test_definitions_out_of_range_are_refused(at: tuple, value: Any, message: st
     data = network_spec("compofa-small", 3).to_json()
     with pytest.raises(SpaceError, match=message):
         NetworkSpec.from_json(changed(data, at, value))
+
+
+def test_definitions_of_the_first_version_are_read() -> None:
+    spec = network_spec("ofa-resnet50-small", 3)
+    data = spec.to_json()
+    space = data["space"]
+    space["widths"] = space.pop("outer")
+    for stage in space["stages"]:
+        choices = stage.pop("choices")
+        stage.update(kernels=choices["kernel"], expands=choices["expand"])
+    assert NetworkSpec.from_json(data) == spec
 
 
 def test_definitions_that_do_not_fit_together_are_refused() -> None:

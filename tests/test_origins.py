@@ -106,10 +106,10 @@ def test_a_run_goes_on_with_its_data_wherever_they_are(here, call, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("rename", ["class 2 of 3 to be 'bee', got 'cat'"]),
-        ("fewer", ["train images before,"]),
-        ("class", ["got 'dog' of 4", "images before,"]),
-        ("content", ["as many but other train images"]),
+        ("rename", ["'bee'", "'cat'"]),
+        ("fewer", ["train images"]),
+        ("class", ["'dog'", "images"]),
+        ("content", ["train images"]),
     ],
 )
 def test_a_run_goes_on_with_no_other_data(here, call, monkeypatch, change, said):
@@ -200,7 +200,7 @@ def test_a_teacher_may_have_moved_but_not_changed(here, call, monkeypatch, teach
     for option in ("--teacher-path", "--init-path"):
         refused(call(*words, option, path.replace("best", "last"), "--resume"), f"{option}: ")
     teacher.unlink()
-    refused(call(*words, "--resume"), "nothing there", "--teacher-path")
+    refused(call(*words, "--resume"), str(teacher), "--teacher-path")
     done = call(*words, "--teacher-path", "kept.pt", "--init-path", "kept.pt", "--resume")
     assert done.status == 0, done.err
 

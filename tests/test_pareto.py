@@ -4,8 +4,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypervolume import hypervolume
 
-from nas.search.pareto import hypervolume, non_dominated, pareto_front
+from nas.search.pareto import non_dominated, pareto_front
 
 
 def brute_front(points):

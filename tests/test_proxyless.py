@@ -2,12 +2,12 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from few import changed
 
 from compofa.errors import SpaceError, TableError
 from compofa.networks.families import subnet_from_config
@@ -20,7 +20,6 @@ from compofa.nn.extract import extract
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost, params_cost
 from nas.tables import require_members
@@ -70,7 +69,11 @@ def test_the_form_of_the_field_has_21_blocks_and_5_depths() -> None:
         config = FREE.to_config(subnet)
         assert [len(config[key]) for key in ("ks", "e", "d")] == [21, 21, 5]
         assert subnet_from_config(json.loads(json.dumps(config))) == subnet
-        assert subnet_from_config(subnet.to_config()) == subnet  # every stage padded alike
+        assert subnet.to_config() == config
+        plain = replace(subnet, format=FREE.config_format.with_single_last(False)).to_config()
+        assert [len(plain[key]) for key in ("ks", "e", "d")] == [24, 24, 6]  # as records had it
+        assert subnet_from_config(plain) == subnet
+        assert subnet_from_config(plain).to_config() == plain
 
 
 def test_a_subnet_written_by_the_field_is_chosen(net: Supernet) -> None:
@@ -144,16 +147,15 @@ def test_counts_equal_the_layout() -> None:
 def test_tables_in_the_form_of_the_field_are_read() -> None:
     subnets = [FREE.sample(rng(seed)) for seed in range(5)]
     configs = [FREE.to_config(subnet) for subnet in subnets]
-    table = SubnetArrays(*(np.array([c[key] for c in configs]) for key in ("ks", "e", "d", "r")))
+    columns = {key: np.array([c[key] for c in configs]) for key in ("ks", "e", "d", "r")}
+    table = FREE.config_format.read_table(columns)
     assert list(FREE.subnets_of(require_members(table, FREE, "t"))) == subnets
-    with pytest.raises(TableError, match="20, 20 and 5"):
-        require_members(
-            changed(
-                table, kernel=table.blocks["kernel"][:, 1:], expand=table.blocks["expand"][:, 1:]
-            ),
-            FREE,
-            "t",
-        )
+    padded = [subnet_from_config(c).stages for c in configs]
+    again = FREE.arrays_of([replace(s, stages=p) for s, p in zip(subnets, padded, strict=True)])
+    assert list(FREE.subnets_of(require_members(again, FREE, "t"))) == subnets
+    short = {**columns, "ks": columns["ks"][:, 1:], "e": columns["e"][:, 1:]}
+    with pytest.raises(TableError, match="20 in ks, 20 in e, 5 in d"):
+        require_members(FREE.config_format.read_table(short), FREE, "t")
 
 
 def test_the_published_specialised_networks_are_in_the_space(reference_data: Path) -> None:
@@ -173,7 +175,9 @@ def test_the_published_specialised_networks_are_in_the_space(reference_data: Pat
             published.append((ins, outs, mid, part["kernel_size"], stride, part["act_func"]))
             if ins != outs or stride > 1:
                 stages.append([])
-            expand = min(PROXYLESS.expands, key=lambda e, mid=mid, ins=ins: abs(e * ins - mid))
+            expand = min(
+                PROXYLESS.values("expand"), key=lambda e, mid=mid, ins=ins: abs(e * ins - mid)
+            )
             stages[-1].append((part["kernel_size"], expand))
         subnet = Subnet(224, tuple(map(tuple, stages)))
         assert FREE.contains(subnet), path

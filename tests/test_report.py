@@ -22,14 +22,14 @@ from nas.search.evolution import Points
 from nas.search.search import Found
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-FORMAT = MOBILENET_V3.config_format
 NASTY = "</script><img src=x onerror=\"document.title='broken'\">&\u2028{{data}}\\1"
 
 
 def config(seed):
     rng = np.random.default_rng(seed)
     stages = tuple(((3, int(rng.choice([3, 4, 6]))),) * int(rng.integers(2, 5)) for _ in range(5))
-    return FORMAT.write(Subnet(int(rng.choice([160, 192, 224])), stages))
+    r = int(rng.choice([160, 192, 224]))
+    return Subnet(r, stages, format=MOBILENET_V3.config_format).to_config()
 
 
 def make_series(name, seed, cloud=500):

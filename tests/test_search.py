@@ -5,19 +5,19 @@ import random
 from functools import cache
 from pathlib import Path
 
+import few
 import numpy as np
 import pytest
+from hypervolume import hypervolume
 
 from compofa.errors import SearchError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
-from compofa.space.choice import Choice
 from compofa.space.search_space import SearchSpace
-from compofa.space.stage_space import StageSpace
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.lookup import TableCost
 from nas.search import operators
 from nas.search.evolution import Evolution, Problem, extreme
-from nas.search.pareto import hypervolume, non_dominated
+from nas.search.pareto import non_dominated
 from nas.search.search import enumerate_points, pareto_search, sample_points, search, search_front
 
 RESOLUTIONS = (160, 192, 224)
@@ -67,7 +67,7 @@ def compound_space():
 
 def small_space():
     """Return 2 × (4² + 4³)² = 12,800 subnets: enumerable, but large for the quick evolution."""
-    stage = StageSpace((2, 3), (Choice("kernel", (3, 5)), Choice("expand", (3, 6))))
+    stage = few.stage((2, 3), (3, 5), (3, 6))
     return SearchSpace("small", (stage, stage), 3, (160, 224))
 
 

@@ -74,7 +74,7 @@ def net(entry: tuple[str, dict[str, Any]]) -> Supernet:
 def test_every_published_weight_has_its_place(
     net: Supernet, entry: tuple[str, dict[str, Any]]
 ) -> None:
-    shapes = to_ours(entry[1]["shapes"], slots=4)
+    shapes = to_ours(entry[1]["shapes"], 4)
     assert len(shapes) == len(entry[1]["shapes"])
     assert shapes.keys() == net.state_dict().keys()
     for key, value in net.state_dict().items():

@@ -281,7 +281,7 @@ def test_a_damaged_state_of_a_worker_is_refused(harm):
         else:
             buffers[name] = torch.zeros(1) if harm == "shape" else 3
     for error in train_three(resumed=saved):
-        assert isinstance(error, CheckpointError) and "resume" in str(error)
+        assert isinstance(error, CheckpointError) and "cannot be resumed" in str(error)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -365,7 +365,7 @@ def test_broken_images_of_one_worker_do_not_stop_the_others(monkeypatch, limit):
 
     one, two = together(2, call)
     if limit < 0.5:  # each worker's own is less than 2 % of 90
-        assert "2 of 90" in str(one) and isinstance(two, OtherWorkerError)
+        assert "2 of 90 images cannot be read" in str(one) and isinstance(two, OtherWorkerError)
         return
     assert set(one.state.broken.paths) == set(two.state.broken.paths) == {"0.png", "1.png"}
     weights = one.net.state_dict()
@@ -529,7 +529,7 @@ def test_resume_auto_begins_where_there_is_nothing(tmp_path, monkeypatch, capsys
         "x",
         "--resume",
     ]
-    assert main(words) == 1 and "last.pt" in capsys.readouterr().err
+    assert main(words) == 1 and "nothing to resume" in capsys.readouterr().err
     assert main([*words, "auto"]) == 0
     last = tmp_path / "runs" / "x" / "teacher" / "last.pt"
     before = last.read_bytes()
@@ -543,8 +543,7 @@ def test_runs_from_before_these_settings_can_go_on():
     del earlier["scale_lr"], earlier["fp16_allreduce"]
     assert config.changes_since(earlier) == []
     changed = make_trainer(scale_lr=False).config
-    (change,) = changed.changes_since(earlier)
-    assert change.startswith("scale_lr: True ")
+    assert changed.changes_since(earlier) == ["scale_lr: True then, False now"]
 
 
 def test_other_workers_drop_other_units(monkeypatch):

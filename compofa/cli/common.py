@@ -60,7 +60,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
     """Keeps the line breaks of descriptions; shows defaults other than None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
+        if any(action.default is quiet for quiet in (None, False, argparse.SUPPRESS)):
             return action.help
         return super()._get_help_string(action)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m compofa"
 DESCRIPTION = """\
-Take trained networks elsewhere. Train, evaluate and search with train_ofa_net.py,
+Export, convert and list trained networks. Train, evaluate and search with train_ofa_net.py,
 eval_sampled_config.py and run_NAS.py.
 
   python -m compofa export compofa-digits largest --to onnx --fold-bn
@@ -83,9 +83,13 @@ def parser() -> Parser:
     data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
     data.add_argument("--image-size", type=int, metavar="R", help="resolution in pixels")
     data.add_argument(
-        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+        "--calibration-images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="training images for BN calibration",
     )
-    data.add_argument("--seed", type=int, default=0, help="seed for choosing these images")
+    data.add_argument("--seed", type=int, default=0, help="seed of the sampled images")
 
     sub = add(
         "convert",
@@ -171,10 +175,10 @@ def _export_subnet(
     }
     difference = export(network, output, args.to, card, fold=args.fold_bn)
     where = "no card" if is_stream(output) else f"card in {card_path(output)}"
-    _say(
+    _print_result(
         output,
         f"{output}: {subnet}, {card['params']:,} parameters, {card['macs']:,} MACs; "
-        f"largest difference to torch {difference:.2g}; {where}",
+        f"maximal difference from PyTorch {difference:.2g}; {where}",
     )
 
 
@@ -263,7 +267,7 @@ def _convert_file(args: argparse.Namespace) -> None:
     require_other(args.output, *opened.files, args.input)
     save_as(args.output, opened.checkpoint, args.to)
     count = len(opened.checkpoint.weights)
-    _say(args.output, f"{args.output}: {count} weights, from {opened.format} to {args.to}")
+    _print_result(args.output, f"{args.output}: {count} weights, from {opened.format} to {args.to}")
 
 
 def _convert_subnet(args: argparse.Namespace) -> None:
@@ -278,7 +282,7 @@ def _convert_subnet(args: argparse.Namespace) -> None:
         subnet = mmrazor.read_subnet(args.input, table)
     ours = json.dumps(subnet.to_config()) + "\n"
     write_text_atomic(args.output, mmrazor.dump(subnet, table) if args.to == "mmrazor" else ours)
-    _say(args.output, f"{args.output}: {subnet}")
+    _print_result(args.output, f"{args.output}: {subnet}")
 
 
 def _family(path: str) -> Backbone:
@@ -291,7 +295,7 @@ def _family(path: str) -> Backbone:
     return next(table for table in BACKBONES.values() if table.config_format == form)
 
 
-def _say(output: str | Path, text: str) -> None:
+def _print_result(output: str | Path, text: str) -> None:
     """Print ``text``, on stderr if the output may be stdout."""
     print(text, file=sys.stderr if is_stream(output) else sys.stdout)
 

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     weights: str
 
 
-HEADER = Row("id", "top-1", "searched for", "MACs", "params", "px", "weights")
+HEADER = Row("id", "top-1", "target", "MACs", "params", "px", "weights")
 
 
 def print_zoo(like: str = "") -> None:
@@ -36,11 +36,11 @@ def print_zoo(like: str = "") -> None:
         ConfigError: There is none.
     """
     known = {name: row.description for name, row in NETWORKS.items()}
-    supernets = [supernet(name) for name, text in known.items() if _has(like, name, text)]
+    supernets = [supernet_row(name) for name, text in known.items() if _matches(like, name, text)]
     networks = [
-        special(row)
+        specialised_row(row)
         for row in SPECIALISED.values()
-        if _has(like, row.net_id, row.folder, row.target)
+        if _matches(like, row.net_id, row.folder, row.target)
     ]
     if not supernets and not networks:
         raise ConfigError(
@@ -56,7 +56,7 @@ def print_zoo(like: str = "") -> None:
             print("\n".join(_table([HEADER, *rows])) + "\n")
 
 
-def supernet(net_id: str) -> Row:
+def supernet_row(net_id: str) -> Row:
     """Return the row of a supernet."""
     spec = network_spec(net_id, 10 if "digits" in net_id else 1000)
     size = 16 if spec.min_resolution < 32 else 224
@@ -69,11 +69,11 @@ def _weights(net_id: str) -> str:
     from compofa.io.zoo import shipped_path
 
     if shipped := NETWORKS[net_id].shipped:
-        return "ship with the project" if shipped_path(shipped) else "not in this installation"
+        return "included" if shipped_path(shipped) else "not in this installation"
     return _published(f"ofa_nets/{PUBLISHED[net_id]}") if net_id in PUBLISHED else "train them"
 
 
-def special(row: Specialised) -> Row:
+def specialised_row(row: Specialised) -> Row:
     """Return the row of a specialised network."""
     network = row.network or _downloaded(row)
     counts = _counts(network.layers) if network else ("", "")
@@ -86,7 +86,7 @@ def _downloaded(row: Specialised) -> FixedNetwork | None:
     """Return the definition of a network if its configuration has been downloaded."""
     from compofa.io.formats.specialised import find_specialised
 
-    folder = _place(f"ofa_specialized/{row.folder}")
+    folder = _local_path(f"ofa_specialized/{row.folder}")
     files = find_specialised(folder) if folder else None
     try:
         return files.network() if files else None
@@ -99,11 +99,11 @@ def _counts(layers: tuple[LayerSpec, ...]) -> tuple[str, str]:
 
 
 def _published(name: str) -> str:
-    path = _place(name)
-    return "here" if path and path.is_file() else "download"
+    path = _local_path(name)
+    return "downloaded" if path and path.is_file() else "download"
 
 
-def _place(name: str) -> Path | None:
+def _local_path(name: str) -> Path | None:
     """Return the path of a published file; ``None`` for a user without a home folder."""
     from compofa.io.download import published_path
 
@@ -113,7 +113,7 @@ def _place(name: str) -> Path | None:
         return None
 
 
-def _has(like: str, *texts: str) -> bool:
+def _matches(like: str, *texts: str) -> bool:
     return any(like.lower() in text.lower() for text in texts)
 
 

@@ -75,13 +75,18 @@ class FixedNetwork:
                 f"expected at most {MAX_PARAMS:,} parameters, got {params(self.layers):,}"
             )
         known = all(type(value) is int and 0 <= value < 16 for value in self.outer)
-        form, pairs = self.config_format, []
+        form, pairs, count = self.config_format, [], 0
+        if self.backbone in BACKBONES:
+            count = BACKBONES[self.backbone].outer_count
+        elif self.outer:
+            count = form.count
+        known = known and len(self.outer) == count
         if self.outer and form.stages:
-            known = known and len(self.outer) == form.count and len(self.depths) == len(form.stages)
+            known = known and len(self.depths) == len(form.stages)
             pairs = [*zip(self.depths, form.stages, strict=False)]
         if not known or any(depth not in [n for _, n in how.depths] for depth, how in pairs):
             raise SpaceError(
-                f"outer: expected the {form.count} choices of a network of depths {self.depths}, "
+                f"outer: expected the {count} choices of a network of depths {self.depths}, "
                 f"got {self.outer!r:.80}"
             )
         self.check_resolution(self.resolution)

@@ -181,7 +181,7 @@ _FIRST_NAMES = {"kernel": "kernels", "expand": "expands"}
 
 
 def _stage(data: Any, table: Backbone) -> StageSpace:
-    depths = _integers(data, "depths", 16, 0)
+    depths = _integers(data, "depths", 16, 0 if table.config_format.stages else 1)
     if isinstance(data, Mapping) and "choices" not in data:
         data = {**data, "choices": {n: data.get(_FIRST_NAMES.get(n, n), []) for n in table.names}}
     held = field(data, "choices", dict)
@@ -212,7 +212,7 @@ def _choice(held: Mapping[str, Any], table: Backbone, name: str) -> Choice:
     )
     if not values or len(values) > 256 or not fit:
         kind = ("odd " if odd else "") + ("integers" if whole else "numbers")
-        raise SpaceError(f"{name}: expected {kind} from {least:g} to {most}, got {values!r:.80}")
+        raise SpaceError(f"{name}: expected {kind} from {least:g} to {most}, got {[*values]!r:.80}")
     return Choice(name, values)
 
 

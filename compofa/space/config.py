@@ -182,9 +182,7 @@ class ConfigFormat:
             if blocks < 0:
                 key = self._key_of[DEPTH]
                 known = " or ".join(str(known) for known, _ in form.depths)
-                raise SpaceError(
-                    f"{key}: expected {known} in stage {index + 1}, got a depth of {number}"
-                )
+                raise SpaceError(f"stage {index + 1}: {key}: expected {known}, got {number}")
             stages.append(
                 tuple(self._block(values, first + slot, form.slots) for slot in range(blocks))
             )

@@ -15,6 +15,7 @@ from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from nas.cost.devices import DEVICES, load_cost
+from nas.cost.objectives import column_names
 from nas.search import pipeline
 from nas.search.evolution import extreme
 
@@ -33,7 +34,7 @@ FREE_SPACES = {
 DESCRIPTION = """\
 Find the most accurate subnet for each latency budget of a device, and draw its Pareto front beside
 that of the original Once-for-All space. Accuracy and latency come from models fitted on published
-measurements; each says how wrong it is.
+measurements; the held-out error of each is printed.
 
   run_NAS.py --target-hardware note10
   run_NAS.py --net compofa-elastic --target-hardware v100 --constraints 15 20 25
@@ -67,6 +68,22 @@ def parser() -> Parser:
         help="budgets in the device's unit; by default the published ones or four that spread. "
         "Those that no subnet meets are left out with a warning that names the least possible; it "
         "is an error if none can be met",
+    )
+    p.add_argument(
+        "--limit",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("DEVICE", "X"),
+        help="another cost that every found subnet keeps to, such as --limit flops 3e8; repeatable",
+    )
+    p.add_argument(
+        "--objectives",
+        nargs="+",
+        default=[],
+        metavar="DEVICE",
+        help="costs to minimise together with that of --target-hardware, such as flops params; "
+        "writes the Pareto set to objectives.csv",
     )
     p.add_argument(
         "--resolutions",
@@ -115,7 +132,7 @@ def parser() -> Parser:
     own.add_argument(
         "--samples", type=int, default=80, metavar="N", help="subnets to measure for the predictor"
     )
-    own.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    own.add_argument("--workers", type=int, default=0, help="number of loader workers")
     own.add_argument("--device", help="cpu or cuda, to measure accuracy on")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
@@ -130,6 +147,31 @@ def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, clas
         space=space,
         batch=args.batch_size,
         progress=not args.quiet,
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--limit: expected DEVICE and a number, got {text!r}") from None
+
+
+def _run_search(args: argparse.Namespace, targets: Sequence[pipeline.Target]) -> pipeline.Outcome:
+    """Search the targets as the options say."""
+    first = targets[0]
+
+    def other(device: str) -> Cost:
+        return load_cost(
+            device, first.backbone, first.classes, space=first.space, progress=not args.quiet
+        )
+
+    limits = [(other(device), _number(most)) for device, most in args.limit]
+    objectives = [other(device) for device in args.objectives]
+    for costs in ([cost for cost, _ in limits], objectives):
+        column_names([first.cost, *costs])  # refuses a cost that is given twice
+    return pipeline.run_search(
+        targets, _budgets(args, first), limits=limits, objectives=objectives, seed=args.seed
     )
 
 
@@ -156,7 +198,8 @@ def _comparisons(args: argparse.Namespace) -> list[str]:
 def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[float]:
     if args.constraints:
         return args.constraints
-    usual = pipeline.CONSTRAINTS.get(args.target_hardware, ())
+    device = DEVICES.get(args.target_hardware)
+    usual = device.budgets if device else ()
     if usual and args.net in FREE_SPACES and min(usual) >= extreme(target.space, target.cost)[1]:
         return usual
     return pipeline.usual_budgets(target)
@@ -176,7 +219,7 @@ def print_found(outcome: pipeline.Outcome) -> None:
             f"{columns['macs'][row]:>12,}  {columns['params'][row]:>10,}  {found.subnet}"
         )
         if found.slack:
-            print(f"{'':>9}  every subnet of {target.name} meets this budget: it decides nothing")
+            print(f"{'':>9}  every subnet of {target.name} meets this budget: it is not binding")
     how = "all of them compared" if outcome.found[0].exact else "evolution"
     print(f"{target.space.size:.4g} subnets, {how}, {outcome.found[0].evaluated:,} evaluated")
     print(f"cost {target.cost.name}: {target.cost.error}")
@@ -205,11 +248,11 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from nas.cli.search_checkpoint import search_checkpoint
 
-        outcome = search_checkpoint(args, output, _cost, _budgets)
+        outcome = search_checkpoint(args, output, _cost, _run_search)
     else:
         args.resolutions = args.resolutions or pipeline.RESOLUTIONS
         targets = [_named_target(args, net) for net in [args.net, *_comparisons(args)]]
-        outcome = pipeline.run_search(targets, _budgets(args, targets[0]), seed=args.seed)
+        outcome = _run_search(args, targets)
     paths = pipeline.write_outcome(outcome, output)
     print_found(outcome)
     print(f"written to {output}: {', '.join(path.name for path in paths)}")

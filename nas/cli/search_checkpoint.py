@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ def search_checkpoint(
     args: argparse.Namespace,
     output: Path,
     load_cost: Callable[..., object],
-    choose_budgets: Callable[..., Sequence[float]],
+    run_search: Callable[..., pipeline.Outcome],
 ) -> pipeline.Outcome:
     """Collect records, fit a predictor, search, and measure the found subnets.
 
@@ -34,7 +34,7 @@ def search_checkpoint(
         args: Options of ``run_NAS.py``.
         output: Folder for the results.
         load_cost: Returns the cost of a space for ``args``.
-        choose_budgets: Returns the budgets for ``args`` and a target.
+        run_search: Searches targets as ``args`` say.
     """
     if args.compare not in (None, ["none"], ["free"]):
         raise ConfigError(
@@ -74,8 +74,7 @@ def search_checkpoint(
         seed=args.seed,
         bar=not args.quiet,
     )
-    budgets = choose_budgets(args, targets[0])
-    outcome = pipeline.run_search(targets, budgets, seed=args.seed)
+    outcome = run_search(args, targets)
     bar = not args.quiet
     return measure_found(
         outcome, trained, evaluator("test"), args.target_hardware, args.batch_size, bar

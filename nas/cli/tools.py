@@ -144,7 +144,7 @@ def parser() -> Parser:
         "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
     )
     sub.add_argument("--batch-size", type=int, default=256, help="images at once")
-    sub.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    sub.add_argument("--workers", type=int, default=0, help="number of loader workers")
     sub.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
     add_backend_options(sub)
     sub.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")

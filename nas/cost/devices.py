@@ -71,6 +71,7 @@ class Device:
         description: One line for listings.
         source: Where its numbers come from.
         resolutions: Resolutions that it serves; empty for all.
+        budgets: Budgets of the published searches, in its unit; empty where there are none.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Device:
     description: str = ""
     source: str = ""
     resolutions: tuple[int, ...] = ()
+    budgets: tuple[float, ...] = field(default=(), kw_only=True)
 
     @property
     def error(self) -> str:
@@ -220,7 +222,7 @@ DEVICES: dict[str, Device] = {
     for device in (
         FittedDevice("note10", "ms", "Samsung Note10 CPU",
                      "CompOFA (Apache-2.0), OFA w1.2 lookup tables", tuple(range(128, 225)),
-                     "latency_note10"),
+                     "latency_note10", budgets=(15.0, 20.0, 25.0, 30.0)),
         FittedDevice("rtx2080ti", "ms", f"NVIDIA RTX 2080 Ti, {_UNSTATED}", _NAS_PE, _COARSE,
                      "latency_rtx2080ti"),
         FittedDevice("p40", "ms", f"NVIDIA P40, {_UNSTATED}", _NAS_PE, _COARSE, "latency_p40"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from compofa.errors import ConfigError
 from compofa.networks.backbone import Backbone
 from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import layout
@@ -23,9 +24,23 @@ LayersFunction = Callable[[tuple[LayerSpec, ...]], float]
 _COLUMNS = {"ms": "latency_ms", "MACs": "macs", "parameters": "params"}
 
 
-def column(cost: Cost) -> str:
-    """Return the name of a cost's column in tables: ``latency_ms``, ``macs``, ``energy_mj``."""
-    return _COLUMNS.get(cost.unit) or re.sub(r"\W+", "_", f"{cost.name}_{cost.unit}").lower()
+def column_names(costs: Sequence[Cost]) -> list[str]:
+    """Return the columns of costs in a table: ``latency_ms``, ``macs``, ``params``, ``energy_mj``.
+
+    A second latency is named after its device, as ``v100_ms``.
+
+    Raises:
+        ConfigError: Two costs are the same.
+    """
+    if len({cost.name for cost in costs}) < len(costs):
+        listed = ", ".join(cost.name for cost in costs)
+        raise ConfigError(f"expected different costs, got {listed}")
+    names: list[str] = []
+    for cost in costs:
+        own = re.sub(r"\W+", "_", f"{cost.name}_{cost.unit}").lower()
+        usual = _COLUMNS.get(cost.unit, own)
+        names.append(own if usual in names else usual)
+    return names
 
 
 class LayersCost:

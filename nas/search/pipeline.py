@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,24 @@ from compofa.space.search_space import SearchSpace
 from nas.accuracy.base import AccuracyModel
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cost.base import Cost, macs_cost, params_cost
+from nas.cost.objectives import LimitedCost, column_names
 from nas.report.html import FoundRow, ReportData, Series, write_report
-from nas.search.evolution import Evolution
+from nas.search.evolution import Evolution, extreme
 from nas.search.pareto import pareto_front
-from nas.search.search import Found, Points, sample_points, search, search_front
+from nas.search.search import (
+    Found,
+    Points,
+    pareto_search,
+    sample_points,
+    search,
+    search_front,
+)
 from nas.tables import read_csv, write_subnets
 
 log = logging.getLogger(__name__)
 
 RESOLUTIONS = (160, 176, 192, 208, 224)
 """Input resolutions of the published searches, pixels."""
-CONSTRAINTS = {"note10": (15.0, 20.0, 25.0, 30.0)}
-"""Budgets of the published searches by device, ms; elsewhere :func:`usual_budgets`."""
 CLOUD = 2000
 SHARES = (0.1, 0.3, 0.5, 0.7)
 
@@ -47,7 +54,7 @@ class Target:
         classes: Outputs of the classifier.
         space: Where to search, resolutions included.
         accuracy: Predictor of top-1.
-        cost: What budgets limit.
+        cost: Cost that the budgets limit.
     """
 
     name: str
@@ -67,13 +74,19 @@ class Outcome:
         found: The best subnet for each budget that can be met.
         fronts: The front of each target.
         clouds: Random subnets of each target.
-        measured: Columns measured afterwards, a value a found subnet.
+        limits: Further costs of the found subnets, each with the most it may be.
+        objectives: Costs minimised together, the target's cost first; empty without such a search.
+        pareto_set: The subnets that no other beats in accuracy and all objectives.
+        measured: Columns measured afterwards, one value per found subnet.
     """
 
     targets: tuple[Target, ...]
     found: tuple[Found, ...]
     fronts: tuple[Points, ...]
     clouds: tuple[Points, ...]
+    limits: tuple[tuple[Cost, float], ...] = ()
+    objectives: tuple[Cost, ...] = ()
+    pareto_set: Points | None = None
     measured: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -141,6 +154,8 @@ def run_search(
     targets: Sequence[Target],
     budgets: Sequence[float],
     *,
+    limits: Sequence[tuple[Cost, float]] = (),
+    objectives: Sequence[Cost] = (),
     seed: int = 0,
     evolution: Evolution | None = None,
 ) -> Outcome:
@@ -149,19 +164,58 @@ def run_search(
     Args:
         targets: The network searched, then those to compare with.
         budgets: In the unit of the cost.
-        seed: Of all randomness.
+        limits: Further costs that every found subnet keeps to, each with the most it may be. They
+            do not apply to the fronts.
+        objectives: Costs to minimise together with the target's, for a Pareto set of all.
+        seed: Random seed.
         evolution: Effort where a space is not enumerated.
 
     Raises:
-        SearchError: No budget can be met; the message names the least possible. One among several
-            is left out with a warning.
+        SearchError: No budget or limit can be met; the message names the least possible. One
+            budget among several is left out with a warning.
     """
     first = targets[0]
-    found = search(first.space, first.accuracy, first.cost, budgets, seed=seed, evolution=evolution)
+    cost = _limited(first, budgets, limits) if limits else first.cost
+    found = search(first.space, first.accuracy, cost, budgets, seed=seed, evolution=evolution)
     fronts = [search_front(t.space, t.accuracy, t.cost, seed=seed) for t in targets]
     fronts[0] = with_found(first, fronts[0], found)
     clouds = [sample_points(t.space, t.accuracy, [t.cost], CLOUD, seed=seed) for t in targets]
-    return Outcome(tuple(targets), tuple(found), tuple(fronts), tuple(clouds))
+    minimised = (first.cost, *objectives) if objectives else ()
+    together = (
+        pareto_search(first.space, first.accuracy, minimised, seed=seed) if minimised else None
+    )
+    return Outcome(
+        tuple(targets),
+        tuple(found),
+        tuple(fronts),
+        tuple(clouds),
+        tuple(limits),
+        minimised,
+        together,
+    )
+
+
+def _limited(
+    target: Target, budgets: Sequence[float], limits: Sequence[tuple[Cost, float]]
+) -> LimitedCost:
+    """Return the target's cost for subnets within the limits.
+
+    Raises:
+        SearchError: No subnet is within one of them, or within all.
+    """
+    for cost, most in limits:
+        least = extreme(target.space, cost)[1]
+        if not least <= most < np.inf:
+            raise SearchError(
+                f"expected a limit of at least {least:g} {cost.unit} on {cost.name}, the least of "
+                f"{target.name}, got {most:g}"
+            )
+    ceiling = max(extreme(target.space, target.cost, greatest=True)[1], *budgets)
+    limited = LimitedCost(target.cost, limits, ceiling)
+    if extreme(target.space, limited)[1] > ceiling:
+        listed = " and ".join(f"{most:g} {cost.unit} on {cost.name}" for cost, most in limits)
+        raise SearchError(f"no subnet of {target.name} within {listed} was found")
+    return limited
 
 
 def with_found(target: Target, front: Points, found: Sequence[Found]) -> Points:
@@ -178,17 +232,30 @@ def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
     """Return the columns of the results table behind ks, e, d and r."""
     target = outcome.targets[0]
     arrays = target.space.arrays_of([found.subnet for found in outcome.found])
-    columns: dict[str, list[Any]] = {
-        "top1": [round(found.accuracy, 4) for found in outcome.found],
-        "latency_ms": [_latency(target.cost, found.cost) for found in outcome.found],
-        "macs": [int(value) for value in macs_cost(target.backbone, target.classes)(arrays)],
-        "params": [int(value) for value in params_cost(target.backbone, target.classes)(arrays)],
+    top1, spent = ([getattr(f, key) for f in outcome.found] for key in ("accuracy", "cost"))
+    limited = [cost for cost, _ in outcome.limits]
+    values = [np.array(spent), *(cost(arrays) for cost in limited)]
+    costs = dict(zip(column_names([target.cost, *limited]), values, strict=True))
+    return _columns(target, top1, arrays, costs) | outcome.measured
+
+
+def _columns(
+    target: Target, top1: Sequence[float], arrays: SubnetArrays, costs: Mapping[str, np.ndarray]
+) -> dict[str, list[Any]]:
+    """Return columns of a table: accuracy, costs by column, multiply-accumulates, parameters."""
+    counts = {
+        "macs": macs_cost(target.backbone, target.classes),
+        "params": params_cost(target.backbone, target.classes),
     }
-    return columns | outcome.measured
+    columns: dict[str, list[Any]] = {"top1": [round(value, 4) for value in top1]}
+    columns |= {name: np.round(values, 4).tolist() for name, values in costs.items()}
+    return columns | {name: count(arrays).astype(int).tolist() for name, count in counts.items()}
 
 
 def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -> list[Path]:
     """Write results.csv, pareto.csv, a JSON file per found subnet, report.html and pictures.
+
+    With several objectives objectives.csv as well.
 
     The JSON files of an earlier search, which its results.csv lists, are removed. Pictures come
     last: where they cannot be drawn, a warning says why, and none of an earlier search is left.
@@ -214,10 +281,15 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
     form = target.space.config_format
     write_subnets(results, target.space.arrays_of(subnets), form, columns, ahead)
     _write_fronts(outcome, fronts)
+    several = folder / "objectives.csv"
+    if outcome.pareto_set is not None:
+        _write_pareto_set(target, outcome.objectives, outcome.pareto_set, several)
+    else:
+        several.unlink(missing_ok=True)
     data = report_data(outcome)
     write_report(data, report)
     drawn = _write_pictures(data, folder) if pictures else []
-    return [results, fronts, *files, report, *drawn]
+    return [results, fronts, *filter(Path.is_file, [several]), *files, report, *drawn]
 
 
 def _subnet_file(budget: float) -> str:
@@ -298,22 +370,23 @@ def _label(net: str) -> str:
 
 
 def _write_fronts(outcome: Outcome, path: Path) -> None:
-    names, arrays = [], []
-    columns: dict[str, list[Any]] = {"top1": [], "latency_ms": [], "macs": [], "params": []}
+    names, arrays, columns = [], [], defaultdict(list)
     for target, front in zip(outcome.targets, outcome.fronts, strict=True):
         rows = target.space.arrays(front.genes)
         names += [target.name] * len(front.accuracy)
         arrays.append(rows)
-        columns["top1"] += [round(value, 4) for value in front.accuracy.tolist()]
-        columns["latency_ms"] += [_latency(target.cost, v) for v in front.costs[:, 0].tolist()]
-        columns["macs"] += macs_cost(target.backbone, target.classes)(rows).astype(int).tolist()
-        columns["params"] += params_cost(target.backbone, target.classes)(rows).astype(int).tolist()
+        costs = {column_names([target.cost])[0]: front.costs[:, 0]}
+        for name, values in _columns(target, front.accuracy.tolist(), rows, costs).items():
+            columns[name] += values
     form = outcome.targets[0].space.config_format
     write_subnets(path, concatenate(arrays), form, columns, {"net": names})
 
 
-def _latency(cost: Cost, value: float) -> float | None:
-    return round(value, 4) if cost.unit == "ms" else None
+def _write_pareto_set(target: Target, costs: Sequence[Cost], points: Points, path: Path) -> None:
+    arrays = target.space.arrays(points.genes)
+    by_column = dict(zip(column_names(costs), points.costs.T, strict=True))
+    columns = _columns(target, points.accuracy.tolist(), arrays, by_column)
+    write_subnets(path, arrays, target.space.config_format, columns)
 
 
 def require_distinct(names: Sequence[str]) -> None:

@@ -50,9 +50,9 @@ class Found:
         subnet: The subnet.
         accuracy: As predicted, in the predictor's unit.
         cost: At most ``budget``.
-        evaluated: Accuracies asked of the predictor by the whole search, all budgets together.
+        evaluated: Number of subnets that the whole search evaluated, all budgets together.
         exact: Whether every subnet of the space was compared.
-        slack: Whether every subnet of the space meets the budget, so that it decides nothing.
+        slack: Whether every subnet of the space meets the budget: it is not binding.
     """
 
     budget: float
@@ -78,10 +78,10 @@ def search(
 
     Args:
         space: Where to search.
-        accuracy: What to make large.
-        cost: What the budgets limit.
+        accuracy: Predictor whose value is maximised.
+        cost: Cost that the budgets limit.
         budgets: In the unit of ``cost``.
-        seed: Source of all randomness; enumeration has none.
+        seed: Random seed; not used where the space is enumerated.
         evolution: Effort where the space is not enumerated.
         enumerate_up_to: Largest space to enumerate.
 
@@ -168,17 +168,16 @@ def pareto_search(
 
     Args:
         space: Where to search.
-        accuracy: What to make large.
-        costs: What to make small, such as latency, MACs and parameters. For a single one
+        accuracy: Predictor whose value is maximised.
+        costs: Costs to minimise, such as latency, MACs and energy. For a single one
             :func:`search_front` comes closer.
-        seed: Source of all randomness; enumeration has none.
+        seed: Random seed; not used where the space is enumerated.
         population: Subnets kept from each generation, and children made in each.
         generations: Rounds of children after the first population.
         enumerate_up_to: Largest space to enumerate.
 
     Returns:
-        The front by rising first cost; ``nas.search.pareto.hypervolume(front.objectives,
-        reference)`` measures it.
+        The front by rising first cost.
 
     Raises:
         SearchError: There is no cost.
