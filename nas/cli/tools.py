@@ -68,7 +68,7 @@ def parser() -> Parser:
         "--columns",
         required=True,
         metavar="LIST",
-        help="commas between: top1, top1_std, macs, params, latency:DEVICE",
+        help="commas between: top1, top1_std, macs, params, latency:DEVICE, name of an objective",
     )
     sub.add_argument(
         "--input",
@@ -214,14 +214,15 @@ def _predict(args: argparse.Namespace) -> None:
         elif name in ("macs", "params"):
             count = macs_cost if name == "macs" else params_cost
             columns[name] = count(backbone, classes)(arrays).astype(np.int64)
-        elif name.startswith("latency:"):
+        elif name.startswith("latency:") or name in DEVICES:
             cost = load_cost(name.removeprefix("latency:"), backbone, classes,
                              table=args.latency_table, space=space)  # fmt: skip
             columns[name] = _ask(cost, arrays, args.input)
             log.info("%s: %s", name, cost.error)
         else:
             raise ConfigError(
-                f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
+                f"--columns: expected top1, top1_std, macs, params, latency:DEVICE or the "
+                f"name of an objective, got {name!r}"
             )
         require_finite(name, columns[name], 0)
     replaced = write_columns(args.output, table, columns)
