@@ -30,8 +30,8 @@ def test_the_demo(quick, tmp_path, monkeypatch, capsys):
     asked = search.parser().parse_args(words)
     assert asked.net == "one/compofa-digits.pt" and Path(asked.output) == Path("one/search")
     out, err = capsys.readouterr()
-    assert "30 test images" in out and "Traceback" not in err
-    lines = out[out.rindex("subnet  ") :].splitlines()
+    assert "30 test images, not used in training" in out and "Traceback" not in err
+    lines = out.split("not used in training:\n\n")[1].splitlines()
     assert lines[0].split() == ["subnet", "params", "MACs", "top-1", "top-5"]
     labels = [line[:9].strip() for line in lines[1:13]]
     assert labels == ["smallest", "largest", *(f"random {i}" for i in range(1, 11))]

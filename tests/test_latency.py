@@ -19,7 +19,8 @@ from nas.cost.fitted import load_model
 from nas.cost.lookup import TableCost, layer_key, read_table, table_files
 from nas.model_file import MODELS
 from nas.tables import read_subnets
-from tools.fit.latency import SHIPPED, reproduce
+from tools.fit.__main__ import main as fit
+from tools.fit.latency import SHIPPED
 
 WIDE = MOBILENET_V3.scaled(1.2)
 SPACE = MOBILENET_V3.free_space((160, 176, 192, 208, 224))
@@ -199,7 +200,9 @@ def test_shipped_models_fit_their_tables_better_than_a_ridge(reference_data, nam
 
 
 def test_the_note10_model_is_reproduced_from_the_tables(reference_data, tmp_path):
-    list(reproduce(reference_data, tmp_path, ["note10"]))
+    assert (
+        fit(["latency", str(reference_data), "--output", str(tmp_path), "--names", "note10"]) == 0
+    )
     made, shipped = (
         load_model(tmp_path / "latency_note10.npz"),
         load_model(MODELS / "latency_note10.npz"),
@@ -210,6 +213,14 @@ def test_the_note10_model_is_reproduced_from_the_tables(reference_data, tmp_path
             assert array.tolist() == made.arrays[name].tolist()
         else:
             assert made.arrays[name] == pytest.approx(array, rel=1e-6, abs=1e-9)
+
+
+def test_only_shipped_models_are_fitted_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        fit(["latency", str(tmp_path), "--output", str(tmp_path), "--names", "note11"])
+    assert end.value.code != 0 and "note11" in capsys.readouterr().err
+    assert fit(["accuracy", str(tmp_path), "--output", str(tmp_path / "models")]) == 1
+    assert "accuracy" in capsys.readouterr().err, "the missing table is named"
 
 
 def test_note10_serves_other_widths_and_resolutions():

@@ -1,12 +1,11 @@
-"""Collecting accuracy records of a trained supernet: what an accuracy predictor is fitted on.
+"""Collection of accuracy records of a trained supernet, to fit an accuracy predictor to.
 
-Subnets are drawn from the seed, each is calibrated and evaluated on the validation images, and
-its record is appended to a file of JSON lines. A collection that was interrupted goes on where it
-stopped, because what stands in the file is not measured again.
+Random subnets are calibrated and evaluated on the validation images, and each record is appended to
+a file of JSON lines. Subnets that have a record in the file are skipped, so an interrupted
+collection is resumed by the same command.
 
-Several workers measure a subnet each at a time, and worker 0 appends their records in the order in
-which it would have measured them itself: the file is that of one worker. When one dies, what stands
-in the file is safe, and the same command measures the rest.
+Several ranks measure one subnet each at a time, and rank 0 appends their records in the order of a
+single process, so that the file is the same. If a rank dies, the records written so far are kept.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ log = logging.getLogger(__name__)
 def draw_subnets(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
     """Return distinct subnets: the smallest and largest at each resolution, then random ones.
 
-    Every prefix of a longer draw is the shorter draw, so that a collection can be extended.
+    A longer list begins with the shorter ones, so that a collection can be extended.
 
     Args:
-        space: Where from, its resolutions included.
-        count: How many; the whole space where it is smaller.
-        seed: Of the random ones.
+        space: The space, with its resolutions.
+        count: Number of subnets; all of the space if it has fewer.
+        seed: Random seed.
     """
     if count >= space.size:
         return list(space.enumerate())
@@ -67,22 +66,22 @@ def collect(
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
     Args:
-        opened: The supernet. Records in ``output`` of another one (by its ``digest``), of
-            other images or of another number of calibration images are refused.
-        net: Name or path for the records.
-        subnets: What to measure.
-        evaluator: On what.
-        output: File of JSON lines, made if need be.
-        bar: Whether to draw a progress bar.
-        backend: Workers that all call this, each with an evaluator of its own that has all images.
+        opened: The supernet. It is an error if ``output`` has records of another one (by its
+            ``digest``), of other images or of another number of calibration images.
+        net: Name or path of the network in the records.
+        subnets: Subnets to measure.
+        evaluator: Measures accuracy.
+        output: File of JSON lines, created if missing.
+        bar: Whether to show a progress bar.
+        backend: Ranks that all call this function, each with its own evaluator of all images.
 
     Returns:
         The records of ``subnets``, in their order.
 
     Raises:
         BusyError: Another process is collecting to ``output``.
-        DataError: ``output`` cannot be read or written, or holds something else.
-        ConfigError: Workers have read different checkpoints.
+        DataError: ``output`` cannot be read or written, or is not a file of such records.
+        ConfigError: Ranks have read different checkpoints.
     """
     backend = backend or SingleProcess()
     backend.require_same("checkpoint", opened.digest)
@@ -125,9 +124,9 @@ def _collect(
 
 
 def _known(output: Path, digest: str, evaluator: Evaluator) -> list[EvalRecord]:
-    """Read the records of an earlier call, each subnet's first, and leave no others in the file.
+    """Read the records of an earlier call, and keep only the first of each subnet in the file.
 
-    What goes is a line that was not finished, and what two processes have measured at once.
+    This removes an unfinished last line and subnets that two processes measured at the same time.
     """
     if not output.exists() or is_stream(output):
         return []
@@ -146,7 +145,7 @@ def _known(output: Path, digest: str, evaluator: Evaluator) -> list[EvalRecord]:
 
 
 def _conditions(checkpoint: str, part: str, dataset: str, calibration_images: int) -> str:
-    """Say what records must share to stand in one file."""
+    """Return the conditions that all records of a file share, as text."""
     return (
         f"checkpoint {checkpoint} on {part} images of {dataset}, calibrated on {calibration_images}"
     )

@@ -1,4 +1,4 @@
-"""The files of Once-for-All's published accuracy predictors."""
+"""Once-for-All's published accuracy predictors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class PublishedPredictor:
 
     Linear 128-400-400-400-1 with ReLU on one-hot kernels (3, 5, 7) and expands (3, 4, 6) of 20
     blocks and 8 resolutions (112 to 224 by 16). It returns top-1 as a *fraction* on its own
-    scale, about 0.06 above measured accuracy: rank with it, don't quote it. On the OFA w1.0
-    subnets measured at r = 224 its Spearman correlation is 0.982. Its figures below r = 160 do
-    not rank by resolution.
+    scale, about 0.06 above measured accuracy: use it to rank, not as an accuracy. On the OFA w1.0
+    subnets measured at r = 224 its Spearman correlation is 0.982. Below r = 160 it does not rank
+    subnets of different resolutions.
     """
 
     unit = "top-1 fraction, published scale (about 0.06 above measured)"
-    error = "a ranking: values lie about 0.06 above measured top-1"
+    error = "a ranking: values are about 0.06 above measured top-1"
     resolutions = np.arange(112, 225, 16)
     OFFSET = 0.06
     WIDTHS = (1.0, 1.2)
@@ -77,8 +77,8 @@ class PublishedPredictor:
         return 100.0 * self.predict(arrays)
 
     def std(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the published offset, the least that a figure is wrong by, for each subnet."""
-        return np.full(len(arrays.resolutions), self.OFFSET)
+        """Return the offset from measured accuracy, a lower bound of the error, for each subnet."""
+        return np.full(len(arrays), self.OFFSET)
 
     def _forward(self, arrays: SubnetArrays, place: np.ndarray) -> np.ndarray:
         count = len(place)
@@ -123,15 +123,15 @@ class PublishedResNetPredictor(PublishedPredictor):
 
     Linear 82-400-400-400-1 on one-hot features: 8 resolutions, whether the stem's residual
     convolution is left out or kept, 6 widths of 3 choices, 18 expand ratios of 3 (zeros past the
-    depth). The file does not name them. Of the 24 orders of these four groups this is the one in
+    depth). The file does not name them. Of the 24 orders of these four groups, this is the one in
     which predicted accuracy rises with every width, every depth and, up to 224 pixels, the
-    resolution. Nor does it name the resolutions: those of Once-for-All's ResNet50D examples are
-    assumed, and the gain a step has its one bump where they skip 208. No measurements are there to
-    check its figures with: rank with it, don't quote it.
+    resolution. The resolutions are not named either: those of Once-for-All's ResNet50D examples
+    are assumed, and the gain per step has its only bump where they skip 208. There are no
+    measurements to verify it: use it to rank, not as an accuracy.
     """
 
     unit = "top-1 fraction, published scale (offset from measured top-1 unknown)"
-    error = "a ranking: its level was never checked, nor its assumed resolutions"
+    error = "a ranking: absolute values and assumed resolutions are not verified"
     resolutions = np.array([128, 144, 160, 176, 192, 224, 240, 256])
     INPUTS = 82
     WIDTHS = (1.0,)
@@ -171,7 +171,7 @@ class PublishedResNetPredictor(PublishedPredictor):
 
 
 def read_published(path: Path) -> PublishedPredictor:
-    """Read ``acc_predictor.pth``, or ResNet50D's: a state dict, as it is or within something.
+    """Read ``acc_predictor.pth`` or ResNet50D's: a state dict, bare or nested in a checkpoint.
 
     Raises:
         TableError: The file is something else.

@@ -1,8 +1,8 @@
 """Accuracy predictors: top-1 of many subnets at once, in NumPy alone.
 
-Three kinds answer the same questions (:class:`AccuracyModel`): the models that ship, fitted on
-published measurements; models that ``fit-accuracy`` made from one's own records; and the file of
-the published Once-for-All predictor. :func:`load_accuracy_model` opens all of them.
+There are three kinds (:class:`~nas.accuracy.base.AccuracyModel`): the models that ship, fitted to
+published measurements; models that ``fit-accuracy`` writes for a user's own records; and the
+published Once-for-All predictor. :func:`load_accuracy_model` opens all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES = {
     "compofa": "compofa",
     "compofa-elastic": "compofa",
 }
-"""Name of a network -> the shipped model that serves it."""
+"""Shipped model by name of the network."""
 
 
 class FittedPredictor(CardPredictor):

@@ -1,4 +1,4 @@
-"""``make demo``: the library's main job on real data, in minutes on two cores."""
+"""``make demo``: train, evaluate and search on a small data set, in minutes on two cores."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ PROG = "nas.cli.demo"
 DESCRIPTION = """\
 Train the largest network (the teacher) and then a fixed-kernel compound supernet on scikit-learn's
 handwritten digits, evaluate its smallest, its largest and ten random subnets on the test images,
-and draw accuracy against multiply-accumulates. Then go on as a user would: measure the accuracy of
-some subnets and the speed of this CPU, search for the best subnet within several latency budgets,
-measure the winners, and draw the compound space beside the free space of the same supernet.
+and plot accuracy against multiply-accumulates. Then measure the accuracy of some subnets and the
+speed of this CPU, search for the best subnet within several latency budgets, measure those found,
+and compare the compound space with the free space of the same supernet.
 """
 
 
 def _main(argv: Sequence[str] | None) -> None:
     p = Parser(prog=PROG, description=DESCRIPTION)
     p.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of the results")
-    p.add_argument("--epochs", type=int, help="of the compound phase; by default the recipe's")
-    p.add_argument("--seed", type=int, default=0, help="of every random choice")
+    p.add_argument(
+        "--epochs", type=int, help="epochs of the compound phase (default: the recipe's)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="random seed")
     p.add_argument("--no-search", action="store_true", help="stop after the evaluation")
-    p.add_argument("--samples", type=int, default=60, help="subnets to measure for the search")
+    p.add_argument(
+        "--samples", type=int, default=60, help="number of subnets to measure for the search"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
     with exclusive(args.output, folder=True):
@@ -72,7 +76,7 @@ def _demo(args: argparse.Namespace) -> None:
             leave=False,
         )
     ]
-    print(f"\n{records[0].images} test images, never looked at before:\n")
+    print(f"\n{records[0].images} test images, not used in training:\n")
     print_table(records, ["smallest", "largest", *(f"random {i + 1}" for i in range(10))])
     write_csv(args.output / "subnets.csv", records)
     picture = args.output / "accuracy_vs_macs.png"

@@ -30,18 +30,18 @@ FREE_SPACES = {
     "ofa_mbv3_d234_e346_k357_w1.0": "compofa",
     "ofa_mbv3_d234_e346_k357_w1.2": "none",
 }
-"""What a network is compared with when nothing else is asked for."""
+"""Network that each named network is compared with by default."""
 DESCRIPTION = """\
-Find the most accurate subnet for each latency budget of a device, and draw its Pareto front beside
-that of the original Once-for-All space. Accuracy and latency come from models fitted on published
-measurements; the held-out error of each is printed.
+Find the most accurate subnet for each latency budget of a device, and plot its Pareto front
+together with that of the original Once-for-All space. Accuracy and latency come from models fitted
+to published measurements; the held-out error of each is printed.
 
   run_NAS.py --target-hardware note10
   run_NAS.py --net compofa-elastic --target-hardware v100 --constraints 15 20 25
   run_NAS.py --net runs/digits-compofa-small/compound-1/best.pt --target-hardware cpu
 
-A trained checkpoint needs a predictor of its own: records of random subnets are measured first
-(or give one with --accuracy-predictor), and the found subnets are measured at the end.
+For a trained checkpoint, the accuracy of random subnets is measured first and a predictor is fitted
+to it, unless --accuracy-predictor gives one; the found subnets are measured at the end.
 """
 
 
@@ -65,9 +65,9 @@ def parser() -> Parser:
         type=float,
         nargs="+",
         metavar="X",
-        help="budgets in the device's unit; by default the published ones or four that spread. "
-        "Those that no subnet meets are left out with a warning that names the least possible; it "
-        "is an error if none can be met",
+        help="budgets in the device's unit (default: those of the published search, or four "
+        "quantiles of the space). A budget that no subnet meets is skipped with a warning that "
+        "names the least cost; it is an error if no budget can be met",
     )
     p.add_argument(
         "--limit",
@@ -75,7 +75,7 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar=("DEVICE", "X"),
-        help="another cost that every found subnet keeps to, such as --limit flops 3e8; repeatable",
+        help="bound on another cost of the found subnets, as in --limit flops 3e8; repeatable",
     )
     p.add_argument(
         "--objectives",
@@ -96,14 +96,14 @@ def parser() -> Parser:
         "--compare",
         nargs="+",
         metavar="NET",
-        help="networks to draw beside it; none for none (default: the free space)",
+        help="networks to compare it with, or none (default: its free space)",
     )
     p.add_argument(
         "--width-mult",
         type=float,
         metavar="X",
-        help="width multiplier; by default the network's own. Fitted accuracy models answer within "
-        "a factor of 1.25 of the width that was measured (1.0), with 1.5 points more uncertainty",
+        help="width multiplier (default: the network's own). Fitted accuracy models serve widths "
+        "within a factor of 1.25 of the measured one (1.0), with 1.5 points more uncertainty",
     )
     p.add_argument(
         "--latency-table", metavar="DIR", help="folder of lookup tables R_lookup_table.yaml"
@@ -111,29 +111,33 @@ def parser() -> Parser:
     p.add_argument(
         "--accuracy-predictor",
         metavar="FILE",
-        help="predictor's file: .npz of fit-accuracy, or a published .pth (ofa_resnet50 has one)",
+        help="accuracy predictor: .npz of fit-accuracy, or a published .pth (as for ofa_resnet50)",
     )
     p.add_argument(
         "--output",
         metavar="DIR",
-        help="folder of the results, which replace those of an earlier search there; by default "
-        "runs/search-NET-DEVICE",
+        help="folder of the results; those of an earlier search in it are replaced (default: "
+        "runs/search-NET-DEVICE)",
     )
-    p.add_argument("--seed", type=int, default=0, help="of all randomness")
+    p.add_argument("--seed", type=int, default=0, help="random seed")
     p.add_argument(
         "--batch-size",
         type=int,
         default=0,
         metavar="N",
-        help="images at once when this machine is timed; 0 for 1 (cpu) or 64 (gpu)",
+        help="images per batch when this machine is timed; 0 for 1 (cpu) or 64 (gpu)",
     )
     own = p.add_argument_group("with a trained checkpoint")
     own.add_argument("--data-path", "--imagenet-path", metavar="DIR", help="folder of its data set")
     own.add_argument(
-        "--samples", type=int, default=80, metavar="N", help="subnets to measure for the predictor"
+        "--samples",
+        type=int,
+        default=80,
+        metavar="N",
+        help="number of subnets to measure for the predictor",
     )
     own.add_argument("--workers", type=int, default=0, help="number of loader workers")
-    own.add_argument("--device", help="cpu or cuda, to measure accuracy on")
+    own.add_argument("--device", help="device to measure accuracy on: cpu or cuda")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
@@ -206,7 +210,7 @@ def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[floa
 
 
 def print_found(outcome: pipeline.Outcome) -> None:
-    """Print the found subnets as a table, and say what each figure is worth."""
+    """Print the found subnets as a table, and the errors of cost and accuracy."""
     target, columns = outcome.targets[0], pipeline.found_columns(outcome)
     measured = "".join(f"  {name.replace('_', ' '):>16}" for name in outcome.measured)
     unit = target.cost.unit
@@ -227,10 +231,10 @@ def print_found(outcome: pipeline.Outcome) -> None:
 
 
 def search(argv: Sequence[str] | None) -> None:
-    """Search as the options say, write the results and print them.
+    """Parse the options, search, write the results and print them.
 
     Raises:
-        CompofaError: Something the user can mend.
+        CompofaError: An option or file is not usable.
     """
     args = parser().parse_args(argv)
     resolutions: Any = args.resolutions

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
+from compofa.cli.common import Parser, int_list, join_ranks, log_on_main, run
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.io.atomic import is_stream, require_other
 from compofa.io.locks import exclusive
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m nas"
 DESCRIPTION = """\
-What is known of devices and networks, and the tools that make it known. For example:
+Devices, predictions for tables of subnets, measurements and fits. For example:
 
   python -m nas predict --net compofa --columns top1,latency:note10 --input in.csv --output out.csv
   python -m nas collect --net compofa-digits --samples 100 --output records.jsonl
@@ -58,7 +58,7 @@ def parser() -> Parser:
         sub.set_defaults(call=call)
         return sub
 
-    add("devices", "list the devices, where their figures come from, and their errors", _devices)
+    add("devices", "list the devices with the source and the error of each", _devices)
 
     sub = add(
         "predict", "add accuracy, latency, MACs or parameters to a table of subnets", _predict
@@ -68,28 +68,30 @@ def parser() -> Parser:
         "--columns",
         required=True,
         metavar="LIST",
-        help="commas between: top1, top1_std, macs, params, latency:DEVICE, name of an objective",
+        help="comma-separated: top1, top1_std, macs, params, latency:DEVICE, an objective's name",
     )
     sub.add_argument(
         "--input",
         required=True,
         metavar="CSV",
-        help="columns ks, e, d and r, and any others; .gz is read too",
+        help="table with the columns ks, e, d and r, and any others; may be gzipped",
     )
     sub.add_argument(
         "--output",
         required=True,
         metavar="CSV",
-        help="the rows and columns of --input, which it may replace, and those of --columns; "
-        "columns of the same name are replaced",
+        help="table to write: --input with --columns added; columns of the same name are replaced. "
+        "It may be the file of --input",
     )
     sub.add_argument(
         "--latency-table",
         metavar="DIR",
-        help="folder of lookup tables for latency:note10 or another name",
+        help="folder of lookup tables, used for every latency:DEVICE",
     )
     sub.add_argument(
-        "--accuracy-predictor", metavar="FILE", help="predictor's file in place of the shipped one"
+        "--accuracy-predictor",
+        metavar="FILE",
+        help="accuracy predictor to use instead of the shipped one",
     )
 
     sub = add(
@@ -103,7 +105,7 @@ def parser() -> Parser:
         type=int,
         default=0,
         metavar="N",
-        help="images at once; 0 for 1 (cpu) or 64 (gpu)",
+        help="images per batch; 0 for 1 (cpu) or 64 (gpu)",
     )
     sub.add_argument(
         "--resolutions",
@@ -124,37 +126,47 @@ def parser() -> Parser:
         metavar="FILE|ID",
         help="a checkpoint, or a network whose weights ship",
     )
-    sub.add_argument("--samples", type=int, default=100, metavar="N", help="subnets in all")
+    sub.add_argument(
+        "--samples", type=int, default=100, metavar="N", help="total number of subnets"
+    )
     sub.add_argument(
         "--space",
         choices=("own", "free"),
         default="own",
-        help="the checkpoint's space, or the same without its coupling",
+        help="the checkpoint's own space, or the same choices without coupling",
     )
     sub.add_argument(
         "--resolutions",
         type=int_list,
         nargs="+",
         metavar="R",
-        help="input resolutions; by default the data set's own",
+        help="input resolutions (default: the data set's own)",
     )
-    sub.add_argument("--part", choices=("validation", "test"), default="validation", help="images")
+    sub.add_argument(
+        "--part", choices=("validation", "test"), default="validation", help="images to evaluate on"
+    )
     sub.add_argument("--data-path", metavar="DIR", help="folder of the data set")
     sub.add_argument(
-        "--calibration-images", type=int, default=2000, metavar="N", help="training images for BN"
+        "--calibration-images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="training images for BN calibration",
     )
-    sub.add_argument("--batch-size", type=int, default=256, help="images at once")
+    sub.add_argument("--batch-size", type=int, default=256, help="images per batch")
     sub.add_argument("--workers", type=int, default=0, help="number of loader workers")
-    sub.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
+    sub.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     add_backend_options(sub)
-    sub.add_argument("--seed", type=int, default=0, help="of the subnets and calibration images")
     sub.add_argument(
-        "--output", required=True, metavar="JSONL", help="file that records are appended to"
+        "--seed", type=int, default=0, help="random seed of subnets and calibration images"
     )
+    sub.add_argument("--output", required=True, metavar="JSONL", help="file to append records to")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = add("fit-accuracy", "fit an accuracy predictor to records or to a table", _fit_accuracy)
-    _add_fit(sub, "JSON lines of collect, or a CSV with ks, e, d, r and top1", "predictor (.npz)")
+    sub = add("fit-accuracy", "fit an accuracy predictor to records or a table", _fit_accuracy)
+    _add_fit(
+        sub, "JSON lines written by collect, or CSV with ks, e, d, r and top1", "predictor (.npz)"
+    )
     sub.add_argument("--name", default="custom", help="name of the model")
 
     sub = add("fit-latency", "fit a latency model to measured networks", _fit_latency)
@@ -171,7 +183,7 @@ def _add_network(sub: Parser) -> None:
         "--width-mult",
         type=float,
         metavar="X",
-        help="width multiplier; by default the network's own",
+        help="width multiplier (default: the network's own)",
     )
 
 
@@ -232,7 +244,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str) -> _T:
-    """Ask about subnets that differ in what is refused by their resolution alone; name lines.
+    """Call a model; if it refuses some resolutions, name their lines in the table.
 
     Raises:
         TableError: A resolution is refused.
@@ -365,7 +377,10 @@ def _require_model(output: str, source: Path) -> None:
 
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
-    if args.command in ("devices", "collect"):  # one writes nothing, the other is many workers
+    if args.command in (
+        "devices",
+        "collect",
+    ):  # the first writes nothing, the second has many ranks
         args.call(args)
         return
     with exclusive(args.output, folder=args.command == "measure"):

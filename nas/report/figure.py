@@ -1,6 +1,6 @@
-"""Pictures of a search: front against front, and how accuracy is distributed in both spaces.
+"""Figures of a search: Pareto fronts, and the distributions of accuracy of the spaces.
 
-Matplotlib is imported when a picture is drawn, and its global state is left alone.
+Matplotlib is imported when a figure is drawn, and its global state is not changed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TEXT, SOFT, GRID = "#1c2430", "#5d6878", "#e3e7ec"
 
 
 def write_plot(data: ReportData, *paths: str | Path) -> None:
-    """Draw ``data`` once, to a PNG or SVG file for each path, by its ending.
+    """Draw ``data`` once and write it to each path as PNG or SVG, by its suffix.
 
-    Above the fronts with the random subnets behind them and the found ones marked; beside them
-    the distribution of accuracy; below the same distribution at like cost: the quartiles within
-    steps of cost, which is what the CompOFA paper compares (Sahni et al., ICLR 2021, section 4).
+    The main panel has the fronts, the random subnets and the found ones; the right panel the
+    distribution of accuracy; the lower panel its quartiles within bins of cost, as compared in the
+    CompOFA paper (Sahni et al., ICLR 2021, section 4).
 
     Raises:
-        SearchError: Another ending.
+        SearchError: Another suffix.
         CompofaError: A path cannot be written.
     """
     suffixes = [Path(path).suffix.lower() for path in paths]
@@ -130,7 +130,7 @@ def _draw_marginal(axes: Axes, data: ReportData) -> None:
 
 
 def _mark_median(axes: Axes, data: ReportData, place: int) -> None:
-    """Draw a series' median; its label stands on the side away from the other medians."""
+    """Draw a series' median; its label is placed away from the other medians."""
     medians = [np.median(series.accuracies) for series in data.series if len(series.accuracies)]
     median = np.median(data.series[place].accuracies)
     above = median >= max(medians)
@@ -144,7 +144,7 @@ def _mark_median(axes: Axes, data: ReportData, place: int) -> None:
 
 
 def _draw_binned(axes: Axes, data: ReportData) -> None:
-    """Draw quartile boxes within steps of cost, one a series side by side."""
+    """Draw quartile boxes within steps of cost, the series side by side."""
     costs = np.concatenate([series.costs for series in data.series])
     axes.set_title("Random subnets at like cost: quartiles, 5 to 95 %", loc="left", fontsize=11,
                    color=TEXT)  # fmt: skip

@@ -24,13 +24,13 @@ from nas.search.search import Found
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by colour-blind readers too (Okabe and Ito, 2008)."""
+"""Colours that colour-blind readers can tell apart (Okabe and Ito, 2008)."""
 CLOUD_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
 class Series:
-    """One network's space as evaluated.
+    """Evaluated subnets of one network's space.
 
     Attributes:
         name: For the legend.
@@ -61,9 +61,9 @@ class Series:
 
         Args:
             name: For the legend.
-            space: What the genes belong to.
-            front: From :func:`nas.search.search.search_front`.
-            cloud: From :func:`nas.search.search.sample_points`.
+            space: The space of the genes.
+            front: Result of :func:`nas.search.search.search_front`.
+            cloud: Result of :func:`nas.search.search.sample_points`.
             found: Results of a search of the same space; what beats the front joins it.
         """
         subnets = [*front.subnets(space), *(result.subnet for result in found)]
@@ -80,9 +80,9 @@ class FoundRow:
 
     Attributes:
         series: Name of the series it belongs to.
-        budget: The most it may cost.
-        cost: What it costs.
-        accuracy: As predicted.
+        budget: Upper bound of its cost.
+        cost: Its cost.
+        accuracy: Its predicted accuracy.
         config: ``{"ks", "e", "d", "r"}``.
         extra: Further columns of the table, such as measured accuracy or MACs.
     """
@@ -101,13 +101,13 @@ class ReportData:
 
     Attributes:
         title: Heading.
-        cost_name: What is limited, such as ``Latency on note10``.
+        cost_name: Name of the cost that budgets limit, such as ``Latency on note10``.
         cost_unit: Its unit.
-        cost_error: How wrong it is, in words.
-        accuracy_name: What is made large, such as ``Predicted ImageNet top-1``.
+        cost_error: Its error, as text.
+        accuracy_name: Name of the accuracy, such as ``Predicted ImageNet top-1``.
         accuracy_unit: Its unit.
-        accuracy_error: How wrong it is, in words.
-        series: One a network; the first is the one searched for.
+        accuracy_error: Its error, as text.
+        series: One per network, the searched one first.
         found: The found subnets.
         sources: Paragraphs on where the numbers come from.
     """
@@ -143,12 +143,12 @@ class ReportData:
 
     @property
     def caption(self) -> str:
-        """What the numbers are worth, one sentence each."""
+        """The errors of cost and accuracy, one sentence each."""
         return f"{self.cost_name}: {self.cost_error}. {self.accuracy_name}: {self.accuracy_error}."
 
 
 def write_report(data: ReportData, path: str | Path) -> None:
-    """Write ``data`` as one HTML file that needs nothing else, no network either.
+    """Write ``data`` as one self-contained HTML file.
 
     Raises:
         SearchError: A number is not finite.
@@ -167,7 +167,7 @@ def write_report(data: ReportData, path: str | Path) -> None:
 
 
 def _embedded(data: ReportData) -> str:
-    """Return the plot's data as JSON that no string in it can break out of."""
+    """Return the plot's data as JSON, escaped for a script element."""
     index = {series.name: place for place, series in enumerate(data.series)}
     content = {
         "cost_name": data.cost_name,
@@ -224,7 +224,7 @@ def _short(value: float, digits: int) -> float:
 
 def _table(data: ReportData) -> str:
     if not data.found:
-        return "<p>None was asked for.</p>"
+        return "<p>No budgets were given.</p>"
     extra = list(dict.fromkeys(key for row in data.found for key in row.extra))
     heads = [
         "Network", f"Budget ({data.cost_unit})", f"{data.cost_name} ({data.cost_unit})",

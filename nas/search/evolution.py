@@ -1,7 +1,7 @@
 """Evolution on genes: for many budgets at once, and for a front of several objectives.
 
-A composition of the operators of :mod:`nas.search.operators`; :mod:`nas.search.search` is what to
-call. This module needs NumPy alone.
+It composes the operators of :mod:`nas.search.operators`; the functions to call are in
+:mod:`nas.search.search`. This module needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from nas.search.pareto import pareto_front
 
 CHUNK = 1 << 16
 MARGIN = 0.03
-"""Parents may exceed a budget by this share: the way between two subnets just below it often
-leads over ones just above."""
+"""Fraction by which parents may exceed a budget: the path between two subnets just below it often
+passes through subnets just above."""
 UNCROSSED = 0.2
-"""Share of children that mutate one parent without crossover."""
+"""Fraction of children that are mutations of one parent, without crossover."""
 REPAIRS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-"""Shares of genes taken from the cheapest subnet, in turn, while a row exceeds its budget."""
+"""Fractions of genes replaced by those of the cheapest subnet, in order, while a row exceeds its
+budget."""
 CLIMBS = 500
-"""The most steps of a climb; each changes one gene."""
+"""Largest number of steps of a climb; each changes one gene."""
 
 
 class Points(NamedTuple):
@@ -53,7 +54,7 @@ class Points(NamedTuple):
 
     @property
     def objectives(self) -> np.ndarray:
-        """The accuracy, negated, and the costs, shape [n, 1 + costs]: less is better."""
+        """Negated accuracy and the costs, all minimised, shape [n, 1 + costs]."""
         return np.column_stack([-self.accuracy, self.costs])
 
     def subnets(self, space: SearchSpace) -> list[Subnet]:
@@ -108,13 +109,13 @@ def extreme(space: SearchSpace, cost: Cost, greatest: bool = False) -> tuple[np.
 
 
 class Problem:
-    """Asks costs and predictor about genes, and checks what they answer."""
+    """Evaluates genes by a predictor and costs, and checks the values they return."""
 
     def __init__(
         self, space: SearchSpace, accuracy: AccuracyModel | None, costs: Sequence[Cost]
     ) -> None:
         if space.cardinalities.max() > 256:
-            raise SearchError(f"space {space.name}: expected at most 256 choices a gene")
+            raise SearchError(f"space {space.name}: expected at most 256 choices per gene")
         self.space, self.accuracy, self.costs = space, accuracy, costs
         self.evaluated = 0
 
@@ -123,7 +124,7 @@ class Problem:
         return self._costs(self.space.arrays(genes))
 
     def evaluate(self, genes: np.ndarray) -> Points:
-        """Return every row with its accuracy and costs, a chunk at a time."""
+        """Evaluate every row, in chunks."""
         starts = range(0, len(genes), CHUNK)
         return join([self.within(genes[start : start + CHUNK])[1] for start in starts])
 
@@ -157,19 +158,18 @@ def evolve_budgets(
 ) -> Points:
     """Evolve all budgets in all restarts at once.
 
-    A restart is a pool of its own. Within it a candidate made for one budget serves every other
-    that it meets.
+    Each restart has its own pool, in which a candidate made for one budget serves all budgets that
+    it meets.
 
     Args:
-        rng: Source of all randomness.
-        problem: What to ask; its first cost counts.
-        budgets: Shape [budgets], each met by ``cheapest``.
-        cheapest: Genes of the subnet that repairs others, shape [genes].
+        rng: Random generator.
+        problem: The problem; budgets limit its first cost.
+        budgets: Budgets that ``cheapest`` meets, shape [budgets].
+        cheapest: Genes of the cheapest subnet, which repair others, shape [genes].
         settings: Effort.
 
     Returns:
-        The front of everything evaluated, by rising cost; the best subnets for the budgets are
-        on it.
+        The front of all evaluated subnets, by rising cost; it has the best one for each budget.
     """
     space, share = problem.space, len(budgets) * settings.children
     own = np.tile(np.repeat(budgets, settings.children), settings.restarts)
@@ -201,7 +201,7 @@ def _front(points: Points) -> Points:
 def _first_population(
     rng: np.random.Generator, problem: Problem, cheapest: np.ndarray, limits: np.ndarray
 ) -> np.ndarray:
-    """Sample a row for each limit; take ever more genes from the cheapest until all fit."""
+    """Sample a row per limit; replace ever more of its genes by the cheapest until it fits."""
     genes = operators.sample(rng, problem.space, len(limits))
     over = np.arange(len(limits))
     for share in REPAIRS:
@@ -216,7 +216,7 @@ def _first_population(
 def _parents(
     points: Points, pool: np.ndarray, budgets: np.ndarray, settings: Evolution
 ) -> list[np.ndarray]:
-    """Choose for each restart and budget the best rows within it and a margin above it."""
+    """Select the best rows of each restart and budget, within the budget and within its margin."""
     ranked = np.lexsort((-points.accuracy, pool))
     ends = np.searchsorted(pool[ranked], np.arange(settings.restarts + 1))
     cost, parents = points.costs[:, 0], []
@@ -236,7 +236,7 @@ def _children(
     parents: list[np.ndarray],
     count: int,
 ) -> np.ndarray:
-    """Make ``count`` canonical children of each set of parents, set after set."""
+    """Return ``count`` canonical children per set of parents, set after set."""
     first = operators.pick(rng, parents, count)
     second = operators.pick(rng, parents, count)
     alone = round(UNCROSSED * count)
@@ -247,7 +247,7 @@ def _children(
 
 
 def _polish(problem: Problem, front: Points, budgets: np.ndarray) -> Points:
-    """Climb from the best subnet of each budget; return what that evaluated."""
+    """Climb from the best subnet of each budget; return all subnets evaluated on the way."""
     evaluated = [front.take(np.arange(0))]
     for budget in budgets:
 
@@ -263,10 +263,10 @@ def _polish(problem: Problem, front: Points, budgets: np.ndarray) -> Points:
 
 
 def best_within(front: Points, budget: float) -> int:
-    """Return the row of a front, by rising cost, that is best within ``budget``.
+    """Return the most accurate row within ``budget`` of a front by rising cost.
 
-    The first row where none is: a cost may change in its last digits with the number of rows
-    that it is asked for at once, so that the cheapest misses a budget equal to its own cost.
+    That is the first row if none is within: the last digits of a cost may depend on the number of
+    rows evaluated at once, so that the cheapest subnet exceeds a budget equal to its own cost.
     """
     return max(0, int(np.searchsorted(front.costs[:, 0], budget, side="right")) - 1)
 
@@ -281,14 +281,14 @@ def evolve_front(
     """Evolve a front of all objectives by NSGA-II (Deb et al., 2002).
 
     Args:
-        rng: Source of all randomness.
-        problem: What to ask.
-        ends: Genes that the first population is drawn towards, shape [n, genes].
-        population: Subnets kept from each generation, and children made in each.
-        generations: Rounds of children after the first population.
+        rng: Random generator.
+        problem: The problem.
+        ends: Genes of extreme subnets, towards which the first population is blended, [n, genes].
+        population: Number of survivors and of children per generation.
+        generations: Number of generations after the first population.
 
     Returns:
-        Everything evaluated.
+        All evaluated subnets.
     """
     space = problem.space
     sampled = operators.sample(rng, space, population)
@@ -313,7 +313,7 @@ def evolve_front(
 def _climb(
     space: SearchSpace, genes: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, float]:
-    """Change one gene at a time, always the one that lowers ``score`` most, until none does."""
+    """Change one gene at a time, the one that lowers ``score`` most, until none lowers it."""
     best = float(score(genes[None])[0])
     for _ in range(CLIMBS):
         rows = operators.neighbours(genes, space.cardinalities)
@@ -326,12 +326,12 @@ def _climb(
 
 
 def join(parts: Sequence[Points]) -> Points:
-    """Return the rows of all parts, one part after another."""
+    """Concatenate points."""
     return Points(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
 def require_finite(what: str, values: np.ndarray, least: float = -np.inf) -> None:
-    """Check what a model answered.
+    """Check the values that a model returned.
 
     Raises:
         SearchError: Values are NaN, infinite or below ``least``.

@@ -1,9 +1,8 @@
 """Operators of an evolutionary search on gene matrices, each small, vectorised and pure.
 
-A population is a matrix of canonical genes, shape [n, genes], dtype uint8: a row a subnet, a
-column a choice (:class:`compofa.space.search_space.SearchSpace`). No operator knows which space the
-genes are from beyond what :class:`~compofa.space.search_space.SearchSpace` says, and the only
-source of randomness is the generator handed in.
+A population is a matrix of canonical genes, uint8 of shape [n, genes]: one row per subnet, one
+column per choice of its :class:`~compofa.space.search_space.SearchSpace`. The only source of
+randomness is the generator passed in.
 
 This module needs NumPy alone.
 """
@@ -20,7 +19,7 @@ _SHIFT = np.uint64(29)
 
 
 def sample(rng: np.random.Generator, space: SearchSpace, n: int) -> np.ndarray:
-    """Draw ``n`` rows of canonical genes, every choice of every gene equally likely."""
+    """Draw ``n`` rows of canonical genes, each gene uniformly."""
     genes = rng.integers(0, 1 << 16, size=(n, len(space.cardinalities)), dtype=np.uint16)
     return canonicalise(space, _scaled(genes, space.cardinalities))
 
@@ -31,7 +30,7 @@ def mutate(
     """Redraw each gene with probability ``rate``; a redrawn gene may keep its value.
 
     Args:
-        rng: Source of all randomness.
+        rng: Random generator.
         genes: Shape [n, genes].
         cardinalities: Number of choices of each gene, at most 256.
         rate: Probability in [0, 1].
@@ -48,19 +47,19 @@ def mutate(
 
 
 def crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Take each gene from either parent, at even odds.
+    """Take each gene from either parent with equal probability (uniform crossover).
 
     Args:
-        rng: Source of all randomness.
-        first: One parent a row, shape [n, genes].
-        second: The other parents, the same shape.
+        rng: Random generator.
+        first: First parents, shape [n, genes].
+        second: Second parents, same shape.
 
     Returns:
         Children, shape [n, genes], not canonical.
     """
     coins = rng.integers(0, 256, size=first.shape, dtype=np.uint8)
     swap = (coins < 128).view(np.uint8) * np.uint8(255)
-    return first ^ ((first ^ second) & swap)  # Quicker than np.where on bytes.
+    return first ^ ((first ^ second) & swap)  # faster than np.where on bytes
 
 
 def canonicalise(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
@@ -71,15 +70,15 @@ def canonicalise(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 def blend(
     rng: np.random.Generator, genes: np.ndarray, towards: np.ndarray, share: float | np.ndarray
 ) -> np.ndarray:
-    """Take a random ``share`` of the genes from ``towards``; 1 takes them all.
+    """Replace each gene by that of ``towards`` with probability ``share``.
 
     With the cheapest subnet as ``towards`` this repairs rows that exceed a budget.
 
     Args:
-        rng: Source of all randomness.
+        rng: Random generator.
         genes: Shape [n, genes].
         towards: Shape [genes] or [n, genes].
-        share: Probability in [0, 1]: one for all, or shape [n, 1].
+        share: Probability in [0, 1], one for all rows or of shape [n, 1].
 
     Returns:
         New genes, shape [n, genes], not canonical.
@@ -91,7 +90,7 @@ def keys(genes: np.ndarray) -> np.ndarray:
     """Hash canonical rows to 64 bits, shape [n]; equal rows have equal keys.
 
     Two distinct rows among n share a key with probability about n²/2⁶⁵ (for a million rows
-    3·10⁻⁸); a search then misses one candidate.
+    3·10⁻⁸); a search then skips one candidate.
     """
     rows, columns = genes.shape
     words = -(-columns // 8)
@@ -105,11 +104,11 @@ def keys(genes: np.ndarray) -> np.ndarray:
 
 
 def deduplicate(hashed: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return the rows to keep: the first of each key, and none whose key was ``seen``.
+    """Return the first row of each key that is not in ``seen``.
 
     Args:
         hashed: Keys of the candidates, shape [n].
-        seen: Keys met before, sorted.
+        seen: Keys evaluated before, sorted.
 
     Returns:
         Increasing row indices.
@@ -122,7 +121,7 @@ def deduplicate(hashed: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def remember(seen: np.ndarray, hashed: np.ndarray) -> np.ndarray:
-    """Return the sorted keys ``seen`` with ``hashed``, none of which is among them, merged in."""
+    """Merge new keys into the sorted keys ``seen``; none of them may be in it."""
     new = np.sort(hashed)
     return np.insert(seen, np.searchsorted(seen, new), new)
 
@@ -131,9 +130,9 @@ def select(ranked: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
     """Return the first ``count`` of the ``ranked`` rows that are allowed.
 
     Args:
-        ranked: Row indices, the best first.
-        allowed: Which rows may be taken, shape [rows].
-        count: The most rows to return.
+        ranked: Row indices, best first.
+        allowed: Mask of the rows that may be selected, shape [rows].
+        count: Largest number of rows to return.
     """
     return ranked[allowed[ranked]][:count]
 
@@ -142,12 +141,12 @@ def pick(rng: np.random.Generator, parents: list[np.ndarray], count: int) -> np.
     """Draw ``count`` rows from each set of parents, with replacement.
 
     Args:
-        rng: Source of all randomness.
-        parents: For each target the row indices to draw from, none empty.
-        count: Draws for each target.
+        rng: Random generator.
+        parents: Row indices of each set, none empty.
+        count: Number of draws per set.
 
     Returns:
-        Row indices, shape [targets, count].
+        Row indices, shape [sets, count].
     """
     sizes = np.array([len(rows) for rows in parents])
     starts = np.cumsum(sizes) - sizes
@@ -156,14 +155,14 @@ def pick(rng: np.random.Generator, parents: list[np.ndarray], count: int) -> np.
 
 
 def crowded(points: np.ndarray, count: int) -> np.ndarray:
-    """Return ``count`` rows, the least dominated first, and of equals the least crowded.
+    """Select ``count`` rows by non-dominated sorting and crowding distance.
 
-    The survival of NSGA-II (Deb et al., 2002): whole fronts while they fit, then those of the
-    next front with the largest crowding distance.
+    This is the survival of NSGA-II (Deb et al., 2002): whole fronts while they fit, then the rows
+    of the next front with the largest crowding distance.
 
     Args:
-        points: Shape [n, objectives], less is better everywhere, no two rows equal.
-        count: Rows to keep.
+        points: Shape [n, objectives], all minimised, no two rows equal.
+        count: Number of rows to keep.
     """
     left, kept = np.arange(len(points)), []
     while len(left) and count > 0:
@@ -178,7 +177,7 @@ def crowded(points: np.ndarray, count: int) -> np.ndarray:
 
 
 def _crowding(points: np.ndarray) -> np.ndarray:
-    """Crowding distance: summed gaps between a point's neighbours in each objective."""
+    """Return the crowding distance: gaps between a point's neighbours, summed over objectives."""
     distance = np.zeros(len(points))
     for values in points.T:
         order = np.argsort(values, kind="stable")
@@ -202,5 +201,5 @@ def neighbours(genes: np.ndarray, cardinalities: np.ndarray) -> np.ndarray:
 
 
 def _scaled(draws: np.ndarray, cardinalities: np.ndarray) -> np.ndarray:
-    """Map 16-bit draws to 0 ... cardinality - 1; the odds differ by less than 1 in 250."""
+    """Map 16-bit draws to 0 ... cardinality - 1; probabilities differ by less than 0.4 %."""
     return ((draws.astype(np.uint32) * cardinalities.astype(np.uint32)) >> 16).astype(np.uint8)

@@ -6,14 +6,14 @@ import numpy as np
 
 
 def pareto_front(costs: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
-    """Return the points that no other point beats in both cost (less) and accuracy (more).
+    """Return the Pareto front of a cost, which is minimised, and accuracy, which is maximised.
 
     Args:
         costs: Shape [n].
         accuracies: Shape [n].
 
     Returns:
-        Row indices by rising cost, and so by rising accuracy; of equal points the first.
+        Row indices by rising cost, and so by rising accuracy; the first of equal points.
     """
     costs, accuracies = np.asarray(costs), np.asarray(accuracies)
     order = np.lexsort((-accuracies, costs))
@@ -25,21 +25,20 @@ def pareto_front(costs: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Return the points that no other point dominates, where less is better everywhere.
+    """Return the points that no other point dominates; all objectives are minimised.
 
-    A point dominates another when it is nowhere larger and somewhere smaller. Negate what
-    should be large.
+    A point dominates another if it is larger in no objective and smaller in at least one.
 
     Args:
         points: Shape [n, objectives].
 
     Returns:
-        Increasing row indices; of equal points the first.
+        Increasing row indices; the first of equal points.
     """
     points = np.asarray(points, dtype=np.float64)
     if points.shape[1] == 2:
         return np.sort(pareto_front(points[:, 0], -points[:, 1]))
-    rows = np.lexsort(points.T[::-1])  # A point stands behind every point that dominates it.
+    rows = np.lexsort(points.T[::-1])  # a point comes after all that dominate it
     left = np.ascontiguousarray(points[rows])
     kept = []
     while len(rows):

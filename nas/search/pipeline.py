@@ -1,4 +1,4 @@
-"""A search from names to files: network and device in; tables, pictures and subnets out."""
+"""A search by names: from a network and a device to tables, figures and subnet files."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ SHARES = (0.1, 0.3, 0.5, 0.7)
 
 @dataclass(frozen=True)
 class Target:
-    """A network to search: its space, and how accuracy and cost of its subnets are known.
+    """A network to search: its space, accuracy predictor and cost.
 
     Attributes:
-        name: For tables and legends.
+        name: Name in tables and legends.
         backbone: Widths and strides.
         classes: Outputs of the classifier.
-        space: Where to search, resolutions included.
+        space: The space to search, with its resolutions.
         accuracy: Predictor of top-1.
         cost: Cost that the budgets limit.
     """
@@ -67,16 +67,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found, ready to be written.
+    """The result of a search, ready to be written.
 
     Attributes:
-        targets: The network searched, then those compared.
+        targets: The searched network, then those it is compared with.
         found: The best subnet for each budget that can be met.
         fronts: The front of each target.
         clouds: Random subnets of each target.
-        limits: Further costs of the found subnets, each with the most it may be.
+        limits: Further costs of the found subnets, each with its upper bound.
         objectives: Costs minimised together, the target's cost first; empty without such a search.
-        pareto_set: The subnets that no other beats in accuracy and all objectives.
+        pareto_set: Pareto set of accuracy and all objectives; ``None`` without such a search.
         measured: Columns measured afterwards, one value per found subnet.
     """
 
@@ -91,7 +91,7 @@ class Outcome:
 
 
 class Percent:
-    """Turns a predictor of fractions, such as the published one, into one of percent."""
+    """Converts a predictor of fractions, such as the published one, to percent."""
 
     unit = "top-1 %"
 
@@ -108,7 +108,7 @@ class Percent:
 
 
 def accuracy_model(name_or_path: str | Path, width_mult: float | None = None) -> AccuracyModel:
-    """Open a predictor, in percent whatever its file's unit; see :func:`load_accuracy_model`."""
+    """Open a predictor, converted to percent; see :func:`load_accuracy_model`."""
     model = load_accuracy_model(name_or_path, width_mult)
     return Percent(model) if hasattr(model, "predict_percent") else model
 
@@ -132,17 +132,16 @@ def named_space(
 
 
 def network_name(net: str) -> str:
-    """Return what to call a checkpoint: its file's name, or its folder's for best.pt, last.pt."""
+    """Return the name of a checkpoint: its file's stem, or its folder's for best.pt and last.pt."""
     path = Path(net)
     own = path.stem in ("best", "last") and path.parent.name
     return printable(path.parent.name if own else path.stem)
 
 
 def usual_budgets(target: Target) -> list[float]:
-    """Return four budgets spread over what the subnets of a space cost, two digits each.
+    """Return four quantiles of the cost of random subnets, rounded to two digits.
 
-    One that would be below all of those costs, as in a space of nearly equal ones, keeps its
-    digits.
+    A quantile that rounding would move below all sampled costs is not rounded.
     """
     genes = target.space.sample_genes(np.random.default_rng(0), CLOUD)
     costs = target.cost(target.space.arrays(genes))
@@ -162,13 +161,13 @@ def run_search(
     """Search the first target for each budget, and evaluate the fronts of all.
 
     Args:
-        targets: The network searched, then those to compare with.
+        targets: The network to search, then those to compare it with.
         budgets: In the unit of the cost.
-        limits: Further costs that every found subnet keeps to, each with the most it may be. They
-            do not apply to the fronts.
+        limits: Further costs of the found subnets, each with its upper bound. They do not apply to
+            the fronts.
         objectives: Costs to minimise together with the target's, for a Pareto set of all.
         seed: Random seed.
-        evolution: Effort where a space is not enumerated.
+        evolution: Effort of the evolution where a space is not enumerated.
 
     Raises:
         SearchError: No budget or limit can be met; the message names the least possible. One
@@ -219,7 +218,7 @@ def _limited(
 
 
 def with_found(target: Target, front: Points, found: Sequence[Found]) -> Points:
-    """Return the front of ``front`` and the found subnets together."""
+    """Return the Pareto front of ``front`` and the found subnets together."""
     joined = Points(
         np.concatenate([front.genes, [target.space.encode(f.subnet) for f in found]]),
         np.append(front.accuracy, [f.accuracy for f in found]),
@@ -229,7 +228,7 @@ def with_found(target: Target, front: Points, found: Sequence[Found]) -> Points:
 
 
 def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
-    """Return the columns of the results table behind ks, e, d and r."""
+    """Return the columns of the results table that follow ks, e, d and r."""
     target = outcome.targets[0]
     arrays = target.space.arrays_of([found.subnet for found in outcome.found])
     top1, spent = ([getattr(f, key) for f in outcome.found] for key in ("accuracy", "cost"))
@@ -253,12 +252,11 @@ def _columns(
 
 
 def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -> list[Path]:
-    """Write results.csv, pareto.csv, a JSON file per found subnet, report.html and pictures.
+    """Write results.csv, pareto.csv, one JSON file per found subnet, report.html and figures.
 
-    With several objectives objectives.csv as well.
-
-    The JSON files of an earlier search, which its results.csv lists, are removed. Pictures come
-    last: where they cannot be drawn, a warning says why, and none of an earlier search is left.
+    A search with several objectives also writes objectives.csv. Files of an earlier search are
+    removed: objectives.csv, figures that cannot be drawn again (a warning is logged), and the JSON
+    files that its results.csv lists.
 
     Returns:
         The files, in that order.
@@ -297,7 +295,7 @@ def _subnet_file(budget: float) -> str:
 
 
 def listed_subnets(results: Path) -> set[Path]:
-    """Return the JSON files of the search whose results.csv this is; none if it is no such file."""
+    """Return the JSON files that a results.csv lists; none if it cannot be read as one."""
     try:
         header, rows = read_csv(results)[1:]
         budgets = {float(row[header.index("constraint")]) for row in rows}
@@ -307,7 +305,7 @@ def listed_subnets(results: Path) -> set[Path]:
 
 
 def _write_pictures(data: ReportData, folder: Path) -> list[Path]:
-    """Draw pareto.png and pareto.svg; return what was drawn."""
+    """Draw pareto.png and pareto.svg; return those that were written."""
     drawn = [folder / "pareto.png", folder / "pareto.svg"]
     try:
         from nas.report.figure import write_plot
@@ -322,7 +320,7 @@ def _write_pictures(data: ReportData, folder: Path) -> list[Path]:
 
 
 def report_data(outcome: Outcome) -> ReportData:
-    """Gather what the pictures and the report show."""
+    """Return the data of the figures and the report."""
     target, columns = outcome.targets[0], found_columns(outcome)
     cost, accuracy = target.cost, target.accuracy
     units = {"macs": 1e6, "params": 1e6}
@@ -393,7 +391,7 @@ def require_distinct(names: Sequence[str]) -> None:
     """Check that no network is compared with itself.
 
     Raises:
-        SearchError: One is.
+        SearchError: A name occurs twice.
     """
     if len(set(names)) < len(names):
         raise SearchError(f"expected different networks to compare, got {', '.join(names)}")

@@ -4,7 +4,7 @@ Spaces of up to a million subnets are enumerated, so the answer is the optimum. 
 searched by an evolution on genes (:mod:`nas.search.evolution`): several independent restarts, each
 serving all budgets at once from one pool.
 
-Everything random comes from the seed. This module needs NumPy alone.
+This module needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Found:
     """The best subnet for one budget.
 
     Attributes:
-        budget: The most it may cost.
+        budget: Upper bound of its cost.
         subnet: The subnet.
-        accuracy: As predicted, in the predictor's unit.
-        cost: At most ``budget``.
+        accuracy: Predicted accuracy, in the predictor's unit.
+        cost: Its cost, at most ``budget``.
         evaluated: Number of subnets that the whole search evaluated, all budgets together.
         exact: Whether every subnet of the space was compared.
         slack: Whether every subnet of the space meets the budget: it is not binding.
@@ -77,17 +77,17 @@ def search(
     """Find the most accurate subnet for each budget.
 
     Args:
-        space: Where to search.
+        space: The space to search.
         accuracy: Predictor whose value is maximised.
         cost: Cost that the budgets limit.
         budgets: In the unit of ``cost``.
         seed: Random seed; not used where the space is enumerated.
-        evolution: Effort where the space is not enumerated.
+        evolution: Effort of the evolution where the space is not enumerated.
         enumerate_up_to: Largest space to enumerate.
 
     Returns:
-        One result per budget, in the order given. A budget that no subnet meets is left out with a
-        warning that names the least possible and the subnet that has it.
+        One result per budget, in the given order. A budget that no subnet meets is left out with a
+        warning that names the least cost and the subnet that has it.
 
     Raises:
         SearchError: There is no budget, one is not a number, or no subnet meets any of them.
@@ -161,19 +161,19 @@ def pareto_search(
     generations: int = 100,
     enumerate_up_to: int = ENUMERATE_UP_TO,
 ) -> Points:
-    """Find the subnets that no other beats in accuracy and several costs at once.
+    """Find the Pareto set of accuracy and several costs.
 
-    Exact where the space is enumerated; elsewhere NSGA-II (Deb et al., 2002) on genes, and the
-    front is taken of everything it ever evaluated.
+    It is exact where the space is enumerated. Elsewhere it is that of all subnets evaluated by
+    NSGA-II (Deb et al., 2002).
 
     Args:
-        space: Where to search.
+        space: The space to search.
         accuracy: Predictor whose value is maximised.
         costs: Costs to minimise, such as latency, MACs and energy. For a single one
             :func:`search_front` comes closer.
         seed: Random seed; not used where the space is enumerated.
-        population: Subnets kept from each generation, and children made in each.
-        generations: Rounds of children after the first population.
+        population: Number of survivors and of children per generation.
+        generations: Number of generations after the first population.
         enumerate_up_to: Largest space to enumerate.
 
     Returns:
@@ -208,7 +208,7 @@ def enumerate_points(space: SearchSpace, accuracy: AccuracyModel, costs: Sequenc
 def sample_points(
     space: SearchSpace, accuracy: AccuracyModel, costs: Sequence[Cost], n: int, *, seed: int = 0
 ) -> Points:
-    """Evaluate ``n`` subnets drawn as supernet training draws them: each gene evenly."""
+    """Evaluate ``n`` subnets drawn as in supernet training: each gene uniformly."""
     genes = operators.sample(seeded("points", space.name, seed), space, n)
     return Problem(space, accuracy, costs).evaluate(genes)
 
