@@ -270,7 +270,7 @@ def config(depth: int = 2, expand: float = 3, stages: int = 5) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--subnet", config(expand=5)], ["expand ratio", "got 5"]),
+        (["--subnet", config(expand=5)], ["expand", "got 5"]),
         (["--subnet", config(depth=9)], ["depth from 1 to 4", "9"]),
         (["--subnet", config(depth=4, expand=6)], ["stage 1 depth", "2 or 3", "4"]),
         (["--subnet", config(expand=4)], ["depth 2", "expected 3, got 4"]),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from compofa.cli.common import Parser, int_list, join_ranks, log_on_main, run
+from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
 from compofa.errors import ConfigError, SpaceError, TableError
 from compofa.io.atomic import is_stream, require_other
 from compofa.io.locks import exclusive

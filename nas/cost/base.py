@@ -32,7 +32,7 @@ class Cost(Protocol):
     Attributes:
         name: Of the device or count.
         unit: Of what a call returns: ``ms``, ``MACs`` or ``parameters``.
-        error: How wrong it is, in words; ``exact`` for counts.
+        error: Its error, for tables and plots; ``exact`` for counts.
     """
 
     name: str
@@ -53,7 +53,7 @@ class LayerSumCost:
             that a subnet has.
         name: Of the device or count.
         unit: Of the sum.
-        error: How wrong it is, in words.
+        error: Its error, for tables and plots.
     """
 
     def __init__(
