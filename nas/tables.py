@@ -171,12 +171,12 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
     held = {**arrays.blocks, "depth": arrays.depths, form.outer: arrays.outer}
     got = {name: values.shape[1] for name, values in held.items()}
     if got != wanted:
-        keys = {name: key for key, name in form.keys}
-        shown = [
-            ", ".join(f"{count} in {keys[name]}" for name, count in counts.items() if name in keys)
-            for counts in (wanted, got)
-        ]
-        raise TableError(f"{path}: expected numbers of {shown[0]}, got {shown[1]}")
+        shown = [", ".join(f"{name} {count}" for name, count in counts.items() if name)
+                 for counts in (wanted, got)]  # fmt: skip
+        raise TableError(
+            f"{path}: expected numbers of blocks and stages as in {space.name} ({shown[0]}), "
+            f"got {shown[1]}"
+        )
     fits = space.restrict(resolutions=sorted({int(r) for r in arrays.resolutions}))
     try:
         return fits.arrays(fits.genes_of(arrays))

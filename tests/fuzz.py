@@ -146,7 +146,8 @@ def subnets(path: Path) -> Hashable:
     space = pipeline.named_space("compofa", None, np.unique(arrays.resolutions).tolist())[1]
     arrays = require_members(arrays, space, path)
     require(np.isfinite(columns["top1"]).all(), "top1 that is no number")
-    return digest(*arrays, columns["top1"])
+    values = arrays.blocks.values()
+    return digest(*values, arrays.depths, arrays.resolutions, arrays.outer, columns["top1"])
 
 
 def subnet(path: Path) -> Hashable:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import Outcome, called
-from few import changed
+from few import changed, same
 from scipy.stats import spearmanr
 from test_trained import tiny_checkpoint
 
@@ -32,6 +32,7 @@ from nas.model_file import MODELS
 from nas.search import pipeline
 from nas.tables import read_subnets, write_subnets
 
+FORMAT = MOBILENET_V3.config_format
 WIDE = "ofa_mbv3_d234_e346_k357_w1.2"
 MEASURED = [name for name, device in DEVICES.items() if isinstance(device, FittedDevice)]
 SHIPPED = [name for name in NAMES if name in pipeline.NETWORKS]
@@ -78,7 +79,7 @@ def table(path: Path, name: str = "compofa", count: int = 40, seed: int = 0) -> 
     """Write a table of random subnets at 160, 192 and 224 pixels."""
     space = pipeline.named_space(name, None, (160, 192, 224))[1]
     arrays = space.arrays(space.sample_genes(np.random.default_rng(seed), count))
-    write_subnets(path, arrays, MOBILENET_V3.config_format, {})
+    write_subnets(path, arrays, FORMAT, {})
     return arrays
 
 
@@ -104,8 +105,7 @@ def test_predictions_keep_order_and_columns(call, tmp_path, caplog):
     with Path("new/out.csv").open(newline="") as file:
         assert next(csv.reader(file)) == ["ks", "e", "d", "r", *columns.split(",")]
     back, values = read_subnets("new/out.csv", columns.split(","))
-    for one, other in zip(arrays, back, strict=True):
-        assert np.array_equal(one, other)
+    assert same(arrays, back)
     model = pipeline.accuracy_model("compofa")
     assert (values["top1"] == model.predict(arrays)).all()
     assert (values["top1_std"] == model.std(arrays)).all()
@@ -176,7 +176,7 @@ def test_gzipped_tables_and_full_lists_give_the_same(predict, tmp_path):
         kernel=np.where(arrays.blocks["kernel"] == 0, 7, arrays.blocks["kernel"]),
         expand=np.where(arrays.blocks["expand"] == 0, 6, arrays.blocks["expand"]),
     )
-    write_subnets(tmp_path / "full.csv", filled, MOBILENET_V3.config_format, {})
+    write_subnets(tmp_path / "full.csv", filled, FORMAT, {})
     for name in ("in.csv.gz", "full.csv"):
         again = predict(tmp_path / name, columns)
         assert all((again[key] == plain[key]).all() for key in plain), name
@@ -285,8 +285,7 @@ def test_measured_tables_are_read_back(call, tmp_path):
         "16_lookup_table.yaml", "24_lookup_table.yaml",
     ]  # fmt: skip
     backbone, space, _ = pipeline.named_space("compofa-small", 0.1, (16, 24))
-    arrays = space.arrays(space.enumerate_genes())
-    write_subnets("in.csv", arrays, space.config_format, {})
+    write_subnets("in.csv", space.arrays(space.enumerate_genes()), FORMAT, {})
     argv = [*argv[:4], "--input", "in.csv", "--output", "out.csv", "--latency-table", "tables"]
     assert call("predict", *argv, "--columns", "latency:cpu").status == 0
     arrays, values = read_subnets("out.csv", ["latency:cpu"])
@@ -335,7 +334,7 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
     with Path("t.csv").open("w") as file:
         file.write("ks,e,d,r,top1\n")
         for row in rows:
-            config = row.subnet.to_config(3)
+            config = row.subnet.format.write(row.subnet, slots=3)
             parts = [" ".join(map(str, config[key])) for key in ("ks", "e", "d")]
             file.write((",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n") * 2)
     assert call("fit-accuracy", "--input", "t.csv", "--output", "q.npz").status == 0
@@ -366,7 +365,7 @@ def test_what_collect_cannot_do(call, net, tmp_path, more, message):
 def test_a_latency_model_is_fitted_to_a_table(call, predict, tmp_path):
     arrays = table(tmp_path / "in.csv", count=120)
     cost = load_cost("note10")
-    write_subnets(tmp_path / "t.csv", arrays, MOBILENET_V3.config_format, {"ms": cost(arrays)})
+    write_subnets(tmp_path / "t.csv", arrays, FORMAT, {"ms": cost(arrays)})
     argv = ["fit-latency", "--input", "t.csv", "--column", "ms", "--name", "mine"]
     result = call(*argv, "--output", "new/m.npz")
     assert result.status == 0 and result.out.startswith("mine: ") and "MAPE" in result.out
@@ -394,12 +393,8 @@ def test_fits_need_an_input(call, command, tmp_path):
 
 def test_few_rows_are_not_fitted(call, tmp_path):
     arrays = table(tmp_path / "in.csv", count=19)
-    write_subnets(
-        "t.csv",
-        arrays,
-        MOBILENET_V3.config_format,
-        {"top1": np.arange(19), "latency_ms": np.arange(19) + 1},
-    )
+    columns = {"top1": np.arange(19), "latency_ms": np.arange(19) + 1}
+    write_subnets("t.csv", arrays, FORMAT, columns)
     for command in ("fit-accuracy", "fit-latency"):
         result = call(command, "--input", "t.csv", "--output", "m.npz")
         assert result.status == 1 and "19" in result.err

@@ -125,15 +125,9 @@ def test_records_of_something_else_are_refused(run, tmp_path, trained, subnets):
     path = tmp_path / "r.jsonl"
     run(path, count=1)
     before = path.read_text()
+    other = replace(trained, checkpoint=replace(trained.checkpoint, digest="0123"))
     with pytest.raises(DataError, match=f"checkpoint 0123.*checkpoint {trained.digest}"):
-        collect(
-            replace(trained, checkpoint=replace(trained.checkpoint, digest="0123")),
-            "tiny",
-            subnets,
-            evaluator(),
-            path,
-            bar=False,
-        )
+        collect(other, "tiny", subnets, evaluator(), path, bar=False)
     with pytest.raises(DataError, match=r"test images of digits.*validation images"):
         run(path, evaluator(part="test"))
     with pytest.raises(DataError, match=r"calibrated on 21, got one .* calibrated on 20"):
@@ -188,7 +182,7 @@ def test_records_that_are_there_twice_are_kept_once(run, tmp_path, caplog):
     never.left = 3
     assert run(path, never) == whole and never.left == 0
     assert path.read_text() == "".join(lines)
-    assert "3 duplicate" in caplog.text
+    assert "3 duplicate record" in caplog.text
 
 
 def test_wide_subnets_go_on_after_a_torn_line(tmp_path):

@@ -12,8 +12,9 @@ from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import layout
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cli.search import main
+from nas.cli.tools import main as tools
 from nas.cost.base import macs_cost
-from nas.cost.devices import DEVICES, LocalDevice, Objective, load_cost, register
+from nas.cost.devices import DEVICES, LocalDevice, Networks, Objective, load_cost, register
 from nas.cost.objectives import LimitedCost, column_names
 from nas.search import pipeline
 from nas.search.evolution import Evolution
@@ -22,6 +23,7 @@ from nas.search.search import search
 from nas.tables import read_subnets
 
 SPACE = MOBILENET_V3.compound_space(resolutions=(160, 192, 224))
+OF_SPACE = Networks(space=SPACE)
 ALL = SPACE.arrays(SPACE.enumerate_genes())
 PICOJOULES = {"stem": 4.0, "mbconv": 2.5}
 
@@ -71,6 +73,25 @@ def test_layers_one_by_one_and_together_give_the_same_sum(energy):
     DEVICES["energy"] = per_layer
     np.testing.assert_allclose(together(ALL), load_cost(energy)(ALL), rtol=1e-9)
     assert together.unit == "mJ" and together.name == "energy"
+
+
+def test_an_objective_goes_by_its_own_name_everywhere(energy, tmp_path, capsys):
+    argv = ["--target-hardware", energy, "--compare", "none", "--output", str(tmp_path / "s")]
+    assert main([*argv, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "cost mJ" in printed and "cost energy: exact" in printed
+    texts = [p.read_text() for p in (tmp_path / "s").iterdir() if p.suffix != ".png"]
+    assert len(texts) > 5 and not any("latency" in text.lower() for text in [printed, *texts])
+    argv = ["--input", str(tmp_path / "s" / "pareto.csv"), "--output", str(tmp_path / "p.csv")]
+    assert tools(["predict", *argv, "--columns", energy]) == 0
+    _, columns = read_subnets(tmp_path / "p.csv", ["energy", "energy_mj"])
+    np.testing.assert_allclose(columns["energy"], columns["energy_mj"], atol=1e-4)
+
+
+def test_a_count_of_ones_own_has_a_column_of_its_own():
+    costs = [macs_cost(MOBILENET_V3), Objective("dense", "MACs", function=len).cost(OF_SPACE)]
+    assert column_names(costs[1:]) == ["dense_macs"]
+    assert column_names(costs) == ["macs", "dense_macs"]
 
 
 def test_columns_are_named_after_units_and_devices(energy):

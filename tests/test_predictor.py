@@ -230,7 +230,11 @@ OWN = {
     "huge.npz": ("features", np.full((60, 1), 2.0)),
     "falling.npz": ("values", np.array([5.0, 3, 3, 4, 6])),
     "twice.npz": ("names", np.array(["kernel", "kernel"])),
+    "lines.npz": ("names", np.array(["kernel", "a\n\x1b[1m"])),
     "counts.npz": ("counts", np.array([2, 4])),
+    "none.npz": ("counts", np.array([0, 5])),
+    "overflow.npz": ("counts", np.array([2**63 - 1, 2**63 - 1])),
+    "text.npz": ("values", np.array(list("abcde"))),
     "uneven.npz": ("shape", np.array([20, 3])),
     "beyond.npz": ("columns", np.array([999])),
 }

@@ -313,12 +313,13 @@ def _validate(arrays: Mapping[str, np.ndarray]) -> None:
             raise TableError(f"{key}: expected values from {low} to {high}, got others")
         if key == "columns" and (np.diff(values) <= 0).any():
             raise TableError(f"{key}: expected rising values")
-    starts = np.cumsum(arrays["counts"])[:-1]
-    falling = np.diff(arrays["values"]) <= 0
-    falling[starts[(starts > 0) & (starts < len(arrays["values"]))] - 1] = False
-    if falling.any():
-        raise TableError("values: expected rising values of each choice")
     names, counts = arrays["names"].tolist(), arrays["counts"]
-    if len({*names}) < len(names) or counts.min() < 1 or counts.sum() != sizes["values"]:
-        key = "names" if len({*names}) < len(names) else "counts"
-        raise TableError(f"{key}: expected distinct choices with their values, got {names!r:.80}")
+    if len({*names}) < len(names) or not all(name.isidentifier() for name in names):
+        raise TableError(f"names: expected distinct names of choices, got {names!r:.80}")
+    if counts.min() < 1 or counts.max() > sizes["values"] or counts.sum() != sizes["values"]:
+        raise TableError(
+            f"counts: expected a sum of {sizes['values']}, got {counts.tolist()!r:.80}"
+        )
+    parts = np.split(arrays["values"], np.cumsum(counts)[:-1])
+    if any((np.diff(part) <= 0).any() for part in parts):
+        raise TableError("values: expected rising values of each choice")

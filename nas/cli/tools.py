@@ -68,7 +68,7 @@ def parser() -> Parser:
         "--columns",
         required=True,
         metavar="LIST",
-        help="comma-separated: top1, top1_std, macs, params, latency:DEVICE",
+        help="comma-separated: top1, top1_std, macs, params, latency:DEVICE, an objective's name",
     )
     sub.add_argument(
         "--input",
@@ -226,14 +226,15 @@ def _predict(args: argparse.Namespace) -> None:
         elif name in ("macs", "params"):
             count = macs_cost if name == "macs" else params_cost
             columns[name] = count(backbone, classes)(arrays).astype(np.int64)
-        elif name.startswith("latency:"):
+        elif name.startswith("latency:") or name in DEVICES:
             cost = load_cost(name.removeprefix("latency:"), backbone, classes,
                              table=args.latency_table, space=space)  # fmt: skip
             columns[name] = _ask(cost, arrays, args.input)
             log.info("%s: %s", name, cost.error)
         else:
             raise ConfigError(
-                f"--columns: expected top1, top1_std, macs, params or latency:DEVICE, got {name!r}"
+                f"--columns: expected top1, top1_std, macs, params, latency:DEVICE or the "
+                f"name of an objective, got {name!r}"
             )
         require_finite(name, columns[name], 0)
     replaced = write_columns(args.output, table, columns)
@@ -347,7 +348,8 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
                 f"{', '.join(nets.values())}"
             )
         slots = max(max(record.subnet.depths) for record in records)  # the largest is among them
-        arrays = arrays_of([record.subnet for record in records], slots)
+        subnets = [record.subnet for record in records]
+        arrays = arrays_of(subnets, subnets[0].format.names, slots)
         top1 = np.array([record.top1 for record in records])
     model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
     model.save(args.output)

@@ -76,6 +76,7 @@ class LayerSumCost:
             self._fixed,
             Dependence.of(backbone),
             {choice.name for choice in backbone.choices if 0 in choice.values},
+            backbone.config_format.whole,
         )
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:

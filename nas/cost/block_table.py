@@ -105,6 +105,7 @@ class BlockTable:
         fixed: Returns the number of everything outside the blocks: (resolution, outer choices).
         depends: Which outer choices matter where; by default there are none.
         optional: Those of ``names`` that may be 0 in a block that is there.
+        whole: Those of ``names`` whose values are whole numbers.
     """
 
     def __init__(
@@ -115,13 +116,14 @@ class BlockTable:
         fixed: Callable[[int, tuple[int, ...]], float],
         depends: Dependence | None = None,
         optional: Collection[str] = (),
+        whole: Collection[str] = (),
     ) -> None:
         self._names, self._stages, self._optional = tuple(names), stages, optional
         self._entry, self._fixed = entry, fixed
         depends = self._depends = depends or Dependence((), (((), ()),) * stages, ())
         self._inside = max(depends.count(places) for pair in depends.blocks for places in pair)
         self._outside = depends.count(depends.outside)
-        self._codes = [_Codes(FINENESS) for _ in self._names]
+        self._codes = [_Codes(1 if name in whole else FINENESS) for name in self._names]
         for codes in self._codes:
             codes.add([0])
         self._resolutions = _Codes()

@@ -21,7 +21,7 @@ from nas.cost.base import Cost
 
 LayersFunction = Callable[[tuple[LayerSpec, ...]], float]
 
-_COLUMNS = {"ms": "latency_ms", "MACs": "macs", "parameters": "params"}
+_COUNTS = {"flops": "macs", "params": "params"}
 
 
 def column_names(costs: Sequence[Cost]) -> list[str]:
@@ -38,7 +38,7 @@ def column_names(costs: Sequence[Cost]) -> list[str]:
     names: list[str] = []
     for cost in costs:
         own = re.sub(r"\W+", "_", f"{cost.name}_{cost.unit}").lower()
-        usual = _COLUMNS.get(cost.unit, own)
+        usual = "latency_ms" if cost.unit == "ms" else _COUNTS.get(cost.name, own)
         names.append(own if usual in names else usual)
     return names
 
