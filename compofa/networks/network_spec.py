@@ -7,7 +7,7 @@ from a checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from dataclasses import field as attribute
 from typing import Any, ClassVar
@@ -67,8 +67,9 @@ class FixedNetwork:
             )
         if not 4 <= len(self.layers) <= MAX_LAYERS:
             raise SpaceError(f"expected 4 to {MAX_LAYERS} layers, got {len(self.layers)}")
+        known = layer_kinds()
         for layer in self.layers:
-            _check_layer(layer)
+            _check_layer(layer, known)
         _check_order(self.layers)
         if params(self.layers) > MAX_PARAMS:
             raise SpaceError(
@@ -269,14 +270,17 @@ def _read_layer(data: Any) -> LayerSpec:
     return LayerSpec(**values, in_size=1, out_size=1, options=tuple(pairs))
 
 
-def _check_layer(layer: LayerSpec) -> None:
+def _check_layer(layer: LayerSpec, known: Mapping[str, set[str]]) -> None:
     """Check a layer by itself.
+
+    Args:
+        layer: The layer.
+        known: Which kinds of layers there are under which names.
 
     Raises:
         SpaceError: It could not be built, or has what its kind has no use for.
     """
     where = f"layer {layer.name[:40]!r}"
-    known = layer_kinds()
     kinds = known.get("stages" if _STAGE_BLOCK.fullmatch(layer.name) else layer.name, ())
     if layer.kind not in kinds:
         wanted = " or ".join(kinds) if kinds else f"a name of {', '.join(known)}"
