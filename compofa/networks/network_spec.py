@@ -67,9 +67,9 @@ class FixedNetwork:
             )
         if not 4 <= len(self.layers) <= MAX_LAYERS:
             raise SpaceError(f"expected 4 to {MAX_LAYERS} layers, got {len(self.layers)}")
-        known = layer_kinds()
+        named = layer_kinds()
         for layer in self.layers:
-            _check_layer(layer, known)
+            _check_layer(layer, named)
         _check_order(self.layers)
         if params(self.layers) > MAX_PARAMS:
             raise SpaceError(
@@ -283,7 +283,7 @@ def _check_layer(layer: LayerSpec, known: Mapping[str, set[str]]) -> None:
     where = f"layer {layer.name[:40]!r}"
     kinds = known.get("stages" if _STAGE_BLOCK.fullmatch(layer.name) else layer.name, ())
     if layer.kind not in kinds:
-        wanted = " or ".join(kinds) if kinds else f"a name of {', '.join(known)}"
+        wanted = " or ".join(sorted(kinds)) if kinds else f"a name of {', '.join(known)}"
         raise SpaceError(f"{where}: expected {wanted}, got {layer.kind[:40]!r}")
     channels = (layer.in_channels, layer.out_channels)
     block = KINDS[layer.kind].fields is not None and layer.kind != "conv"
