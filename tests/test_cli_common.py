@@ -206,7 +206,6 @@ COMMANDS = {
     "measure": (nas, "measure --output"),
     "collect": (nas, "collect --net compofa-digits --device cpu --output"),
     "fit": (nas, "fit-accuracy --output out --input"),
-    "shipped": (nas, "fit-latency --output out --shipped"),
 }
 
 

@@ -135,7 +135,7 @@ def test_the_whole_space(call, net):
 def test_a_subnet_by_itself_gets_the_same_figures(call, net):
     assert call("--net", net, "--samples", "2", "--calibration-images", "50").status == 0
     _, record = read()
-    text = json.dumps(record.subnet.to_config(3))
+    text = json.dumps(record.subnet.to_config())
     Path("subnet.json").write_text(text)
     for source in (text, "subnet.json"):
         done = call("--net", net, "--subnet", source, "--calibration_images", "50")
@@ -145,7 +145,7 @@ def test_a_subnet_by_itself_gets_the_same_figures(call, net):
 
 def test_the_resolution_comes_from_the_option_the_subnet_or_the_checkpoint(call, net):
     smallest = load_checkpoint(net).network.space.smallest
-    config = smallest.to_config(3)
+    config = smallest.to_config()
     without = {key: value for key, value in config.items() if key != "r"}
     for text, more, expected in (
         (without, [], 8),
@@ -271,7 +271,7 @@ def config(depth: int = 2, expand: float = 3, stages: int = 5) -> str:
     ("words", "expected"),
     [
         (["--subnet", config(expand=5)], ["expand", "got 5"]),
-        (["--subnet", config(depth=9)], ["depth from 1 to 4", "9"]),
+        (["--subnet", config(depth=9)], ["stage 1: d: ", "9"]),
         (["--subnet", config(depth=4, expand=6)], ["stage 1 depth", "2 or 3", "4"]),
         (["--subnet", config(expand=4)], ["depth 2", "expected 3, got 4"]),
         (["--subnet", config(stages=4)], ["stages", "expected 5, got 4"]),

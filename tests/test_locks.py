@@ -178,7 +178,6 @@ COMMANDS = {
     "collect": (nas, f"collect {DIGITS} --samples 2 --output out", False),
     "fit-accuracy": (nas, "fit-accuracy --input in.jsonl --output out", False),
     "fit-latency": (nas, "fit-latency --input in.csv --output out", False),
-    "fit --shipped": (nas, "fit-latency --shipped . --output out", True),
 }
 
 

@@ -187,7 +187,7 @@ def test_the_configuration_of_a_resnet_comes_with_its_weights(
     assert ofa_specialized(RESNETS[-1])[0].specs == wanted.layers
     _, out, _ = run(capsys, "zoo", "--like", RESNETS[-1])
     counts = [f"{macs(wanted.layers) / 1e6:.1f}M", f"{params(wanted.layers) / 1e6:.2f}M"]
-    assert out.split()[-4:] == [*counts, "64", "here"]
+    assert out.split()[-4:] == [*counts, "64", "downloaded"]
     config = hub / "ofa_specialized" / RESNETS[-1].replace("@", "-") / "net.config"
     config.write_text("oops")
     config.with_name("net.config.sha256").unlink()
@@ -225,7 +225,18 @@ def test_the_list(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = {line.split()[0]: line for line in out.splitlines() if line}
     assert all(row.net_id in lines for row in SPECIALISED.values())
     words = lines[NOTE10].split()
-    assert words == [NOTE10, "71.4", "8", "ms", "on", "note10", "75.8M", "3.76M", "160", "here"]
+    assert words == [
+        NOTE10,
+        "71.4",
+        "8",
+        "ms",
+        "on",
+        "note10",
+        "75.8M",
+        "3.76M",
+        "160",
+        "downloaded",
+    ]
     states = {lines[name].split()[-1] for name in (NOTE10, CPU, "compofa-digits", "compofa")}
     assert len(states) == 4, "on disk, to download, shipped, to train"
     status, out, _ = run(capsys, "zoo", "--like", "NOTE10")

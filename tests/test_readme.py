@@ -151,7 +151,7 @@ def test_commands_run_in_their_order(folder, tmp_path):
 def test_the_code_runs(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
     for block in blocks(page):
-        if block["language"] == "python":
+        if block["language"] == "python" and page.name != "extending.md":  # has its own test
             exec(compile(block["text"], page.name, "exec"), {})
 
 
