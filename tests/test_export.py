@@ -1,3 +1,4 @@
+import copy
 import errno
 import hashlib
 import json
@@ -157,6 +158,19 @@ def test_a_file_that_disagrees_leaves_nothing_new(
         export(network, path, "torchscript", card)
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
     assert path.read_text() == "old"
+
+
+def test_the_tolerance_is_relative_to_large_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, card = make()
+    network.classifier.bias.data += 1000
+    other = copy.deepcopy(network)
+    other.classifier.bias.data += 0.01
+    serialise = module._serialise
+    monkeypatch.setattr(module, "_serialise", lambda _, *rest: serialise(other, *rest))
+    difference = export(network, tmp_path / "net.ts", "torchscript", card)
+    assert difference == pytest.approx(0.01, rel=0.05)
 
 
 def test_not_a_number_disagrees(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_tables_in_the_form_of_the_field_are_read() -> None:
     again = FREE.arrays_of([replace(s, stages=p) for s, p in zip(subnets, padded, strict=True)])
     assert list(FREE.subnets_of(require_members(again, FREE, "t"))) == subnets
     short = {**columns, "ks": columns["ks"][:, 1:], "e": columns["e"][:, 1:]}
-    with pytest.raises(TableError, match="20 in ks, 20 in e, 5 in d"):
+    with pytest.raises(TableError, match="kernel 20, expand 20, depth 5"):
         require_members(FREE.config_format.read_table(short), FREE, "t")
 
 

@@ -101,7 +101,8 @@ def export(
         format: A key of :data:`SUFFIXES`.
         card: JSON data, at least that of :func:`subnet_card`.
         fold: Whether to fold BN into the convolutions.
-        tolerance: Largest absolute difference of logits allowed.
+        tolerance: Largest difference of logits allowed, relative to the largest logit, or absolute
+            where that is below 1.
 
     Returns:
         The largest absolute difference of logits.
@@ -116,11 +117,11 @@ def export(
     exported = fold_bn(reference) if fold else reference
     card = {"file": path.name, "format": format, "bn_folded": fold, **card}
     content = _serialise(exported, format, card)
-    difference = _difference(reference, _load(content, format), card["resolution"])
-    if not difference <= tolerance:
+    difference, largest = _difference(reference, _load(content, format), card["resolution"])
+    if not difference <= tolerance * max(1.0, largest):
         raise CompofaError(
-            f"{path}: expected logits within {tolerance:g} of torch's, "
-            f"got a difference of {difference:.3g}; nothing was written"
+            f"{path}: expected logits of up to {largest:.3g} within {tolerance:g} of torch's, "
+            f"relative, got a difference of {difference:.3g}; nothing was written"
         )
     card |= {"max_difference": difference, "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -194,11 +195,17 @@ def _images(count: int, side: int) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
 
 
-def _difference(reference: StaticNetwork, run: Run, side: int) -> float:
+def _difference(reference: StaticNetwork, run: Run, side: int) -> tuple[float, float]:
+    """Return the largest absolute difference of logits, NaN if any is, and the largest logit."""
     batches = [_images(count, side) for count in (1, 3)]
     with torch.no_grad():
-        found = [(run(images) - reference(images)).abs().max() for images in batches]
-    return float(torch.stack(found).max())  # NaN if either is
+        expected = [reference(images) for images in batches]
+        found = [
+            (run(images) - logits).abs().max()
+            for images, logits in zip(batches, expected, strict=True)
+        ]
+    largest = torch.stack([logits.abs().max() for logits in expected]).max()
+    return float(torch.stack(found).max()), float(largest)
 
 
 def _serialise(network: StaticNetwork, format: str, card: Mapping[str, Any]) -> bytes:
