@@ -48,21 +48,20 @@ class ChoiceCodes:
             SpaceError: A shape or value that the model was not fitted on.
         """
         arrays = arrays.checked(self.values)
-        every = list(arrays.blocks.values())
-        if every[0].shape[1] != self.slots:
-            raise SpaceError(f"expected {self.slots} blocks per subnet, got {every[0].shape[1]}")
-        codes, active = np.zeros(every[0].shape, dtype=np.int32), every[-1] != 0
-        if not np.array_equal(active, arrays.active):
-            raise SpaceError(
-                f"expected {' and '.join(self.values)} to be 0 at the same blocks (those past the "
-                "depth)"
-            )
-        for name, lookup in self._lookups.items():
-            values = arrays.blocks[name]
-            codes += self._codes(values, lookup, name, self.values[name])
-            if 0 not in self.values[name] and not np.array_equal(values != 0, active):
-                raise SpaceError(f"{name}: expected 0 at the blocks past the depth alone")
-        codes *= active
+        *others, last = self.values
+        present = arrays.blocks[last] != 0
+        if present.shape[1] != self.slots:
+            raise SpaceError(f"expected {self.slots} blocks per subnet, got {present.shape[1]}")
+        codes = self._codes(arrays.blocks[last], last)
+        for name in others:
+            codes += self._codes(arrays.blocks[name], name)
+            optional = 0 in self.values[name]
+            if not optional and not np.array_equal(arrays.blocks[name] != 0, present):
+                raise SpaceError(
+                    f"expected {name} and {last} to be 0 at the same blocks (those past the depth)"
+                )
+            if optional:
+                codes *= present
         rows = []
         for group in self.groups:
             row = codes[:, group.start].astype(np.intp)
@@ -71,8 +70,8 @@ class ChoiceCodes:
             rows.append(row)
         return rows
 
-    @staticmethod
-    def _codes(values: np.ndarray, table: np.ndarray, what: str, known: np.ndarray) -> np.ndarray:
+    def _codes(self, values: np.ndarray, name: str) -> np.ndarray:
+        table = self._lookups[name]
         if values.dtype.kind in "iu":
             lookup, index = table[::20].copy(), values
         else:
@@ -81,8 +80,8 @@ class ChoiceCodes:
         codes = lookup[index]
         if codes.size and codes.min() < 0:
             wrong = values[codes < 0][0]
-            listed = ", ".join(f"{value:g}" for value in known)
-            raise SpaceError(f"{what}: expected one of {listed} (0 past the depth), got {wrong:g}")
+            listed = ", ".join(f"{value:g}" for value in self.values[name])
+            raise SpaceError(f"{name}: expected one of {listed} (0 past the depth), got {wrong:g}")
         return codes
 
     def tables(self, weight: np.ndarray) -> list[np.ndarray]:

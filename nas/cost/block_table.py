@@ -185,14 +185,14 @@ class BlockTable:
         count, _, *widths = self._table.shape
         flat, size = self._table.reshape(-1), int(np.prod(widths))
         inside = np.arange(slots, dtype=np.int32) * size
+        strides = [np.int32(np.prod(widths[place + 1 :])) for place in range(len(widths))]
         bases = np.arange(count, dtype=np.int32) * (slots * size)
         total = self._constant[outside]
         for start in range(0, n, CHUNK):
             rows = slice(start, start + CHUNK)
-            index = codes[0][rows].copy()
-            for code, width in zip(codes[1:], widths[1:], strict=True):
-                index *= width
-                index += code[rows]
+            index = codes[0][rows] * strides[0]
+            for code, stride in zip(codes[1:], strides[1:], strict=True):
+                index += code[rows] if stride == 1 else code[rows] * stride
             index += inside
             index += bases[places[rows]]
             total[rows] += flat.take(index).sum(axis=1)
