@@ -85,7 +85,8 @@ def tiny(command: str) -> list[str]:
     elif script == "eval_sampled_config.py":
         words += [*EVALUATE.split(), *([] if "--samples" in words else ["--samples", "1"])]
     elif script == "run_NAS.py":
-        words += ["--quiet"]
+        measured = any(word.endswith(".pt") for word in words) and "--samples" not in words
+        words += ["--quiet", *(["--samples", "24"] if measured else [])]
     elif "benchmarks.scale" in words:
         words += ["--read", "297"]
     return [str(ROOT / script) if script.endswith(".py") else script, *words]
