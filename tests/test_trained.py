@@ -27,6 +27,7 @@ from compofa.space.arrays import SubnetArrays
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cli.search import main
 from nas.cost.timing import Settings
+from nas.search import from_checkpoint
 from nas.search.from_checkpoint import Clipped, Trained, fit_records, search_resolutions
 from nas.search.pipeline import network_name
 
@@ -132,7 +133,7 @@ def test_records_come_from_both_spaces(searched, net):
     records = read_records(searched.folder / "records.jsonl")
     space = load_checkpoint(net).network.space
     inside = sum(space.contains(record.subnet) for record in records)
-    assert len(records) == 22, "12 each; the smallest and the largest are in both"
+    assert len(records) == 24
     assert inside >= 12 and len(records) - inside >= 8
     assert {record.part for record in records} == {"validation"}
 
@@ -262,5 +263,15 @@ def test_few_records_are_not_fitted(searched, net):
     with pytest.raises(DataError, match="20"):
         fit_records(records[:19], space, "mine")
     model = fit_records(records, space, "mine")
-    assert "22 records of mine" in model.card["source"]
+    assert "24 records of mine" in model.card["source"]
     assert np.isfinite(model.predict(space.arrays_of([records[0].subnet]))).all()
+
+
+def test_samples_are_as_many_as_asked_for_whatever_the_spaces_share() -> None:
+    space = network_spec("compofa-small", 10, resolutions=(16,)).space
+    for count in (20, 25, 80):
+        drawn = from_checkpoint._drawn([space, space.free()], count, 0)
+        assert len(drawn) == len(set(drawn)) == count
+    longer = from_checkpoint._drawn([space, space.free()], 80, 0)
+    assert longer[:25] == from_checkpoint._drawn([space, space.free()], 25, 0)
+    assert len(from_checkpoint._drawn([space], 1000, 0)) == space.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -125,17 +126,18 @@ def trained_targets(
 
 
 def _drawn(spaces: Sequence[SearchSpace], samples: int, seed: int) -> list[Subnet]:
-    """Draw equally many subnets from each space, and check that they suffice for a fit."""
+    """Draw distinct subnets from each space in turn, and check that they suffice for a fit."""
     from nas.accuracy.fit import MIN_ROWS
 
-    share = -(-samples // len(spaces))
-    drawn = dict.fromkeys(s for space in spaces for s in draw_subnets(space, max(share, 0), seed))
+    lists = [draw_subnets(space, max(samples, 0), seed) for space in spaces]
+    turns = chain.from_iterable(zip_longest(*lists))
+    drawn = list(dict.fromkeys(subnet for subnet in turns if subnet is not None))[: max(samples, 0)]
     if len(drawn) < MIN_ROWS:
         raise ConfigError(
             f"expected at least {MIN_ROWS} distinct subnets to fit a predictor on, got "
             f"{len(drawn)}: use more samples or resolutions, or give a predictor"
         )
-    return list(drawn)
+    return drawn
 
 
 def fit_records(
