@@ -99,7 +99,7 @@ def _draw_fronts(axes: Axes, data: ReportData) -> list[tuple[Artist, str]]:
             marks = axes.plot([row.cost for row in found], [row.accuracy for row in found], "D",
                               markersize=8, markeredgecolor="white", color=_color(place), zorder=6,
                               linestyle="none")  # fmt: skip
-            entries.append((marks[0], f"{series.name}: found"))
+            entries.append((marks[0], f"{series.name}: best within budget"))
     entries.append((axes.scatter([], [], s=14, color=SOFT, alpha=0.6), "random subnets"))
     lines = [
         axes.axvline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
@@ -146,7 +146,7 @@ def _mark_median(axes: Axes, data: ReportData, place: int) -> None:
 def _draw_binned(axes: Axes, data: ReportData) -> None:
     """Draw quartile boxes within steps of cost, the series side by side."""
     costs = np.concatenate([series.costs for series in data.series])
-    axes.set_title("Random subnets at like cost: quartiles, 5 to 95 %", loc="left", fontsize=11,
+    axes.set_title("Random subnets of similar cost: quartiles, 5 to 95 %", loc="left", fontsize=11,
                    color=TEXT)  # fmt: skip
     axes.set_xlabel(label(data.cost_label, 90))
     axes.set_ylabel(label(data.accuracy_label, 40))
