@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import math
 import warnings
 from dataclasses import dataclass
@@ -102,6 +101,8 @@ def read_torchvision(
         return None
     if root.name == folder and root.is_dir():
         root = root.parent
+    import http.client  # here, for it loads ssl, and commands import this module for --help
+
     dataset_class = getattr(import_torchvision().datasets, class_name)
     try:
         with warnings.catch_warnings():
