@@ -135,7 +135,7 @@ def _main(argv: Sequence[str] | None) -> None:
     with logging_redirect_tqdm(), on_signals() as stop, join_ranks(args) as backend:
         if args.overwrite and backend.restarts:
             raise ConfigError(
-                "--overwrite: expected none if the launcher restarts workers (torchrun "
+                "--overwrite: expected none if the launcher restarts ranks (torchrun "
                 "--max-restarts, elastic Horovod): a restart would overwrite the run itself"
             )
 
