@@ -61,7 +61,7 @@ class TrainConfig:
     """Settings of a training run. :meth:`resolved` replaces ``None`` by the default."""
 
     # fmt: off
-    task: str = option("compound", "task, see above", MODEL, metavar="TASK")
+    task: str = option("compound", "training task", MODEL, metavar="TASK")
     phase: int = option(1, "phase of the task", MODEL, metavar="N")
     net: str | None = option(
         None, f"one of {', '.join(NETWORKS)} (default: depends on data set and task)", MODEL,
