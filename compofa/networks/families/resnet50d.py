@@ -64,8 +64,8 @@ def _block(layer: LayerSpec) -> Block:
     return layer.kernel, next(known, ratio(mid, out))
 
 
-BOTTLENECK = register_kind(LayerKind("bottleneck", _convs, _fields, _block))
-"""Residual block of ResNet: 1x1 reduce, k x k with the stride, 1x1 expand."""
+# The residual block of ResNet: 1x1 reduce, k x k with the stride, 1x1 expand.
+register_kind(LayerKind("bottleneck", _convs, _fields, _block))
 
 
 def _stage_format(least: int) -> StageFormat:
