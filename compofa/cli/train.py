@@ -30,7 +30,7 @@ digits, in minutes on a CPU:
   train_ofa_net.py --task progressive                 Once-for-All: progressive shrinking
   train_ofa_net.py --task supernet                    one stage with the sandwich rule
   train_ofa_net.py --task finetune --init-path compofa-digits --subnet smallest
-                                                      one subnet as a network of its own
+                                                      one subnet as a plain network
 
 tasks: {tasks}
 

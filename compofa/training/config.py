@@ -315,8 +315,8 @@ class TrainConfig:
         """List the settings that differ from those of ``earlier`` and affect the result.
 
         Args:
-            earlier: What :meth:`to_json` returned. A setting it lacks, since the version that wrote
-                it had no such setting, had the default.
+            earlier: What :meth:`to_json` returned. A setting that its version did not have
+                counts as the default.
         """
         now, then = self.to_json(), DEFAULTS | dict(earlier)
         # Earlier versions accepted and used --dynamic-batch-size with every task.
