@@ -57,10 +57,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the line breaks of descriptions; shows defaults other than None and False."""
+    """Keeps the line breaks of descriptions; shows defaults other than None, False and []."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if any(action.default is quiet for quiet in (None, False, argparse.SUPPRESS)):
+        quiet = (None, False, argparse.SUPPRESS)
+        if action.default == [] or any(action.default is value for value in quiet):
             return action.help
         return super()._get_help_string(action)
 
