@@ -14,8 +14,9 @@ import torch
 from few import same
 from test_extending import blocks
 
-from compofa.errors import CheckpointError, SpaceError
+from compofa.errors import CheckpointError, CompofaError, SpaceError
 from compofa.io.checkpoint import Checkpoint, save_checkpoint
+from compofa.io.convert import save_as
 from compofa.io.open import open_network
 from compofa.networks import families, kinds, network_spec, zoo
 from compofa.networks.backbone import Backbone
@@ -107,6 +108,17 @@ def test_extracted_saved_and_opened_networks_are_those_of_the_supernet(
             subnet, params(fixed.layers),
         )  # fmt: skip
         assert pickle.loads(pickle.dumps(subnet)) == copy.deepcopy(subnet) == subnet
+
+
+def test_formats_that_have_no_such_blocks_refuse_them(table: Backbone, tmp_path: Path) -> None:
+    spec = NetworkSpec(table, table.compound_space("simple", True, (8,)), 5)
+    net, subnet = Supernet(spec), spec.space.smallest
+    fixed = Checkpoint(FixedNetwork.of(spec, subnet), extract(net, subnet).state_dict())
+    for checkpoint in (Checkpoint(spec, net.state_dict()), fixed):
+        for to in ("ofa", "mmrazor"):
+            with pytest.raises(CompofaError, match=f"silu|{to}|supernet") as caught:
+                save_as(tmp_path / "out", checkpoint, to)
+            assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_counts_configs_and_arrays_agree(table: Backbone) -> None:

@@ -28,6 +28,8 @@ from compofa.space.subnet import as_number
 ACTS = {"relu": "relu", "relu6": "relu6", "h_swish": "hswish", None: "none"}
 """Activations by their names there."""
 BLOCKS = ("MBInvertedConvLayer", "MBConvLayer")
+KINDS = ("conv", "mbconv", "bottleneck", "mix", "pool", "maxpool", "linear")
+"""Kinds of layers that it can hold."""
 NETWORKS = ("MobileNetV3", "MobileNetV3Large", "ProxylessNASNets", "MobileNetV2", "ResNets")
 MAX_BYTES = 4_000_000
 
@@ -142,6 +144,12 @@ def to_net_config(network: FixedNetwork) -> dict[str, Any]:
     Raises:
         SpaceError: It is of another family.
     """
+    for layer in network.layers:
+        if layer.kind not in KINDS or layer.act not in ACTS.values():
+            raise SpaceError(
+                f"layer {layer.name}: net.config has {', '.join(KINDS)} with the activations "
+                f"{', '.join(ACTS.values())}, got {layer.kind} with {layer.act}"
+            )
     layers = {layer.name: layer for layer in network.layers}
     resnet, expand = "stem_out" in layers, layers.get("final_expand")
     blocks = [layer for layer in network.layers if layer.kind in ("mbconv", "bottleneck")]
