@@ -1,4 +1,4 @@
-"""Tables of subnets: CSV with one row per subnet, and whatever stands beside them.
+"""Tables of subnets: CSV with one row per subnet; other columns are kept.
 
 A subnet has the columns of its family's config format, such as ``ks``, ``e``, ``d`` and ``r``: the
 numbers of a list are separated by spaces, with 0 past a stage's depth. Files ending in ``.gz`` are
@@ -28,7 +28,7 @@ from compofa.space.search_space import SearchSpace
 MAX_FILE_BYTES = 256 << 20
 _NAMED = 5
 _LARGEST = 1e9
-"""The largest number of a subnet, so that whole ones stay exact."""
+"""The largest number of a subnet, so that integers stay exact."""
 
 
 class Table(NamedTuple):
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 def read_csv(path: str | Path) -> Table:
-    """Read a CSV with a line for each row.
+    """Read a CSV with one line per row.
 
     Raises:
         TableError: The file is missing, empty or malformed; the message names the line.
@@ -60,7 +60,7 @@ def read_csv(path: str | Path) -> Table:
             raise ValueError(f"expected different columns, got {twice[0]!r} twice")
         for row in filter(None, reader):
             if reader.line_num != len(rows) + 2:  # or line numbers would mislead
-                raise ValueError("expected a line a row, got blank or broken ones before it")
+                raise ValueError("expected one line per row, got blank or broken ones before it")
             if len(row) > len(header):
                 raise ValueError(f"expected {len(header)} fields, got more")
             rows.append(row + [""] * (len(header) - len(row)))
@@ -122,7 +122,7 @@ def read_subnets(
 
 
 def without_repeats(arrays: SubnetArrays, values: np.ndarray) -> tuple[SubnetArrays, np.ndarray]:
-    """Return the rows that say something new: of equal subnets with equal values [n] the first."""
+    """Drop duplicate rows: of equal subnets with equal values [n], the first is kept."""
     held = [*arrays.blocks.values(), arrays.depths, arrays.outer, arrays.resolutions, values]
     rows = np.sort(np.unique(np.column_stack(held), axis=0, return_index=True)[1])
     return arrays[rows], values[rows]

@@ -41,7 +41,7 @@ class Job(NamedTuple):
 
 
 class EngineTests:
-    """Tests of an engine; a subclass says how its launcher starts two workers."""
+    """Tests of an engine; a subclass says how its launcher starts two ranks."""
 
     @staticmethod
     def launcher(*options: str) -> list[str]:

@@ -117,7 +117,7 @@ def test_its_gradients_add_up_in_the_supernets(net: Supernet) -> None:
     assert all(value.any() for name, value in expected.items() if name.endswith("conv.weight"))
 
 
-def test_it_goes_on_with_what_the_supernet_learned(net: Supernet) -> None:
+def test_it_continues_with_what_the_supernet_learned(net: Supernet) -> None:
     optimizer = make_optimizer(net, 1e-4, 0.9)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1
     subnet = subnets(net)[1]

@@ -101,7 +101,7 @@ def test_predictions_keep_order_and_columns(call, tmp_path, caplog):
     argv = ["predict", "--columns", columns, "--input", "in.csv", "--output", "new/out.csv"]
     result = call(*argv)
     assert result.status == 0 and "40 subnets" in result.out
-    assert "MAPE" in caplog.text and "MAE" in caplog.text, "each says how wrong it is"
+    assert "MAPE" in caplog.text and "MAE" in caplog.text, "each states its error"
     with Path("new/out.csv").open(newline="") as file:
         assert next(csv.reader(file)) == ["ks", "e", "d", "r", *columns.split(",")]
     back, values = read_subnets("new/out.csv", columns.split(","))

@@ -219,7 +219,7 @@ DATE = "Wed, 01 Jan 2025 10:20:30 GMT"
      ('W/"{}"', DATE, DATE)],
 )  # fmt: skip
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_download_goes_on_where_the_connection_ended(
+def test_a_download_continues_where_the_connection_ended(
     tag: str, modified: str, given: str, chunked: bool, server: Server, tmp_path: Path
 ) -> None:
     server.cuts, server.tag, server.modified = [300_000, 400_000], tag, modified
@@ -261,7 +261,7 @@ def test_a_part_from_elsewhere_is_not_gone_on_with(server: Server, tmp_path: Pat
     assert fetch(f"{server.url}/b", tmp_path / "a", bar=False).read_bytes() == CONTENT[::-1]
 
 
-def test_the_next_call_goes_on_too(server: Server, tmp_path: Path) -> None:
+def test_the_next_call_continues_too(server: Server, tmp_path: Path) -> None:
     server.cuts = [300_000, 0, 0]
     with pytest.raises(CheckpointError, match=r"1,024,000 bytes.* 300,000") as caught:
         fetch(f"{server.url}/a", tmp_path / "a", bar=False)

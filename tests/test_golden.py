@@ -79,7 +79,7 @@ def test_an_exported_network_of_the_first_version_is_read(tmp_path: Path) -> Non
         assert torch.equal(exported(images), single(images))
 
 
-def test_a_run_of_the_first_version_goes_on(few_digits: None, tmp_path: Path) -> None:
+def test_a_run_of_the_first_version_continues(few_digits: None, tmp_path: Path) -> None:
     folder = tmp_path / "supernet-1"
     unpacked("resumable.pt", folder).rename(folder / "last.pt")
     for name in ("config.json", "metrics.jsonl"):

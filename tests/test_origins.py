@@ -88,7 +88,7 @@ def cut(call, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 # --- resumed with the same data ---
 
 
-def test_a_run_goes_on_with_its_data_wherever_they_are(here, call, monkeypatch):
+def test_a_run_continues_with_its_data_wherever_they_are(here, call, monkeypatch):
     words = ["--task", "teacher", *FOLDER]
     photos(here / "data")
     assert call(*words, "--data-path", "data", "--output", "whole").status == 0
@@ -112,7 +112,7 @@ def test_a_run_goes_on_with_its_data_wherever_they_are(here, call, monkeypatch):
         ("content", ["train images"]),
     ],
 )
-def test_a_run_goes_on_with_no_other_data(here, call, monkeypatch, change, said):
+def test_a_run_continues_with_no_other_data(here, call, monkeypatch, change, said):
     words = ["--task", "teacher", *FOLDER, "--data-path", "data"]
     photos(here / "data")
     cut(call, monkeypatch, *words)
@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_no_other_data(here, call, monkeypatch, change, said)
     assert Path("runs/imagefolder-compofa-small/teacher/last.pt").read_bytes() == before
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_split(here, call, monkeypatch):
+def test_a_run_of_an_earlier_version_continues_with_its_split(here, call, monkeypatch):
     words = ["--task", "teacher", *FOLDER, "--data-path", "data"]
     photos(here / "data")
     real = load_dataset
@@ -160,7 +160,7 @@ def teacher(here: Path, call) -> Path:
     return here / "first" / "teacher" / "best.pt"
 
 
-def test_a_run_that_was_moved_goes_on(here, call, monkeypatch, teacher):
+def test_a_run_that_was_moved_continues(here, call, monkeypatch, teacher):
     for output in ("whole", "a/run"):
         shutil.copytree("first", output)
     words = ["--task", "compound", *QUICK, "--dynamic-batch-size", "1"]

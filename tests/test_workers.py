@@ -78,7 +78,7 @@ class Thread(Backend):
 
 
 def together(size: int, call: Callable[[Backend], Any]) -> list[Any]:
-    """Return what ``call`` returns, or the error it raises, in each of several workers."""
+    """Return what ``call`` returns, or the error it raises, on each of several ranks."""
     board, barrier = [None] * size, threading.Barrier(size)
     found: list[Any] = [None] * size
 

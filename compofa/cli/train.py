@@ -30,7 +30,7 @@ digits, in minutes on a CPU:
   train_ofa_net.py --task progressive                 Once-for-All: progressive shrinking
   train_ofa_net.py --task supernet                    one stage with the sandwich rule
   train_ofa_net.py --task finetune --init-path compofa-digits --subnet smallest
-                                                      one subnet as a network of its own
+                                                      one subnet as a plain network
 
 tasks: {tasks}
 
@@ -135,7 +135,7 @@ def _main(argv: Sequence[str] | None) -> None:
     with logging_redirect_tqdm(), on_signals() as stop, join_ranks(args) as backend:
         if args.overwrite and backend.restarts:
             raise ConfigError(
-                "--overwrite: expected none if the launcher restarts workers (torchrun "
+                "--overwrite: expected none if the launcher restarts ranks (torchrun "
                 "--max-restarts, elastic Horovod): a restart would overwrite the run itself"
             )
 

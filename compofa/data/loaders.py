@@ -83,7 +83,7 @@ class TransformedImages(Dataset[Batch]):
 
 
 class BatchLoader:
-    """Iterates over a DataLoader and raises :class:`LoaderError` if its workers fail.
+    """Iterates over a DataLoader and raises :class:`LoaderError` if its loader workers fail.
 
     Args:
         loader: Loader of the batches.
@@ -99,7 +99,7 @@ class BatchLoader:
         """Start the loader workers and return an iterator over their batches.
 
         Raises:
-            LoaderError: Workers cannot be started or, while iterating, died or cannot send a batch.
+            LoaderError: Loader workers cannot be started, died, or cannot send a batch.
         """
         try:
             batches = iter(self.loader)
@@ -291,8 +291,8 @@ def _require_processes(workers: int) -> None:
     """Check that loader workers can be started: torch would fail half-way, with tracebacks.
 
     Raises:
-        DataError: The limit of open files is too low (each worker takes three, and batches some
-            more), or semaphores cannot be created.
+        DataError: The limit of open files is too low (each loader worker takes three, and
+            batches some more), or semaphores cannot be created.
     """
     most, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 48 + 3 * workers
     if most != resource.RLIM_INFINITY and most < needed:

@@ -134,7 +134,7 @@ def fetch(
                     return path
         except ConnectionLostError as error:
             kept = path.with_name(f"{path.name}.part").is_file()
-            again = "try again to go on from there" if kept else "try again"
+            again = "try again to continue from there" if kept else "try again"
             raise CheckpointError(
                 f"cannot download {redacted(url)} ({error}): {again}, or {by_hand}"
             ) from error

@@ -158,7 +158,7 @@ class FixedNetwork:
 
     @property
     def config_format(self) -> ConfigFormat:
-        """How it is written as a subnet."""
+        """Format in which it is written as a subnet."""
         if self.backbone in BACKBONES:
             return BACKBONES[self.backbone].config_format
         return resnet50d.FORMAT if self.outer else inverted.FORMAT
@@ -321,7 +321,7 @@ def _check_layer(layer: LayerSpec, known: Mapping[str, set[str]]) -> None:
 
 
 def _check_order(layers: tuple[LayerSpec, ...]) -> None:
-    """Check that the layers follow one another: names as a network has them, channels that fit.
+    """Check the order of the layers, by their names, and that their channels fit.
 
     Raises:
         SpaceError: They do not.

@@ -33,7 +33,7 @@ def calibrate(
     Mean and variance are pooled over all images, so that the variance between batches counts,
     and every layer sees inputs that the finished statistics before it normalised. The result
     therefore does not depend on how the images are cut into batches, nor, but for the last bits of
-    double precision, on how they are spread over workers.
+    double precision, on how they are spread over ranks.
 
     Each layer's input is kept for all images: about 3 GB for 2,000 images of 224 pixels. With
     one batch a single pass does; with several, each block is run once for each of its
@@ -43,7 +43,7 @@ def calibrate(
         network: A supernet or an extracted network; it stays as it is.
         batches: Normalised images [n, 3, r, r], all of one resolution, on the network's device.
         subnet: Which of a supernet's networks; by default the active one.
-        backend: Workers that call this together, each with images of its own (or none).
+        backend: Ranks that call this together, each with its own images (or none).
 
     Returns:
         An independent network in evaluation mode.
@@ -104,7 +104,7 @@ class _Moments(NamedTuple):
 
 
 def _set_statistics(norm: nn.BatchNorm2d, inputs: Iterable[Tensor], backend: Backend) -> None:
-    """Set mean and population variance pooled over ``inputs``, and over all workers'."""
+    """Set mean and population variance pooled over ``inputs``, and over all ranks'."""
     pooled = _pooled(map(_moments, inputs))
     if backend.size > 1:
         sent = pooled and _Moments(pooled.count, pooled.mean.cpu(), pooled.var.cpu())

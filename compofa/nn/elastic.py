@@ -90,7 +90,7 @@ def sliced(parameter: nn.Parameter, part: tuple[slice, ...]) -> Tensor:
 
 
 def viewed(parameter: nn.Parameter, part: tuple[slice, ...]) -> nn.Parameter:
-    """Take a part as a parameter of its own that shares its memory, and that of its gradient.
+    """Return a part as a separate parameter that shares the memory of values and gradient.
 
     A parameter without a gradient is given zeros. Without grad mode none of this is done, and what
     is returned requires no gradient.

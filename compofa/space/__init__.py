@@ -1,1 +1,1 @@
-"""Search spaces: subnets, choices, couplings, genes. NumPy alone."""
+"""Search spaces: subnets, choices, couplings, genes."""

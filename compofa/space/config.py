@@ -34,11 +34,11 @@ class StageFormat:
     slots: int
 
     def blocks(self, number: Number) -> int:
-        """Return how many blocks a written depth stands for; -1 where it stands for none."""
+        """Return the number of blocks of a written depth; -1 if it is invalid."""
         return dict(self.depths).get(number, -1)
 
     def number(self, blocks: int) -> int:
-        """Return what is written for so many blocks."""
+        """Return the written depth of a number of blocks."""
         return {count: number for number, count in self.depths}[blocks]
 
 
@@ -290,7 +290,7 @@ class ConfigFormat:
 
 
 class RowError(SpaceError):
-    """A row of a table that is no subnet.
+    """A row of a table is not a subnet.
 
     Attributes:
         row: Its index.

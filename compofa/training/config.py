@@ -61,7 +61,7 @@ class TrainConfig:
     """Settings of a training run. :meth:`resolved` replaces ``None`` by the default."""
 
     # fmt: off
-    task: str = option("compound", "task, see above", MODEL, metavar="TASK")
+    task: str = option("compound", "training task", MODEL, metavar="TASK")
     phase: int = option(1, "phase of the task", MODEL, metavar="N")
     net: str | None = option(
         None, f"one of {', '.join(NETWORKS)} (default: depends on data set and task)", MODEL,
@@ -315,8 +315,8 @@ class TrainConfig:
         """List the settings that differ from those of ``earlier`` and affect the result.
 
         Args:
-            earlier: What :meth:`to_json` returned. A setting it lacks, since the version that wrote
-                it had no such setting, had the default.
+            earlier: What :meth:`to_json` returned. A setting that its version did not have
+                counts as the default.
         """
         now, then = self.to_json(), DEFAULTS | dict(earlier)
         # Earlier versions accepted and used --dynamic-batch-size with every task.

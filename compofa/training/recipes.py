@@ -64,7 +64,7 @@ class Phase:
         teacher: Source of the soft targets: ``checkpoint``, the largest network trained beforehand;
             ``self``, the first subnet of the step, which the sampler must make the largest;
             ``given``, the checkpoint of ``--teacher-path``, if any; or ``none``.
-        single: Whether to train one subnet of a trained supernet as a network of its own.
+        single: Whether to train one subnet of a trained supernet as a plain network.
     """
 
     task: str

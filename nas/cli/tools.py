@@ -308,21 +308,21 @@ def _collect(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             workers=args.workers,
             seed=args.seed,
-            device=workers.device(args.device),
+            device=ranks.device(args.device),
         )
         return trained, draw_subnets(space, args.samples, args.seed), evaluator
 
     def attempt(again: bool) -> list[EvalRecord]:
-        log_on_main(workers)
-        trained, subnets, evaluator = workers.local_main_first(opened)
+        log_on_main(ranks)
+        trained, subnets, evaluator = ranks.local_main_first(opened)
         return collect(
             trained.opened, args.net, subnets, evaluator, args.output,
-            bar=not args.quiet, backend=workers,
+            bar=not args.quiet, backend=ranks,
         )  # fmt: skip
 
-    with join_ranks(args) as workers:
-        records = workers.run_elastic(attempt)
-        if not workers.is_main:
+    with join_ranks(args) as ranks:
+        records = ranks.run_elastic(attempt)
+        if not ranks.is_main:
             return
     top1 = [record.top1 for record in records]
     print(f"{len(records)} records, top-1 {min(top1):.2f} to {max(top1):.2f} %: {args.output}")

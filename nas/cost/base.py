@@ -4,8 +4,6 @@ Any figure that is a sum over layers (multiply-accumulates, parameters, latency 
 gather and one sum over a table with an entry for each choice of a block. A
 :class:`~nas.cost.block_table.BlockTable` does the gather; :class:`LayerSumCost` fills it from a
 function of :class:`~compofa.networks.layout.LayerSpec`.
-
-This module needs NumPy alone.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _robust_ridge(
 def _work(layer: LayerSpec) -> float:
     """Return a rough measure of a block's latency: its traffic and, with less weight, its MACs.
 
-    Squeeze-and-excitation is left out: each block of a place has it or none has.
+    Squeeze-and-excitation is left out: whether a block has it depends only on its place.
     """
     convs = [conv for conv in layer.convs if not conv.name.startswith("se.")]
     traffic = sum(

@@ -3,8 +3,6 @@
 What a block costs depends on its stage, on whether it is the first of its stage, on its choices,
 on the resolution, on those choices outside the blocks that change its shapes, and on nothing else.
 :class:`BlockTable` has an entry for each of those combinations, made when one first comes up.
-
-This module needs NumPy alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a search can minimise or limit, by name: devices, counts and one's own objectives.
 
 An entry of :data:`DEVICES` is all that the library knows of a device; :func:`register` adds one.
-This module needs NumPy alone; devices of this machine import torch when they are timed.
+Devices of this machine import torch only when they are timed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Fitted latency models: of layers (any width and resolution) and of whole networks (GPUs).
 
-Both are arrays and a card with what they were fitted on and their held-out error. This module needs
-NumPy alone.
+Both are arrays and a card with what they were fitted on and their held-out error.
 """
 
 from __future__ import annotations

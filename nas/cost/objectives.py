@@ -1,7 +1,4 @@
-"""Objectives beside latency: any function of a network's layers, and limits on several costs.
-
-This module needs NumPy alone.
-"""
+"""Objectives beside latency: any function of a network's layers, and limits on several costs."""
 
 from __future__ import annotations
 

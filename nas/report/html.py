@@ -1,6 +1,6 @@
 """The report of a search: its data, and one self-contained HTML file with an interactive plot.
 
-The same :class:`ReportData` feeds :mod:`nas.report.figure`. This module needs NumPy alone.
+The same :class:`ReportData` feeds :mod:`nas.report.figure`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Evolution on genes: for many budgets at once, and for a front of several objectives.
 
 It composes the operators of :mod:`nas.search.operators`; the functions to call are in
-:mod:`nas.search.search`. This module needs NumPy alone.
+:mod:`nas.search.search`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A population is a matrix of canonical genes, uint8 of shape [n, genes]: one row per subnet, one
 column per choice of its :class:`~compofa.space.search_space.SearchSpace`. The only source of
 randomness is the generator passed in.
-
-This module needs NumPy alone.
 """
 
 from __future__ import annotations

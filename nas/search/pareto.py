@@ -1,4 +1,4 @@
-"""Pareto fronts, exact, in NumPy alone."""
+"""Exact Pareto fronts."""
 
 from __future__ import annotations
 

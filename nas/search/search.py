@@ -3,8 +3,6 @@
 Spaces of up to a million subnets are enumerated, so the answer is the optimum. Larger ones are
 searched by an evolution on genes (:mod:`nas.search.evolution`): several independent restarts, each
 serving all budgets at once from one pool.
-
-This module needs NumPy alone.
 """
 
 from __future__ import annotations

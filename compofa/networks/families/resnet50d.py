@@ -149,8 +149,7 @@ RESNET50D = Backbone(
     widths=WIDTHS,
     weight_names=WEIGHT_NAMES,
 )
-"""``simple`` gives a stage with no, one or two blocks beyond the least the expand ratio 0.2, 0.25
-or 0.35."""
+"""``simple`` couples 0, 1 or 2 blocks beyond the minimum with expand ratios 0.2, 0.25, 0.35."""
 
 RESNET50D_SMALL_IMAGES = replace(
     RESNET50D,
