@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from compofa.errors import SpaceError
 from compofa.networks.backbone import Backbone, PlainLayer, Stage
 from compofa.networks.families import BACKBONES
 from compofa.networks.kinds import KINDS, LayerKind, mid_channels, ratio, se_channels
@@ -101,3 +102,18 @@ def test_definitions_and_subnets_are_read_back(family: Backbone) -> None:
     assert {"size", "gate", "ratio", "depth", "width", "r"} == {*subnet.to_config()}
     assert spec.space.from_config(subnet.to_config()) == subnet
     assert spec.space.decode(spec.space.encode(subnet)) == subnet
+
+
+def test_definitions_with_other_choices_are_refused(family: Backbone) -> None:
+    data = NetworkSpec(family, family.free_space(), 5).to_json()
+    data["space"]["stages"][0]["choices"] = {1: [2]}
+    with pytest.raises(SpaceError, match="choices: expected size, gate, ratio"):
+        NetworkSpec.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["depth", "resolution", "resolutions", "r", "name", "width", "ratio"]
+)
+def test_choices_have_names_of_their_own(name: str) -> None:
+    with pytest.raises(SpaceError, match=f"names of choices.*got {name}"):
+        table(Choice("size", (3,)), Choice(name, (0, 1)), Choice("ratio", (2, 4))).free_space()
