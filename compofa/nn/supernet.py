@@ -106,9 +106,8 @@ class Supernet(LayeredNetwork):
         specs, kept = self._layers_of(subnet), {} if kept is None else kept
         layers = {}
         for spec in specs:
-            widths = (spec.in_channels, spec.mid_channels, spec.out_channels)
-            shape = (spec.name, widths, spec.kernel, spec.options)
-            key = (*shape, self.training, torch.is_grad_enabled())
+            shape = replace(spec, in_size=0, out_size=0)  # layers are the same at any size
+            key = (shape, self.training, torch.is_grad_enabled())
             if key not in kept:
                 layer = self.get_submodule(spec.name)
                 kept[key] = bind(layer, self._whole[spec.name], spec, viewed)
