@@ -186,7 +186,7 @@ def _stage(data: Any, table: Backbone) -> StageSpace:
         data = {**data, "choices": {n: data.get(_FIRST_NAMES.get(n, n), []) for n in table.names}}
     held = field(data, "choices", dict)
     if tuple(held) != table.names:
-        raise SpaceError(f"choices: expected {', '.join(table.names)}, got {', '.join(held)!r:.80}")
+        raise SpaceError(f"choices: expected {', '.join(table.names)}, got {[*held]!r:.80}")
     choices = tuple(_choice(held, table, name) for name in table.names)
     coupling = field(data, "coupling", list, NoneType)
     if coupling is not None:

@@ -10,7 +10,7 @@ ICLR 2020, section 3.3); one pair of matrices per block, shared by its channels.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -142,7 +142,7 @@ def bind(layer: nn.Module, whole: LayerSpec, spec: LayerSpec, take: Take) -> nn.
         names = {conv.name for conv in kept}
         for conv in whole.convs:
             if conv.name not in names:
-                path, _, last = conv.name.rpartition(".")
+                path, _, last = _left_out(conv.name, names).rpartition(".")
                 bound.get_submodule(path)._modules[last] = None
     for conv in kept:
         module, kernel = bound, conv.kernel
@@ -170,6 +170,13 @@ def bind(layer: nn.Module, whole: LayerSpec, spec: LayerSpec, take: Take) -> nn.
             padding=(kernel // 2, kernel // 2),
         )
     return bound
+
+
+def _left_out(name: str, kept: Collection[str]) -> str:
+    """Return the outermost module around a convolution that holds none of those ``kept``."""
+    parts = name.split(".")
+    paths = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((p for p in paths if not any(k.startswith(f"{p}.") for k in kept)), name)
 
 
 def twin(module: nn.Module) -> nn.Module:

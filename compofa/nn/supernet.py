@@ -106,9 +106,12 @@ class Supernet(LayeredNetwork):
         specs, kept = self._layers_of(subnet), {} if kept is None else kept
         layers = {}
         for spec in specs:
-            widths = (spec.in_channels, spec.mid_channels, spec.out_channels)
-            shape = (spec.name, widths, spec.kernel, spec.options)
-            key = (*shape, self.training, torch.is_grad_enabled())
+            # All that a layer is made of; it is the same at any size of feature maps.
+            key = (
+                spec.name, spec.in_channels, spec.mid_channels, spec.out_channels, spec.kernel,
+                spec.se_channels, spec.expand, spec.residual, spec.downsample, spec.options,
+                self.training, torch.is_grad_enabled(),
+            )  # fmt: skip
             if key not in kept:
                 layer = self.get_submodule(spec.name)
                 kept[key] = bind(layer, self._whole[spec.name], spec, viewed)

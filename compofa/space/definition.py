@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from compofa.space.config import RESOLUTION
+from compofa.space.config import DEPTH, RESOLUTION
 from compofa.space.stage_space import expected
 from compofa.space.subnet import Number
 
 if TYPE_CHECKING:
     from compofa.space.search_space import SearchSpace
+
+RESERVED = (DEPTH, RESOLUTION, "resolutions", "r", "name")
+"""What no choice of a family can be called: keys of a config and arguments of ``restrict``."""
 
 
 def definition_faults(space: SearchSpace) -> Iterator[str]:
@@ -23,6 +26,14 @@ def definition_faults(space: SearchSpace) -> Iterator[str]:
         found = [form.names, *(stage.names for stage in space.stages)]
         listed = sorted({"/".join(names) or "none" for names in found})
         yield f"expected stages of the same choices as the config format, got {', '.join(listed)}"
+        return
+    taken = [*names, form.outer, *RESERVED]
+    repeated = [name for name in taken[: len(names) + 1] if taken.count(name) > 1]
+    if repeated:
+        yield (
+            f"expected names of choices that differ from each other and from "
+            f"{', '.join(RESERVED)}, got {repeated[0]}"
+        )
         return
     shape, got = (len(form.stages), form.count), (len(space.stages), len(space.outer))
     if form.stages and shape != got:

@@ -36,6 +36,7 @@ WIDTHS = (0.65, 0.8, 1.0)
 
 
 def _convs(layer: LayerSpec) -> tuple[ConvSpec, ...]:
+    """Return 1x1 reduce, k x k with the stride, 1x1 expand, and the shortcut's 1x1."""
     ins, mid, outs = layer.in_channels, layer.mid_channels, layer.out_channels
     after = layer.out_size
     found = [
@@ -64,7 +65,6 @@ def _block(layer: LayerSpec) -> Block:
     return layer.kernel, next(known, ratio(mid, out))
 
 
-# The residual block of ResNet: 1x1 reduce, k x k with the stride, 1x1 expand.
 register_kind(LayerKind("bottleneck", _convs, _fields, _block))
 
 
