@@ -134,3 +134,16 @@ def test_values_may_be_large(family: Backbone) -> None:
         macs_cost(wide)(changed(arrays, ratio=arrays.blocks["ratio"] * 2))
     top1 = 50 + counts / counts.max()
     assert np.isfinite(fit_accuracy(arrays, top1).predict(arrays)).all()
+
+
+def test_a_named_coupling_adds_no_depths() -> None:
+    backbone = table()
+    assert [stage.coupling for stage in backbone.compound_space().stages] == [
+        None,
+        ((1, 2), (2, 3)),
+        ((2, 3), (3, 4)),
+    ]
+    typed = backbone.compound_space(((1, 2), (4, 4)))
+    assert [stage.depths for stage in typed.stages] == [(1,), (1, 4), (1, 4)]
+    with pytest.raises(SpaceError, match=r"coupling.*depths 1, 2"):
+        replace(backbone, simple=((5, 2),)).compound_space()
