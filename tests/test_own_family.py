@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from few import changed
 
 from compofa.errors import SpaceError
 from compofa.networks.backbone import Backbone, PlainLayer, Stage
 from compofa.networks.families import BACKBONES
 from compofa.networks.kinds import KINDS, LayerKind, mid_channels, ratio, se_channels
+from compofa.networks.layout import layout, macs
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.nn import blocks
 from compofa.nn.blocks import MBConv, register_block
@@ -17,6 +20,8 @@ from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.space.choice import Choice
 from compofa.space.subnet import Subnet
+from nas.accuracy.fit import fit_accuracy
+from nas.cost.base import macs_cost
 
 
 def fields(stage, values, ins, outs, first):
@@ -117,3 +122,28 @@ def test_definitions_with_other_choices_are_refused(family: Backbone) -> None:
 def test_choices_have_names_of_their_own(name: str) -> None:
     with pytest.raises(SpaceError, match=f"names of choices.*got {name}"):
         table(Choice("size", (3,)), Choice(name, (0, 1)), Choice("ratio", (2, 4))).free_space()
+
+
+def test_values_may_be_large(family: Backbone) -> None:
+    wide = table(Choice("size", (3,)), Choice("gate", (0,)), Choice("ratio", (2, 100)))
+    space = wide.free_space((8,))
+    arrays = space.arrays(space.enumerate_genes())
+    counts = macs_cost(wide)(arrays)
+    assert counts.tolist() == [macs(layout(wide, subnet)) for subnet in space.subnets_of(arrays)]
+    with pytest.raises(SpaceError, match=r"ratio.* 100, got 200"):
+        macs_cost(wide)(changed(arrays, ratio=arrays.blocks["ratio"] * 2))
+    top1 = 50 + counts / counts.max()
+    assert np.isfinite(fit_accuracy(arrays, top1).predict(arrays)).all()
+
+
+def test_a_named_coupling_adds_no_depths() -> None:
+    backbone = table()
+    assert [stage.coupling for stage in backbone.compound_space().stages] == [
+        None,
+        ((1, 2), (2, 3)),
+        ((2, 3), (3, 4)),
+    ]
+    typed = backbone.compound_space(((1, 2), (4, 4)))
+    assert [stage.depths for stage in typed.stages] == [(1,), (1, 4), (1, 4)]
+    with pytest.raises(SpaceError, match=r"coupling.*depths 1, 2"):
+        replace(backbone, simple=((5, 2),)).compound_space()

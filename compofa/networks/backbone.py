@@ -181,19 +181,21 @@ class Backbone:
 
         Args:
             coupling: Pairs (depth, value of the last choice), the depth as the config format writes
-                it; ``None`` leaves the two free, ``simple`` is the backbone's own.
+                it; ``None`` leaves the two free. ``simple`` is the backbone's own, in each stage
+                the pairs of the depths that it may have.
             elastic: Whether the other choices of a block (kernel sizes) vary, or stay at each
                 stage's fixed value.
             resolutions: Input resolutions in pixels.
 
         Raises:
-            SpaceError: A depth of the coupling is none that a stage can have.
+            SpaceError: A depth of the coupling is none that a stage can have, or a stage has no
+                depth of a named coupling.
         """
         pairs = self.named_coupling(coupling) if isinstance(coupling, str) else coupling
         outer = (Choice("width", tuple(range(len(self.widths)))),) * self.outer_count
         form = self.config_format
         stages = [
-            self._stage(stage, how, pairs, elastic)
+            self._stage(stage, how, pairs, elastic, isinstance(coupling, str))
             for stage, how in zip(
                 self.stages, form.stage_formats(len(self.stages), 16), strict=True
             )
@@ -205,9 +207,9 @@ class Backbone:
         return SearchSpace(name, tuple(stages), slots, tuple(resolutions), outer, form)
 
     def _stage(
-        self, stage: Stage, how: StageFormat, pairs: Coupling | None, elastic: bool
+        self, stage: Stage, how: StageFormat, pairs: Coupling | None, elastic: bool, named: bool
     ) -> StageSpace:
-        """Return the choices of one stage."""
+        """Return the choices of one stage; pairs of a ``named`` coupling add no depths to it."""
         *others, last = self.choices
         if not elastic:
             others = [
@@ -227,4 +229,10 @@ class Backbone:
             raise SpaceError(
                 f"coupling: expected depths from {min(known)} to {max(known)}, got {depths}"
             )
+        if named:
+            blocks = tuple(pair for pair in blocks if pair[0] in stage.depths)
+            if not blocks:
+                listed = ", ".join(map(str, stage.depths))
+                raise SpaceError(f"coupling: expected a pair of the depths {listed}, got none")
+            last = Choice(last.name, tuple(sorted({value for _, value in blocks})))
         return StageSpace(tuple(depth for depth, _ in blocks), (*others, last), blocks)

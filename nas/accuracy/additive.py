@@ -305,7 +305,7 @@ def _validate(arrays: Mapping[str, np.ndarray]) -> None:
     if sizes["rows"] > MAX_ROWS:
         raise TableError(f"features: expected at most {MAX_ROWS} rows, got {sizes['rows']}")
     for key, low, high in (
-        ("values", 0, 99), ("columns", 0, (sizes["choices"] + 1) * blocks - 1),
+        ("values", 0, 9999), ("columns", 0, (sizes["choices"] + 1) * blocks - 1),
         ("resolutions", 1, 9999), ("features", -1, 1), ("top1", 0, 100),
     ):  # fmt: skip
         values = arrays[key]

@@ -19,7 +19,7 @@ from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import layout
 from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Block, Subnet
-from nas.cost.block_table import BlockTable, Dependence
+from nas.cost.block_table import LIMIT, BlockTable, Dependence
 
 LayerFunction = Callable[[LayerSpec], float]
 
@@ -75,6 +75,7 @@ class LayerSumCost:
             Dependence.of(backbone),
             {choice.name for choice in backbone.choices if 0 in choice.values},
             backbone.config_format.whole,
+            max(LIMIT, *(value for choice in backbone.choices for value in choice.values)),
         )
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:

@@ -22,7 +22,7 @@ CHUNK = 2048
 """Rows handled at a time: what they need stays in the processor's cache."""
 
 LIMIT, MAX_RESOLUTION = 32, 2048
-"""The largest value of a choice, and of the resolution."""
+"""The largest value of a choice where a family has none larger, and of the resolution."""
 
 FINENESS = 20
 """Values that are not whole are told apart to 1 / FINENESS."""
@@ -104,6 +104,7 @@ class BlockTable:
         depends: Which outer choices matter where; by default there are none.
         optional: Those of ``names`` that may be 0 in a block that is there.
         whole: Those of ``names`` whose values are whole numbers.
+        limit: The largest value of a choice.
     """
 
     def __init__(
@@ -115,9 +116,10 @@ class BlockTable:
         depends: Dependence | None = None,
         optional: Collection[str] = (),
         whole: Collection[str] = (),
+        limit: Number = LIMIT,
     ) -> None:
         self._names, self._stages, self._optional = tuple(names), stages, optional
-        self._entry, self._fixed = entry, fixed
+        self._entry, self._fixed, self._limit = entry, fixed, limit
         depends = self._depends = depends or Dependence((), (((), ()),) * stages, ())
         self._inside = max(depends.count(places) for pair in depends.blocks for places in pair)
         self._outside = depends.count(depends.outside)
@@ -150,7 +152,7 @@ class BlockTable:
             places,
             outside,
             *(
-                codes.of(arrays.blocks[name], name, LIMIT)
+                codes.of(arrays.blocks[name], name, self._limit)
                 for codes, name in zip(self._codes, self._names, strict=True)
             ),
         )
@@ -271,7 +273,7 @@ class _Codes:
                 self._lookup[round(value * self._fineness)] = len(self.values)
                 self.values.append(value)
 
-    def of(self, values: np.ndarray, what: str, limit: int) -> np.ndarray:
+    def of(self, values: np.ndarray, what: str, limit: Number) -> np.ndarray:
         """Return the number of each of ``values``; new ones get theirs.
 
         Raises:
