@@ -332,6 +332,14 @@ def test_damaged_definitions_are_refused(change: dict[str, Any], message: str) -
         NetworkSpec.from_json({**plain, "space": {**plain["space"], **change, "outer": [[0]]}})
 
 
+@pytest.mark.parametrize(("stage", "name", "value"), [(1, "kernel", 5), (0, "expand", 2)])
+def test_values_that_a_config_does_not_hold_are_refused(stage: int, name: str, value: int) -> None:
+    data = network_spec("ofa_resnet50").to_json()
+    data["space"]["stages"][stage]["choices"][name] = [value]
+    with pytest.raises(SpaceError, match=rf"{name} in stage {stage + 1}.*\[{value}\]"):
+        NetworkSpec.from_json(data)
+
+
 def test_names_of_once_for_all(reference_data: Path) -> None:
     text = (reference_data / "vectors" / "reference_logits.json").read_text()
     published = json.loads(text)["ofa_resnet50"]["shapes"]
