@@ -101,6 +101,8 @@ def broken(change: dict, layer: int | None = None) -> dict:
         (broken({"mid_channels": 2**40}, 2), "middle channels"),
         (broken({"mid_channels": 8}, 0), "middle channels"),
         (broken({"mid_channels": 9}, 1), "expansion"),
+        (broken({"mid_channels": 0}, 1), "middle channels"),
+        (broken({"options": {"before": 3}}, 2), "no option but none"),
         (broken({"out_channels": 40}, 2), "40 input channels"),
         (broken({"in_channels": 4}, 0), "stem: .*3 input channels"),
         (broken({"residual": True}, -4), "residual"),
