@@ -148,7 +148,7 @@ def test_simple_means_the_networks_own_coupling() -> None:
         TrainConfig(net="ofa-resnet50-small", heuristic="").resolved()
 
 
-def test_the_form_of_the_field_comes_back() -> None:
+def test_configs_of_ofa_come_back() -> None:
     for subnet in samples(FREE, 20):
         config = json.loads(json.dumps(subnet.to_config()))
         assert {key: np.size(value) for key, value in config.items()} == (

@@ -129,7 +129,7 @@ class FixedNetwork:
 
     @property
     def min_resolution(self) -> int:
-        """The least side of an image that leaves one pixel a stride of the network."""
+        """The least image side: one pixel remains behind all strides of the network."""
         total = 1
         for layer in self.layers:
             total *= layer.stride

@@ -71,7 +71,7 @@ class NetworkSpec:
 
     @property
     def min_resolution(self) -> int:
-        """The least side of an image that leaves one pixel a stride of the backbone."""
+        """The least image side: one pixel remains behind all strides of the backbone."""
         return self.backbone.stride
 
     def check_resolution(self, resolution: int) -> None:
