@@ -40,7 +40,7 @@ def blocks(depth: int, kernel: int, expand: float) -> tuple:
         ({"d": [2, 3, 4, 3, 2]}, [(d, 7, 6) for d in (2, 3, 4, 3, 2)]),
     ],
 )
-def test_choices_are_a_number_or_one_a_stage(
+def test_choices_are_a_number_or_one_per_stage(
     small: Supernet, choice: dict[str, Choice], stages: list
 ) -> None:
     chosen = small.set_active_subnet(**choice)
@@ -48,7 +48,7 @@ def test_choices_are_a_number_or_one_a_stage(
     assert chosen is small.active
 
 
-def test_choices_are_one_a_block(small: Supernet) -> None:
+def test_choices_are_one_per_block(small: Supernet) -> None:
     ks, e = [3, 5, 7, 3] * 5, [3, 4, 6, 0] * 5
     chosen = small.set_active_subnet(ks=ks, e=e, d=[3, 2, 3, 3, 3], r=96)
     row = ((3, 3), (5, 4), (7, 6))
@@ -64,7 +64,7 @@ def test_what_is_left_out_stays_as_it_was(small: Supernet) -> None:
     assert small.set_active_subnet(e=6) == Subnet(96, (blocks(3, 5, 6),) * 5)
 
 
-def test_a_subnet_written_by_the_field_is_chosen() -> None:
+def test_a_config_of_ofa_is_chosen() -> None:
     net = make("compofa-elastic-small")
     for seed in range(5):
         subnet = net.spec.space.sample(rng(seed))

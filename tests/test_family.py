@@ -110,6 +110,19 @@ def test_extracted_saved_and_opened_networks_are_those_of_the_supernet(
         assert pickle.loads(pickle.dumps(subnet)) == copy.deepcopy(subnet) == subnet
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"before": 4}, {"before": -3}, {"before": 2.5}, {"before": 10**8}, {"before": 3, "x": 1}],
+)
+def test_options_that_no_block_has_are_refused(table: Backbone, options: dict) -> None:
+    spec = NetworkSpec(table, table.compound_space("simple", True, (8,)), 5)
+    data = FixedNetwork.of(spec, spec.space.largest).to_json()
+    block = next(layer for layer in data["layers"] if layer["name"] == "stages.0.0")
+    block["options"] = options
+    with pytest.raises(SpaceError, match=r"stages\.0\.0.*(convolutions|option)"):
+        network_from_json(data)
+
+
 def test_formats_that_have_no_such_blocks_refuse_them(table: Backbone, tmp_path: Path) -> None:
     spec = NetworkSpec(table, table.compound_space("simple", True, (8,)), 5)
     net, subnet = Supernet(spec), spec.space.smallest

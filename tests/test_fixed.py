@@ -101,6 +101,8 @@ def broken(change: dict, layer: int | None = None) -> dict:
         (broken({"mid_channels": 2**40}, 2), "middle channels"),
         (broken({"mid_channels": 8}, 0), "middle channels"),
         (broken({"mid_channels": 9}, 1), "expansion"),
+        (broken({"mid_channels": 0}, 1), "middle channels"),
+        (broken({"options": {"before": 3}}, 2), "no option but none"),
         (broken({"out_channels": 40}, 2), "40 input channels"),
         (broken({"in_channels": 4}, 0), "stem: .*3 input channels"),
         (broken({"residual": True}, -4), "residual"),
@@ -113,7 +115,7 @@ def broken(change: dict, layer: int | None = None) -> dict:
         (broken({"out_channels": 900_000}, -1), "100,000,000 parameters"),
     ],
 )
-def test_hostile_definitions_are_refused_in_a_line(data: dict, message: str) -> None:
+def test_hostile_definitions_are_refused_in_one_line(data: dict, message: str) -> None:
     with pytest.raises(SpaceError, match=message) as caught:
         network_from_json(data)
     assert "\n" not in str(caught.value)
@@ -198,7 +200,7 @@ def test_both_definitions_answer_alike() -> None:
         assert spec.layers_of(subnet.at(side)) == network.layers_of(subnet.at(side))
 
 
-def test_a_wide_resnet_is_written_as_the_field_does() -> None:
+def test_a_wide_resnet_is_written_as_ofa_does() -> None:
     spec = network_spec("ofa_resnet50")
     for seed in range(20):
         subnet = spec.space.sample(rng(seed))

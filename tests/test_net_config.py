@@ -129,7 +129,7 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("data", "message"), BAD, ids=range(len(BAD)))
-def test_a_wrong_value_is_named_in_a_line(data: Any, message: str) -> None:
+def test_a_wrong_value_is_named_in_one_line(data: Any, message: str) -> None:
     with pytest.raises(SpaceError, match=message) as caught:
         from_net_config(data)
     assert "\n" not in str(caught.value)

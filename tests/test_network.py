@@ -37,6 +37,7 @@ def changed(data: Any, at: tuple, value: Any) -> Any:
         (("classes",), 0, "classes.* 0"),
         (("dropout",), 1.0, "dropout"),
         (("space", "slots"), 9, "slots.* 9"),
+        (("space", "name"), "\x1b[31m\n", "name: .*printable"),
         (("space", "resolutions"), [16, 16], "resolution"),
         (("space", "resolutions"), [96.5], "resolutions"),
         (("space", "stages"), [], "16 stages.* 0"),

@@ -63,7 +63,7 @@ def test_the_wide_table_has_the_published_widths() -> None:
     assert PROXYLESS.stride == 32
 
 
-def test_the_form_of_the_field_has_21_blocks_and_5_depths() -> None:
+def test_the_config_format_has_21_blocks_and_5_depths() -> None:
     for seed in range(20):
         subnet = FREE.sample(rng(seed))
         config = FREE.to_config(subnet)
@@ -76,7 +76,7 @@ def test_the_form_of_the_field_has_21_blocks_and_5_depths() -> None:
         assert subnet_from_config(plain).to_config() == plain
 
 
-def test_a_subnet_written_by_the_field_is_chosen(net: Supernet) -> None:
+def test_a_config_of_ofa_is_chosen(net: Supernet) -> None:
     subnet = FREE.sample(rng(1))
     assert net.set_active_subnet(**FREE.to_config(subnet)) == subnet
     assert net.set_active_subnet(d=2, ks=3, e=[3, 3, 3, 3, 3, 6]).depths == (2, 2, 2, 2, 2, 1)
@@ -144,7 +144,7 @@ def test_counts_equal_the_layout() -> None:
     assert params_cost(wide)(arrays).tolist() == [params(x) for x in expected]
 
 
-def test_tables_in_the_form_of_the_field_are_read() -> None:
+def test_tables_in_the_config_format_of_ofa_are_read() -> None:
     subnets = [FREE.sample(rng(seed)) for seed in range(5)]
     configs = [FREE.to_config(subnet) for subnet in subnets]
     columns = {key: np.array([c[key] for c in configs]) for key in ("ks", "e", "d", "r")}

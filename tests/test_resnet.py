@@ -148,7 +148,7 @@ def test_simple_means_the_networks_own_coupling() -> None:
         TrainConfig(net="ofa-resnet50-small", heuristic="").resolved()
 
 
-def test_the_form_of_the_field_comes_back() -> None:
+def test_configs_of_ofa_come_back() -> None:
     for subnet in samples(FREE, 20):
         config = json.loads(json.dumps(subnet.to_config()))
         assert {key: np.size(value) for key, value in config.items()} == (
@@ -330,6 +330,14 @@ def test_damaged_definitions_are_refused(change: dict[str, Any], message: str) -
     plain = network_spec("compofa").to_json()
     with pytest.raises(SpaceError, match="not a network definition"):
         NetworkSpec.from_json({**plain, "space": {**plain["space"], **change, "outer": [[0]]}})
+
+
+@pytest.mark.parametrize(("stage", "name", "value"), [(1, "kernel", 5), (0, "expand", 2)])
+def test_values_that_a_config_does_not_hold_are_refused(stage: int, name: str, value: int) -> None:
+    data = network_spec("ofa_resnet50").to_json()
+    data["space"]["stages"][stage]["choices"][name] = [value]
+    with pytest.raises(SpaceError, match=rf"{name} in stage {stage + 1}.*\[{value}\]"):
+        NetworkSpec.from_json(data)
 
 
 def test_names_of_once_for_all(reference_data: Path) -> None:

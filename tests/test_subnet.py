@@ -12,7 +12,7 @@ from compofa.space.subnet import Subnet, as_number, numbers
 CONFIG = {"ks": [3] * 4 + [5] * 4, "e": [4] * 4 + [6] * 4, "d": [2, 4], "r": 160}
 
 
-def test_the_form_of_the_field_is_read() -> None:
+def test_the_config_format_of_ofa_is_read() -> None:
     subnet = subnet_from_config(CONFIG)
     assert subnet == Subnet(160, (((3, 4),) * 2, ((5, 6),) * 4))
     assert subnet.depths == (2, 4)

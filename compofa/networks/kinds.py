@@ -164,12 +164,14 @@ class LayerKind:
         fields: Turns the choices of a block into fields of its :class:`LayerSpec`; ``None`` for
             layers that are no blocks of a stage.
         block: Returns the choices that a layer of this kind stands for: the inverse of ``fields``.
+        options: Names of the :attr:`LayerSpec.options` that ``fields`` sets.
     """
 
     name: str
     convs: Callable[[LayerSpec], tuple[ConvSpec, ...]]
     fields: Fields | None = None
     block: Callable[[LayerSpec], Block] | None = None
+    options: tuple[str, ...] = ()
 
 
 def divisible8(value: float) -> int:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from compofa.errors import SpaceError
 from compofa.networks.families import BACKBONES, inverted, layer_kinds, resnet50d
-from compofa.networks.kinds import KINDS, LayerSpec
+from compofa.networks.kinds import KINDS, ConvSpec, LayerSpec
 from compofa.networks.layout import at_resolution, params
 from compofa.networks.supernet_spec import MAX_RESOLUTION, NetworkSpec, field
 from compofa.space.config import ConfigFormat
@@ -129,7 +129,7 @@ class FixedNetwork:
 
     @property
     def min_resolution(self) -> int:
-        """The least side of an image that leaves one pixel a stride of the network."""
+        """The least image side: one pixel remains behind all strides of the network."""
         total = 1
         for layer in self.layers:
             total *= layer.stride
@@ -290,6 +290,7 @@ def _check_layer(layer: LayerSpec, known: Mapping[str, set[str]]) -> None:
     whole = block or layer.kind in ("conv", "maxpool")
     inner = (layer.mid_channels, layer.se_channels)
     same = layer.stride == 1 and channels[0] == channels[1]
+    options = KINDS[layer.kind].options
     faults = {
         f"1 to {MAX_CHANNELS} channels": all(1 <= c <= MAX_CHANNELS for c in channels),
         "an odd kernel up to 15": layer.kernel in (range(1, 16, 2) if whole else (1,)),
@@ -310,14 +311,26 @@ def _check_layer(layer: LayerSpec, known: Mapping[str, set[str]]) -> None:
         "downsampling in bottlenecks alone": layer.kind not in ("conv", "mbconv")
         or not layer.downsample,
         "as many channels out as in": "pool" not in layer.kind or channels[0] == channels[1],
-        "convolutions with odd kernels and channels": all(
-            conv.kernel in range(1, 16, 2) and min(conv.shape) >= 1 and max(conv.shape) <= 1e6
-            for conv in (layer.convs if min(*channels, *inner, layer.stride) >= 0 else ())
+        f"no option but {', '.join(options) or 'none'}": all(
+            name in options for name, _ in layer.options
         ),
     }
     fault = next((wanted for wanted, right in faults.items() if not right), None)
+    if not fault and not all(map(_buildable, layer.convs)):
+        fault = "convolutions with odd kernels, and channels that the groups divide"
     if fault:
         raise SpaceError(f"{where}: expected {fault}, got {layer}")
+
+
+def _buildable(conv: ConvSpec) -> bool:
+    """Whether a convolution that follows from an option can be built."""
+    channels = (conv.in_channels, conv.out_channels)
+    return (
+        conv.kernel in range(1, 16, 2)
+        and conv.stride in range(1, 5)
+        and conv.groups in range(1, MAX_CHANNELS + 1)
+        and all(c in range(1, MAX_CHANNELS + 1) and c % conv.groups == 0 for c in channels)
+    )
 
 
 def _check_order(layers: tuple[LayerSpec, ...]) -> None:

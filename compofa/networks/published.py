@@ -25,7 +25,7 @@ _SUPERNETS = {  # backbone, width multiplier, dropout
     "p1.3": ("proxyless", 1.3, 0.0),
 }
 
-# Supernet, image size, and a digit a block, stage by stage: kernel sizes, then expand ratios.
+# Supernet, image size, and one digit per block, stage by stage: kernel sizes, then expand ratios.
 _TABLE = """
 flops@595M_top1@80.0_finetune@75         w1.2 236 353-5535-7535-3573-3353   343-4463-6634-6664-6663
 flops@482M_top1@79.6_finetune@75         w1.2 224 533-5353-5533-5735-7333   333-4443-4633-6664-6663
@@ -104,7 +104,7 @@ class Specialised:
         net_id: Its id.
         supernet: What it is a subnet of; empty where its configuration comes with its weights.
         resolution: Side of its images in pixels.
-        kernels: A digit a block: kernel sizes, stage by stage.
+        kernels: Kernel sizes, one digit per block, stage by stage.
         expands: Expand ratios, likewise.
     """
 

@@ -71,7 +71,7 @@ class NetworkSpec:
 
     @property
     def min_resolution(self) -> int:
-        """The least side of an image that leaves one pixel a stride of the backbone."""
+        """The least image side: one pixel remains behind all strides of the backbone."""
         return self.backbone.stride
 
     def check_resolution(self, resolution: int) -> None:
@@ -147,6 +147,8 @@ class NetworkSpec:
                 raise SpaceError(f"expected as many slots as the largest depth, got {slots}")
             resolutions = _integers(space, "resolutions", 4096)
             name = field(space, "name", str)[:80]
+            if not name.isprintable():
+                raise SpaceError(f"name: expected printable characters, got {name!r}")
             form = table.config_format
             return cls(
                 table,
@@ -224,5 +226,5 @@ def _integers(data: Mapping[str, Any], key: str, limit: int, least: int = 1) -> 
     values = tuple(numbers(key, field(data, key, list)))
     fit = all(type(value) is int and least <= value <= limit for value in values)
     if not values or len(values) > 256 or not fit:
-        raise SpaceError(f"{key}: expected integers from {least} to {limit}, got {values}")
+        raise SpaceError(f"{key}: expected integers from {least} to {limit}, got {[*values]!r:.80}")
     return values

@@ -54,6 +54,11 @@ def definition_faults(space: SearchSpace) -> Iterator[str]:
         yield f"expected depths up to its {space.slots} slots, got {deepest}"
     for index, (stage, how) in enumerate(zip(space.stages, space.stage_formats, strict=True), 1):
         known = [blocks for _, blocks in how.depths] or [1]
+        for choice, value in zip(stage.choices, form.unwritten, strict=False):
+            written = how.slots and choice.name in dict(form.keys).values()
+            if not written and choice.values != (value,):
+                where = f"{choice.name} in stage {index}, which the config format leaves out"
+                yield expected(where, [value], list(choice.values))
         for depth, _ in stage.pairs:
             if depth not in known:
                 yield expected(f"depth in stage {index}", known, depth)

@@ -250,7 +250,7 @@ class SearchSpace:
         return faults + self.outer_faults(subnet.outer)
 
     def outer_faults(self, values: Sequence[Number]) -> list[str]:
-        """Return what keeps ``values`` from being those outside the blocks, a clause per fault."""
+        """Return one clause per fault of ``values`` as those outside the blocks."""
         return [
             expected(f"{choice.name} {place}", choice.values, value)
             for place, (choice, value) in enumerate(zip(self.outer, values, strict=True), 1)
@@ -272,7 +272,7 @@ class SearchSpace:
             raise self.error(faults)
 
     def error(self, faults: Sequence[str]) -> SpaceError:
-        """Return the error that tells of ``faults``, the same fault in many places once."""
+        """Return an error listing ``faults``, each once with the places it occurs in."""
         places: dict[str, list[str]] = {}
         for fault in faults:
             place, _, what = fault.partition(": ")
