@@ -149,7 +149,9 @@ def test_a_search_is_written_whatever_the_network_is_called(outcome, tmp_path, n
     texts = re.findall("<!-- (.*?) -->", paths[-1].read_text("utf-8"))
     shown = printable(name)
     if len(shown) < 30:
-        assert {f"{shown}: front", f"{shown}: best within budget", f"{shown} on made up"} <= set(texts)
+        assert {f"{shown}: front", f"{shown}: best within budget", f"{shown} on made up"} <= set(
+            texts
+        )
     assert max(map(len, (text for text in texts if "front" in text))) <= 40
     assert ascii(shown)[1:-1] in ascii(paths[-3].read_text("utf-8"))
 
