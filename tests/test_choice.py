@@ -143,3 +143,8 @@ def test_bad_choices_are_refused_in_one_line(small: Supernet, choice: dict, mess
         small.set_active_subnet(**choice)
     assert "\n" not in str(caught.value)
     assert small.active == before
+
+
+def test_a_choice_under_two_names_is_refused(small) -> None:
+    with pytest.raises(SpaceError, match="ks, kernel"):
+        small.set_active_subnet(ks=3, kernel=3)

@@ -1,4 +1,4 @@
-"""A family from outside, that of the page on extending, and one with elastic widths of its own."""
+"""The family of the page on extending, plain and with elastic widths, held to every invariant."""
 
 import copy
 import json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compofa.errors import SpaceError
-from compofa.space.config import DEPTH, ConfigFormat, StageFormat
+from compofa.space.config import DEPTH, RESOLUTION, ConfigFormat, StageFormat
 from compofa.space.search_space import SearchSpace
 from compofa.space.stage_space import expected
 from compofa.space.subnet import Number, Subnet, numbers
@@ -32,11 +32,13 @@ def choose(space: SearchSpace, base: Subnet, values: Mapping[str, Values]) -> Su
     """
     form = space.config_format
     given = {form.name_of(key): (key, value) for key, value in values.items() if value is not None}
-    known = {*space.names, DEPTH, form.outer, form.name_of("r")}
+    known = {*space.names, DEPTH, *filter(None, [form.outer]), RESOLUTION}
     unknown = [key for name, (key, _) in given.items() if name not in known]
     if unknown:
         raise SpaceError(f"{unknown[0]}: expected one of {', '.join(form.columns)}")
-    _, size = given.get(form.name_of("r"), ("r", base.resolution))
+    if len(given) < sum(value is not None for value in values.values()):
+        raise SpaceError(f"expected each choice once, got {', '.join(values)}")
+    _, size = given.get(RESOLUTION, ("r", base.resolution))
     depth_key, depth = given.get(DEPTH, (DEPTH, None))
     chosen = {n: _spread(*given[n], space) for n in space.names if n in given}
     depths = _depths(depth_key, depth, space)

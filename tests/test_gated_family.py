@@ -1,4 +1,4 @@
-"""A family of one's own: elastic widths, an optional gate, stages of different depths."""
+"""A family from outside whose blocks may have a gate, with elastic widths and unequal stages."""
 
 from dataclasses import replace
 
