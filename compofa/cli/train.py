@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
 from compofa.errors import ConfigError
-from compofa.training.config import GROUPS, RANKS, RUN, TrainConfig, flag
+from compofa.training.config import TrainConfig, flag
+from compofa.training.options import GROUPS, RANKS, RUN
 from compofa.training.recipes import task_names
 
 if TYPE_CHECKING:

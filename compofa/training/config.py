@@ -1,165 +1,30 @@
 """Settings of a training run: frozen, validated at once, stored beside the results.
 
-A setting is defined once, as a field of :class:`TrainConfig` with its default, help and bounds. The
-options of the command line and the documentation are generated from these fields.
+The settings themselves are the fields of :class:`compofa.training.options.Options`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from compofa.data.catalog import DATASETS, dataset_info
+from compofa.data.catalog import dataset_info
 from compofa.distributed.threads import default_threads
 from compofa.errors import CompofaError, ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
-from compofa.networks.zoo import NETWORKS, entry, network_spec
+from compofa.networks.zoo import entry, network_spec
 from compofa.space.coupling import parse_coupling
+from compofa.training.options import Options
 from compofa.training.recipes import REFERENCE_BATCH, Phase, Recipe, recipe_for
 
 DEFAULT_NETWORKS = {"imagenet": "compofa-elastic"}
 """Networks of recipes that differ from the data set's own: the published runs vary kernels."""
 
-GROUPS = MODEL, DATA, TRAINING, RUN, RANKS = (
-    "model", "data", "training (defaults depend on task and data set)", "run",
-    "distributed training",
-)  # fmt: skip
-"""Headings of the options in ``--help``."""
-
-
-def option(
-    default: Any,
-    help_text: str,
-    group: str,
-    *,
-    metavar: str | None = None,
-    bounds: tuple[float, float] | None = None,
-    choices: tuple[str, ...] | None = None,
-    may_change: bool = False,
-) -> Any:
-    """Return a dataclass field that is an option of the command line, too.
-
-    Args:
-        default: Default; ``None`` for one that depends on other settings.
-        help_text: Help of the option, and documentation of the field.
-        group: Heading in ``--help``.
-        metavar: Placeholder of the value in ``--help``.
-        bounds: Smallest and largest value.
-        choices: Allowed values.
-        may_change: Whether a run may be resumed with another value.
-    """
-    metadata = {
-        "help": help_text, "group": group, "metavar": metavar, "bounds": bounds,
-        "choices": choices, "may_change": may_change,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Options):
     """Settings of a training run. :meth:`resolved` replaces ``None`` by the default."""
-
-    # fmt: off
-    task: str = option("compound", "training task", MODEL, metavar="TASK")
-    phase: int = option(1, "phase of the task", MODEL, metavar="N")
-    net: str | None = option(
-        None, f"one of {', '.join(NETWORKS)} (default: depends on data set and task)", MODEL,
-        metavar="ID")
-    fixed_kernel: bool | None = option(
-        None, "fix the kernel size of each stage (default: as the network's id says)", MODEL)
-    heuristic: str | None = option(
-        None, "coupling of depth and width: simple (that of the network), none, or pairs such as "
-        "2:3,3:4,4:6 (for ResNet50D, 0:0.2,1:0.25,2:0.35)", MODEL, metavar="COUPLING")
-    width_mult: float | None = option(
-        None, "width multiplier (default: that of the network)", MODEL, metavar="X")
-    init_path: str | None = option(
-        None, "initial weights: a checkpoint, or for finetune also the id of a pretrained network "
-        "(default: the best checkpoint of the preceding phase)", MODEL, metavar="FILE",
-        may_change=True)
-    subnet: str | None = option(
-        None, 'with --task finetune, the subnet of --init-path: {"ks", "e", "d", "r"} as JSON, a '
-        "JSON file, largest or smallest", MODEL, metavar="JSON")
-
-    dataset: str = option("digits", f"one of {', '.join(DATASETS)}", DATA, metavar="NAME")
-    data_path: str | None = option(
-        None, "folder of the data set; for imagefolder, class folders, optionally below train/ and "
-        "val/", DATA, metavar="DIR", may_change=True)
-    image_size: tuple[int, ...] | None = option(
-        None, "training resolutions in pixels, one sampled per step (default: those of the data "
-        "set)", DATA, metavar="R[,R...]")
-    eval_size: int | None = option(
-        None, "validation resolution in pixels (default: the largest of training)", DATA,
-        metavar="R")
-    validation_images: int | None = option(
-        None, "training images held out for validation (default: depends on the data set)", DATA,
-        metavar="N", bounds=(1, 10_000_000))
-    calibration_images: int = option(
-        2000, "training images for BN calibration before validation", DATA, metavar="N",
-        bounds=(1, 10_000_000))
-    workers: int = option(
-        0, "loader workers per rank; use several for photographs", DATA, metavar="N",
-        bounds=(0, 256), may_change=True)
-
-    epochs: int | None = option(
-        None, "number of epochs", TRAINING, metavar="N", bounds=(1, 100_000))
-    batch_size: int | None = option(
-        None, "images per step and rank", TRAINING, metavar="N", bounds=(2, 65_536))
-    dynamic_batch_size: int | None = option(
-        None, "subnets sampled per step; their gradients are summed", TRAINING, metavar="N",
-        bounds=(1, 64))
-    lr: float | None = option(
-        None, "peak learning rate for this batch size on one rank", TRAINING, metavar="X",
-        bounds=(0, 1000))
-    scale_lr: bool = option(True, "multiply the learning rate by the number of ranks", TRAINING)
-    warmup_epochs: int | None = option(
-        None, "epochs of linear warm-up, at most --epochs", TRAINING, metavar="N")
-    momentum: float = option(
-        0.9, "Nesterov momentum of SGD", TRAINING, metavar="X", bounds=(0, 0.9999))
-    weight_decay: float | None = option(
-        None, "L2 penalty on weights, except biases and BN parameters", TRAINING, metavar="X",
-        bounds=(0, 1))
-    label_smoothing: float | None = option(
-        None, "label smoothing", TRAINING, metavar="X", bounds=(0, 0.9999))
-    dropout: float | None = option(
-        None, "dropout probability before the classifier", TRAINING, metavar="X",
-        bounds=(0, 0.9999))
-    teacher_path: str | None = option(
-        None, "checkpoint of the teacher, in any format (default: the run's own teacher). With "
-        "--resume, the new path of a teacher that was moved; likewise --init-path", TRAINING,
-        metavar="FILE", may_change=True)
-    kd_ratio: float = option(
-        1.0, "weight of the distillation loss; 0 disables distillation", TRAINING, metavar="X",
-        bounds=(0, 1000))
-    kd_type: str = option(
-        "ce", "distillation loss: ce (cross entropy) or mse (on the logits)", TRAINING,
-        metavar="TYPE", choices=("ce", "mse"))
-    validate_every: int | None = option(
-        None, "epochs between validations", TRAINING, metavar="N", bounds=(1, 100_000))
-
-    seed: int = option(0, "random seed", RUN, metavar="N", bounds=(0, 2**63 - 1))
-    device: str = option(
-        "cpu", "cpu or cuda (default: cuda if available)", RUN, metavar="DEVICE", may_change=True)
-    amp: bool = option(
-        False, "automatic mixed precision: bfloat16, or float16 on GPUs without it", RUN)
-    threads: int | None = option(
-        None, "CPU threads (default: 1 for small images, else PyTorch's); results are reproducible "
-        "to the bit only with the same number", RUN, metavar="N", bounds=(1, 1024))
-    save_minutes: float = option(
-        30.0, "minutes between checkpoints within an epoch", RUN, metavar="M",
-        bounds=(0, 1_000_000), may_change=True)
-    max_skipped: int = option(
-        20, "steps in a row that may be skipped for a non-finite loss or gradient", RUN,
-        metavar="N", bounds=(1, 1_000_000), may_change=True)
-    price: float | None = option(
-        None, "price per device hour, to report the cost", RUN, metavar="P",
-        bounds=(0, 1_000_000), may_change=True)
-    power: float | None = option(
-        None, "power per device in watts, to report CO2 emissions", RUN, metavar="W",
-        bounds=(0, 1_000_000), may_change=True)
-
-    fp16_allreduce: bool = option(False, "all-reduce gradients in half precision", RANKS)
-    # fmt: on
 
     @property
     def recipe_phase(self) -> Phase:
