@@ -36,7 +36,7 @@ setup(
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
-        "Operating System :: OS Independent",
+        "Operating System :: POSIX",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
@@ -90,6 +90,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "compofa = compofa.cli.main:main",
             "compofa-train = compofa.cli.train:main",
             "compofa-eval = compofa.cli.evaluate:main",
             "compofa-search = nas.cli.search:main",

@@ -9,6 +9,7 @@ The names below are imported on first use, so that importing the package takes n
     logits = opened.network(images, subnet)
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from compofa.nn.supernet import Supernet
     from compofa.space.search_space import SearchSpace
     from compofa.space.subnet import Subnet
+
+if os.name != "posix":
+    raise ImportError(
+        "compofa needs Linux or macOS, for POSIX file locks and signals, got the system "
+        f"{os.name!r}; on Windows, use WSL"
+    )
 
 __version__ = "0.1.0"
 _PLACES = {

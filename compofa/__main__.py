@@ -1,8 +1,8 @@
-"""``python -m compofa``: what can be done with trained networks, beside the three scripts."""
+"""``python -m compofa``: all commands."""
 
 import sys
 
-from compofa.cli.tools import main
+from compofa.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from compofa.cli.program import as_called
 from compofa.errors import CompofaError, OtherWorkerError, StoppedError
 from compofa.io.untrusted import printable
 
@@ -51,9 +52,13 @@ class Parser(argparse.ArgumentParser):
         known = name.replace("_", "-")
         return known + equals + value if known in self._option_string_actions else word
 
+    def format_help(self) -> str:
+        """Return the help, with commands spelled as this process was called."""
+        return as_called(super().format_help())
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, as_called(f"{self.prog}: error: {message} (see --help)\n"))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -161,8 +166,8 @@ class _PrintableFormatter(logging.Formatter):
     """Escapes control characters, which names from files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message of a record, escaped line by line."""
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        """Return the message of a record, escaped line by line, with commands as called."""
+        return "\n".join(map(printable, as_called(super().format(record)).split("\n")))
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, prog: str) -> int:
@@ -246,7 +251,7 @@ def _print_error(line: str) -> None:
     """Write a line to stderr, if it is open."""
     if sys.stderr is not None:
         with suppress(OSError):
-            sys.stderr.write(f"{printable(line)}\n")
+            sys.stderr.write(f"{printable(as_called(line))}\n")
 
 
 def _exit_torchrun_process() -> None:

@@ -39,7 +39,7 @@ PROG = "python -m nas"
 DESCRIPTION = """\
 Devices, predictions for tables of subnets, measurements and fits. For example:
 
-  python -m nas predict --net compofa --columns top1,latency:note10 --input in.csv --output out.csv
+  python -m nas estimate --net compofa --columns top1,latency:note10 --input in.csv --output out.csv
   python -m nas collect --net compofa-digits --samples 100 --output records.jsonl
   python -m nas fit-accuracy --input records.jsonl --output predictor.npz
   python -m nas measure --net compofa --output tables
@@ -53,16 +53,21 @@ def parser() -> Parser:
     p = Parser(prog=PROG, description=DESCRIPTION)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, call: Callable[[argparse.Namespace], None]) -> Parser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    def add(
+        name: str,
+        text: str,
+        call: Callable[[argparse.Namespace], None],
+        aliases: Sequence[str] = (),
+    ) -> Parser:
+        about = text[0].upper() + text[1:] + "."
+        sub = commands.add_parser(name, help=text, description=about, aliases=aliases)
         sub.set_defaults(call=call)
         return sub
 
     add("devices", "list the devices with the source and the error of each", _devices)
 
-    sub = add(
-        "predict", "add accuracy, latency, MACs or parameters to a table of subnets", _predict
-    )
+    text = "add accuracy, latency, MACs or parameters to a table of subnets"
+    sub = add("estimate", text, _predict, aliases=["predict"])
     _add_network(sub)
     sub.add_argument(
         "--columns",
