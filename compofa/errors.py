@@ -9,6 +9,10 @@ class SpaceError(CompofaError, ValueError):
     """A subnet, coupling or choice that is not valid in a search space."""
 
 
+class UnregisteredError(SpaceError):
+    """A family, block or activation of one's own that is not registered where a file is opened."""
+
+
 class DataError(CompofaError):
     """A data set that is missing, empty, unknown or damaged."""
 

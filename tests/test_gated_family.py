@@ -1,17 +1,21 @@
 """A family from outside whose blocks may have a gate, with elastic widths and unequal stages."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from few import changed
 
-from compofa.errors import SpaceError
+from compofa.errors import CheckpointError, SpaceError
+from compofa.io.checkpoint import Checkpoint, save_checkpoint
+from compofa.io.open import open_network
 from compofa.networks.backbone import Backbone, PlainLayer, Stage
 from compofa.networks.families import BACKBONES
 from compofa.networks.kinds import KINDS, LayerKind, mid_channels, ratio, se_channels
 from compofa.networks.layout import layout, macs
+from compofa.networks.network_spec import FixedNetwork
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.nn import blocks
 from compofa.nn.blocks import MBConv, register_block
@@ -107,6 +111,20 @@ def test_definitions_and_subnets_are_read_back(family: Backbone) -> None:
     assert {"size", "gate", "ratio", "depth", "width", "r"} == {*subnet.to_config()}
     assert spec.space.from_config(subnet.to_config()) == subnet
     assert spec.space.decode(spec.space.encode(subnet)) == subnet
+
+
+def test_a_block_that_is_not_registered_is_named(
+    family: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = NetworkSpec(family, family.free_space((8,)), 5)
+    network = FixedNetwork.of(spec, spec.space.smallest)
+    weights = extract(Supernet(spec), spec.space.smallest).state_dict()
+    save_checkpoint(tmp_path / "n.pt", Checkpoint(network, weights, image_size=8))
+    assert open_network(tmp_path / "n.pt").spec == network
+    monkeypatch.delitem(KINDS, "gated")
+    monkeypatch.delitem(BACKBONES, "gated")
+    with pytest.raises(CheckpointError, match=r"n\.pt: .*'gated'.*register_block"):
+        open_network(tmp_path / "n.pt")
 
 
 def test_definitions_with_other_choices_are_refused(family: Backbone) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compofa.data.catalog import Normalisation
 from compofa.data.identity import DataIdentity
-from compofa.errors import CheckpointError, DataError, SpaceError
+from compofa.errors import CheckpointError, DataError, SpaceError, UnregisteredError
 from compofa.io.formats.names import unwrap
 from compofa.io.tensors import first_line, read_hashed, read_safely, short_hash, write_tensors
 from compofa.io.unpickle import Skipped, skipped_names
@@ -207,6 +207,8 @@ def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Ch
             digest=digest,
             data=DataIdentity.from_json(data["data"]) if "data" in data else None,
         )
+    except UnregisteredError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (TypeError, ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {first_line(error)}") from error
 

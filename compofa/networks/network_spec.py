@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from dataclasses import field as attribute
 from typing import Any, ClassVar
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, UnregisteredError
 from compofa.networks.families import BACKBONES, inverted, layer_kinds, resnet50d
 from compofa.networks.kinds import KINDS, ConvSpec, LayerSpec
 from compofa.networks.layout import at_resolution, params
@@ -228,6 +228,8 @@ class FixedNetwork:
                 tuple(field({"outer": data.get("widths", []), **data}, "outer", list)),
                 field({"backbone": "", **data}, "backbone", str),
             )
+        except UnregisteredError:
+            raise
         except SpaceError as error:
             raise SpaceError(f"not a network definition: {error}") from None
 
@@ -284,6 +286,12 @@ def _check_layer(layer: LayerSpec, known: Mapping[str, set[str]]) -> None:
     kinds = known.get("stages" if _STAGE_BLOCK.fullmatch(layer.name) else layer.name, ())
     if layer.kind not in kinds:
         wanted = " or ".join(sorted(kinds)) if kinds else f"a name of {', '.join(known)}"
+        if layer.kind not in KINDS and layer.kind.isidentifier():
+            raise UnregisteredError(
+                f"{where}: unknown kind of block {layer.kind[:40]!r}: expected one of "
+                f"{', '.join(KINDS)}, or one of your own, registered with register_block before "
+                "its files are opened"
+            )
         raise SpaceError(f"{where}: expected {wanted}, got {layer.kind[:40]!r}")
     channels = (layer.in_channels, layer.out_channels)
     block = KINDS[layer.kind].fields is not None and layer.kind != "conv"

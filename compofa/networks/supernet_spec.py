@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, ClassVar
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, UnregisteredError
 from compofa.networks.backbone import Backbone
 from compofa.networks.families import backbone
 from compofa.networks.kinds import LayerSpec
@@ -129,6 +129,7 @@ class NetworkSpec:
         """Read what :meth:`to_json` wrote; every value is checked.
 
         Raises:
+            UnregisteredError: The backbone is not registered.
             SpaceError: Something is missing, of another type or out of range.
         """
         try:
@@ -157,6 +158,8 @@ class NetworkSpec:
                 field(data, "kernel_transform", bool),
                 field(data, "dropout", float, int),
             )
+        except UnregisteredError:
+            raise
         except SpaceError as error:
             raise SpaceError(f"not a network definition: {error}") from None
 

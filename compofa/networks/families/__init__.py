@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, UnregisteredError
 from compofa.networks.backbone import Backbone
 from compofa.networks.families import mobilenet_v3, proxyless, resnet50d
 from compofa.space.config import ConfigFormat
@@ -34,10 +34,14 @@ def backbone(name: str, width_mult: float = 1.0) -> Backbone:
     """Return a backbone of :data:`BACKBONES` at a width multiplier.
 
     Raises:
-        SpaceError: The name is unknown, or the multiplier is not in (0, 8].
+        UnregisteredError: The name is unknown.
+        SpaceError: The multiplier is not in (0, 8].
     """
     if name not in BACKBONES:
-        raise SpaceError(f"unknown backbone {name!r:.80}: expected one of {', '.join(BACKBONES)}")
+        raise UnregisteredError(
+            f"unknown backbone {name!r:.80}: expected one of {', '.join(BACKBONES)}, or one of "
+            "your own, registered with register_backbone before its files are opened"
+        )
     if not 0 < width_mult <= 8:
         raise SpaceError(f"expected a width multiplier above 0 and at most 8, got {width_mult}")
     return BACKBONES[name].scaled(width_mult)
