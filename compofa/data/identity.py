@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from compofa.data.archives import TarSource
 from compofa.data.sampling import image_order
 from compofa.data.sources import FilesSource, ImageSource, MemorySource
+from compofa.data.torch_datasets import DatasetSource
 from compofa.errors import DataError
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def identify_part(source: ImageSource) -> PartIdentity:
     elif isinstance(source, FilesSource):
         rows = np.stack([image_names(source), _sizes(source)], axis=1)
         digest.update(rows[np.argsort(rows[:, 0])].astype("<u8").tobytes())
+    elif isinstance(source, DatasetSource):  # reading its images may take long
+        digest.update(source.targets.tobytes())
     return PartIdentity(len(source), digest.hexdigest()[:16])
 
 
