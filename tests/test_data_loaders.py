@@ -1,4 +1,5 @@
 import os
+import pickle
 import random
 import tarfile
 import warnings
@@ -20,8 +21,10 @@ from compofa.data import (
     train_loader,
 )
 from compofa.data import transforms as tf
+from compofa.data.augmentation import AugmentationSettings
 from compofa.data.sampling import augmentation_seeds
 from compofa.data.sources import MemorySource
+from compofa.data.torchvision_shim import import_torchvision
 from compofa.errors import DataError
 from compofa.seeds import rng
 
@@ -252,6 +255,82 @@ def test_memory_source_with_photograph_transforms():
     info = replace(PHOTOS, name="small")
     batch = next(iter(train_loader(source, info, **options(batch_size=6))))
     assert batch.images.shape == (6, 3, batch.resolution, batch.resolution)
+
+
+# --- what may be added to the augmentation ---
+
+MORE = AugmentationSettings(auto_augment="randaugment", random_erasing=0.5)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "fashion-mnist", "imagefolder"])
+def test_added_augmentation_depends_on_the_image_alone(photos, name):
+    info, source, augment = dataset_info(name), photos.train, MORE
+    if name == "imagefolder":
+        augment = AugmentationSettings("trivialaugment", 0.5, crop_scale=0.3, color_jitter=0.4)
+    else:
+        size = info.native_size
+        images = rng(0).integers(0, 256, (12, 3, size, size), dtype=np.uint8)
+        source = MemorySource(images, np.arange(12) % 2)
+    states = global_states()
+    settings = options(batch_size=6, resolutions=(20,), augment=augment)
+    expected = list(train_loader(source, info, **settings))
+    assert same(train_loader(source, info, workers=2, context="fork", **settings), expected)
+    assert global_states() == states
+    alone = list(train_loader(source, info, **settings | {"batch_size": 1}))
+    together = torch.cat([batch.images for batch in expected])
+    assert torch.equal(torch.cat([batch.images for batch in alone]), together)
+    usual = list(train_loader(source, info, **settings | {"augment": None}))
+    changed = (torch.cat([batch.images for batch in usual]) != together).flatten(1).any(1)
+    assert changed.sum() > 6
+    assert together.isfinite().all() and together.shape == (12, 3, 20, 20)
+
+
+def test_added_augmentation_reaches_spawned_workers(photos):
+    loader = train_loader(photos.train, PHOTOS, **options(augment=MORE)).loader
+    sent = pickle.loads(pickle.dumps(loader.dataset))
+    for keys in loader.batch_sampler:
+        batch, other = loader.dataset.__getitems__(keys), sent.__getitems__(keys)
+        assert torch.equal(batch.images, other.images)
+
+
+def test_erasing_sets_a_rectangle_to_the_mean_colour():
+    images = torch.ones(40, 3, 16, 16)
+    erased = tf.random_erasing(images, augmentation_seeds(0, 0, np.arange(40)), 0.5)
+    holes = erased == 0
+    assert torch.equal(erased[~holes], images[~holes])
+    assert 10 < holes.flatten(1).any(1).sum() < 30
+    for hole in holes[holes.flatten(1).any(1)]:
+        rows, columns = hole[0].any(1), hole[0].any(0)
+        assert torch.equal(hole, (rows[:, None] & columns).expand_as(hole)), "a rectangle"
+        assert 0 < hole[0].float().mean() < 0.4
+    assert tf.random_erasing(images, augmentation_seeds(0, 0, np.arange(40)), 0.0) is images
+
+
+def test_photographs_are_augmented_as_published_by_default():
+    v2 = import_torchvision().transforms.v2
+    noise = rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    published = v2.Compose([
+        v2.RandomResizedCrop(32, scale=(0.08, 1.0)), v2.RandomHorizontalFlip(),
+        v2.ColorJitter(brightness=32 / 255, saturation=0.5), v2.PILToTensor(),
+    ])  # fmt: skip
+    for seed in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            expected = published(Image.fromarray(noise))
+        assert torch.equal(tf.random_resized_crop(Image.fromarray(noise), seed, 32), expected)
+
+
+def test_crop_scale_and_colour_jitter_of_photographs():
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 0, 0), (0, 0, 32, 64))
+    whole = AugmentationSettings(crop_scale=1.0, color_jitter=0.0)
+    for seed in range(4):  # the whole image, perhaps flipped, and no other colours
+        crop = tf.random_resized_crop(image, seed, 64, whole)
+        assert crop[1:].max() == 0 and {0, 255} == set(crop[0].unique().tolist())
+        assert crop[0].float().mean() == 127.5
+    strong = AugmentationSettings(crop_scale=1.0, color_jitter=1.0)
+    means = {float(tf.random_resized_crop(image, s, 64, strong).float().mean()) for s in range(6)}
+    assert len(means) == 6
 
 
 # --- broken images ---

@@ -10,6 +10,7 @@ from compofa.data.catalog import DATASETS, Normalisation, dataset_info
 from compofa.data.sampling import (
     TrainBatches,
     augmentation_seeds,
+    balanced_draws,
     eval_batches,
     random_bits,
     resolution_at,
@@ -155,3 +156,48 @@ def test_evaluation_batches_keep_order_and_the_last_images():
     assert indices(batches) == [[0, 1, 2], [3, 4, 5], [6]]
     with pytest.raises(DataError, match="batch size"):
         eval_batches(range(7), 0, 16)
+
+
+# --- classes of equal shares ---
+
+UNEQUAL = np.repeat([0, 1, 3], [70, 25, 5])
+"""100 images of three classes; class 2 has none."""
+
+
+def balanced(**more) -> TrainBatches:
+    options = {"batch_size": 10, "resolutions": RESOLUTIONS, "seed": 0, "epoch": 0} | more
+    return TrainBatches(len(UNEQUAL), targets=UNEQUAL, **options)
+
+
+def test_balanced_classes_have_equal_shares_and_images_of_a_class_too():
+    shares = np.zeros(4)
+    for epoch in range(6):
+        flat = list(chain(*indices(balanced(epoch=epoch))))
+        assert len(flat) == 100, "epochs keep their length"
+        counts = np.bincount(UNEQUAL[flat], minlength=4)
+        assert counts[2] == 0 and sorted(counts)[1:] == [33, 33, 34]
+        drawn = np.bincount(flat, minlength=100)
+        for label in (0, 1, 3):
+            of_class = drawn[label == UNEQUAL]
+            assert of_class.max() - of_class.min() <= 1
+        shares += counts
+    assert max(shares) - min(shares[[0, 1, 3]]) < 6, "the odd image is not always the same class's"
+
+
+def test_an_image_drawn_again_is_augmented_in_another_way():
+    keys = list(chain(*balanced()))
+    assert len({key.seed for key in keys}) == 100
+    usual = {key.index: key.seed for key in chain(*TrainBatches(100, 10, RESOLUTIONS, 0, 0))}
+    assert {usual[key.index] for key in keys} <= {key.seed for key in keys}
+
+
+def test_balanced_epochs_resume_and_are_divided_among_ranks():
+    whole = list(balanced(batch_size=12, epoch=2))
+    assert list(balanced(batch_size=12, epoch=2, first_step=3)) == whole[3:]
+    ranks = [list(balanced(batch_size=4, epoch=2, rank=r, world_size=3)) for r in range(3)]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
+
+
+def test_more_classes_than_images_of_an_epoch():
+    draws = balanced_draws(np.array([4, 0, 9]), np.random.default_rng(0))
+    assert sorted(draws) == [0, 1, 2]

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from compofa.data.augmentation import AugmentationSettings
 from compofa.data.catalog import DatasetInfo, Normalisation
 from compofa.data.sampling import SampleKey, TrainBatches, eval_batches
 from compofa.data.sources import ImageSource
-from compofa.data.transforms import eval_images, normalise, train_images
+from compofa.data.transforms import eval_images, normalise, random_erasing, train_images
 from compofa.errors import DataError, LoaderError
 from compofa.seeds import rng
 
@@ -59,11 +60,15 @@ class TransformedImages(Dataset[Batch]):
         source: The images.
         info: The data set, with its augmentation.
         normalisation: Means and standard deviations.
-        augment: Whether to augment the images, as for training.
+        augment: How to augment the images for training; ``None`` transforms them as for evaluation.
     """
 
     def __init__(
-        self, source: ImageSource, info: DatasetInfo, normalisation: Normalisation, augment: bool
+        self,
+        source: ImageSource,
+        info: DatasetInfo,
+        normalisation: Normalisation,
+        augment: AugmentationSettings | None = None,
     ) -> None:
         self.source, self.info, self.augment = source, info, augment
         self.normalisation = normalisation
@@ -73,13 +78,15 @@ class TransformedImages(Dataset[Batch]):
         indices = np.array([key.index for key in keys])
         images, kept, broken = self.source.load_all(indices)
         resolution = keys[0].resolution
-        if self.augment:
-            seeds = np.array([key.seed for key in keys], dtype=np.uint64)[kept]
-            images = train_images(images, seeds, resolution, self.info)
-        else:
-            images = eval_images(images, resolution, self.info)
         targets = torch.from_numpy(self.source.targets[indices[kept]])
-        return Batch(normalise(images, self.normalisation), targets, resolution, broken)
+        if self.augment is None:
+            images = normalise(eval_images(images, resolution, self.info), self.normalisation)
+            return Batch(images, targets, resolution, broken)
+        seeds = np.array([key.seed for key in keys], dtype=np.uint64)[kept]
+        images = train_images(images, seeds, resolution, self.info, self.augment)
+        images = normalise(images, self.normalisation)
+        images = random_erasing(images, seeds, self.augment.random_erasing)
+        return Batch(images, targets, resolution, broken)
 
 
 class BatchLoader:
@@ -140,6 +147,8 @@ def train_loader(
     normalisation: Normalisation | None = None,
     context: str | None = None,
     pin_memory: bool = False,
+    augment: AugmentationSettings | None = None,
+    balanced: bool = False,
 ) -> BatchLoader:
     """Return the batches of one training epoch on one rank.
 
@@ -161,15 +170,20 @@ def train_loader(
         context: Start method of loader workers, "fork", "spawn" or "forkserver"; by default the
             platform's.
         pin_memory: Whether to copy batches into page-locked memory, for a GPU.
+        augment: What is done besides the data set's own augmentation; by default nothing.
+        balanced: Whether every class has an equal share of the images drawn.
 
     Raises:
         DataError: There are too few images, a number is out of range, or shared memory is too
         small.
     """
     batches = TrainBatches(
-        len(source), batch_size, resolutions, seed, epoch, rank, world_size, first_step
+        len(source), batch_size, resolutions, seed, epoch, rank, world_size, first_step,
+        source.targets if balanced else None,
+    )  # fmt: skip
+    dataset = TransformedImages(
+        source, info, normalisation or info.normalisation, augment or AugmentationSettings()
     )
-    dataset = TransformedImages(source, info, normalisation or info.normalisation, True)
     batch_bytes = _image_bytes(min(batch_size, len(source)), max(resolutions))
     return _loader(dataset, batches, batch_bytes, workers, context, pin_memory)
 
@@ -209,7 +223,7 @@ def eval_loader(
     if not len(source):
         raise DataError("expected images to evaluate on, got an empty part of the data set")
     batches = eval_batches(range(rank, len(source), world_size), batch_size, resolution)
-    dataset = TransformedImages(source, info, normalisation or info.normalisation, False)
+    dataset = TransformedImages(source, info, normalisation or info.normalisation)
     batch_bytes = _image_bytes(max(map(len, batches), default=0), resolution)
     return _loader(dataset, batches, batch_bytes, workers, context, pin_memory)
 
@@ -256,7 +270,7 @@ def calibration_loader(
     n_images = min(n_images, len(source))
     indices = rng(seed, "calibration").choice(len(source), n_images, replace=False)
     batches = eval_batches(indices[rank::world_size].tolist(), batch_size, resolution)
-    dataset = TransformedImages(source, info, normalisation or info.normalisation, False)
+    dataset = TransformedImages(source, info, normalisation or info.normalisation)
     batch_bytes = _image_bytes(max(map(len, batches), default=0), resolution)
     return _loader(dataset, batches, batch_bytes, workers, context, pin_memory)
 

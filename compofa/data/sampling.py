@@ -187,12 +187,42 @@ def steps_per_epoch(n_images: int, batch_size: int, world_size: int = 1) -> int:
     return max(1, n_images // (batch_size * world_size))
 
 
+def balanced_draws(targets: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draw as many images as there are, an equal number per class, in random order.
+
+    An image is drawn with a probability that is inversely proportional to the size of its class.
+    Numbers per class differ by at most one, and so do those of the images of a class: images of
+    a large class are drawn once or not at all, images of a small class several times.
+
+    Args:
+        targets: Class indices, int64 [n]. Classes without images get no share.
+        generator: Source of randomness.
+
+    Returns:
+        int64 [n]: of the k-th draw of image i, counted from 0, the number i + k n.
+    """
+    n = len(targets)
+    counts = np.bincount(targets)
+    present = np.flatnonzero(counts)
+    shares = np.full(len(present), n // len(present))
+    shares[generator.permutation(len(present))[: n % len(present)]] += 1
+    images = np.split(np.argsort(targets, kind="stable"), np.cumsum(counts[present])[:-1])
+    draws = []
+    for members, share in zip(images, shares.tolist(), strict=True):
+        rounds = range(-(-share // len(members)))
+        drawn = [generator.permutation(members) + n * k for k in rounds]
+        draws.append(np.concatenate([members[:0], *drawn])[:share])
+    return generator.permutation(np.concatenate(draws))
+
+
 class TrainBatches:
     """Batch sampler of one training epoch on one rank.
 
     The order of images is a function of (seed, epoch), the resolution of (seed, global step), and
     the augmentation of (seed, epoch, index). In every step, ranks take disjoint slices of one
-    global batch. Images that do not fill the last batch are dropped.
+    global batch. Images that do not fill the last batch are dropped. With ``targets``, classes have
+    equal shares of an epoch of the same length, and an image that is drawn several times is
+    augmented in another way each time.
 
     Args:
         n_images: Training images of the data set.
@@ -203,6 +233,8 @@ class TrainBatches:
         rank: Rank of this process, from 0.
         world_size: Number of ranks.
         first_step: First step within the epoch, for a run resumed within an epoch.
+        targets: Class indices, int64 [n_images], for :func:`balanced_draws`; by default every image
+            is drawn once.
 
     Raises:
         DataError: There are too few images, or a resolution, rank or step is out of range.
@@ -218,6 +250,7 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         first_step: int = 0,
+        targets: NDArray[np.int64] | None = None,
     ) -> None:
         self.steps = steps_per_epoch(n_images, batch_size, world_size)
         if not resolutions or min(resolutions) < 1:
@@ -228,13 +261,17 @@ class TrainBatches:
             raise DataError(f"expected a first step in 0...{self.steps}, got {first_step}")
         self.n_images, self.batch_size, self.resolutions = n_images, batch_size, tuple(resolutions)
         self.seed, self.epoch, self.rank, self.world_size = seed, epoch, rank, world_size
-        self.first_step = first_step
+        self.first_step, self.targets = first_step, targets
 
     def __len__(self) -> int:
         return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = rng(self.seed, "order", self.epoch).permutation(self.n_images)
+        generator = rng(self.seed, "order", self.epoch)
+        if self.targets is None:
+            order = generator.permutation(self.n_images)
+        else:
+            order = balanced_draws(self.targets, generator)
         global_batch = self.batch_size * self.world_size
         for step in range(self.first_step, self.steps):
             batch = order[step * global_batch : (step + 1) * global_batch]
@@ -243,7 +280,7 @@ class TrainBatches:
             seeds = augmentation_seeds(self.seed, self.epoch, mine)
             yield [
                 SampleKey(index, resolution, seed)
-                for index, seed in zip(mine.tolist(), seeds.tolist(), strict=True)
+                for index, seed in zip((mine % self.n_images).tolist(), seeds.tolist(), strict=True)
             ]
 
 

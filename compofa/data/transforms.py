@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from compofa.data.augmentation import AUTO_AUGMENTS, AugmentationSettings
 from compofa.data.catalog import DatasetInfo, Normalisation
 from compofa.data.sampling import random_bits
 from compofa.data.sources import RawImage
 from compofa.data.torchvision_shim import import_torchvision
 
+_PUBLISHED = AugmentationSettings()
+_AUTO_AUGMENT, _ERASING = 1 << 32, 1 << 33  # positions in the streams of the augmentation seeds
 _MAX_ASPECT = 8  # longer images are centre-cropped before they are resized for evaluation
 
 
@@ -34,27 +37,31 @@ def train_images(
     seeds: NDArray[np.uint64],
     resolution: int,
     info: DatasetInfo,
+    settings: AugmentationSettings = _PUBLISHED,
 ) -> torch.Tensor:
-    """Augment training images.
+    """Augment training images, all but random erasing.
 
     Args:
         images: uint8 [n, 3, h, w]; for ``inception`` also a list of n images.
         seeds: Augmentation seeds, uint64 [n].
         resolution: Side of the result, in pixels.
         info: The data set, with its augmentation.
+        settings: What is done besides.
 
     Returns:
         [n, 3, resolution, resolution], uint8 in [0, 255] or float32 in [0, 1].
     """
     if info.augmentation == "inception":
         crops = [
-            random_resized_crop(image, int(seed), resolution)
+            random_resized_crop(image, int(seed), resolution, settings)
             for image, seed in zip(images, seeds, strict=True)
         ]
         return torch.stack(crops) if crops else _empty(resolution)
     if info.augmentation == "affine":
+        images = auto_augment(images, seeds, settings.auto_augment)
         return random_affine(images, seeds, resolution)
-    return resize(random_crop(images, seeds, info.pad, info.flip), resolution)
+    crops = random_crop(images, seeds, info.pad, info.flip)
+    return resize(auto_augment(crops, seeds, settings.auto_augment), resolution)
 
 
 def eval_images(
@@ -172,21 +179,61 @@ def random_affine(
     )
 
 
-def random_resized_crop(image: RawImage, seed: int, resolution: int) -> torch.Tensor:
+def auto_augment(images: torch.Tensor, seeds: NDArray[np.uint64], name: str) -> torch.Tensor:
+    """Apply an automatic augmentation to each image of a batch.
+
+    Args:
+        images: uint8 [n, 3, h, w].
+        seeds: Augmentation seeds, uint64 [n].
+        name: A key of :data:`compofa.data.augmentation.AUTO_AUGMENTS`; ``none`` changes nothing.
+
+    Returns:
+        uint8 [n, 3, h, w].
+    """
+    if name == "none" or not len(images):
+        return images
+    pipeline = _auto_pipeline(name)
+    return _each(pipeline, images, seeds, _AUTO_AUGMENT)
+
+
+def random_erasing(
+    images: torch.Tensor, seeds: NDArray[np.uint64], probability: float
+) -> torch.Tensor:
+    """Set a rectangle of some images to 0, which is the mean colour of normalised images.
+
+    Args:
+        images: Normalised images, float32 [n, 3, h, w].
+        seeds: Augmentation seeds, uint64 [n].
+        probability: Probability for each image.
+
+    Returns:
+        float32 [n, 3, h, w].
+    """
+    if not probability or not len(images):
+        return images
+    erase = import_torchvision().transforms.v2.RandomErasing(probability)
+    return _each(erase, images, seeds, _ERASING)
+
+
+def random_resized_crop(
+    image: RawImage, seed: int, resolution: int, settings: AugmentationSettings = _PUBLISHED
+) -> torch.Tensor:
     """Apply RandomResizedCrop, RandomHorizontalFlip and ColorJitter to one image.
 
     Scale 0.08 to 1, brightness 32/255 and saturation 0.5 are those of the published OFA training.
+    An automatic augmentation comes last.
 
     Args:
         image: A photograph of any size.
         seed: Augmentation seed.
         resolution: Side of the result, in pixels.
+        settings: Scale and colours of other trainings.
 
     Returns:
         uint8 [3, resolution, resolution].
     """
-    with _seeded(seed):
-        return _train_pipeline(resolution)(image)
+    with seeded_cpu(seed):
+        return _train_pipeline(resolution, settings)(image)
 
 
 def centre_crop(image: RawImage, resolution: int) -> torch.Tensor:
@@ -208,16 +255,42 @@ def centre_crop(image: RawImage, resolution: int) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _train_pipeline(resolution: int) -> Callable[[RawImage], torch.Tensor]:
+def _train_pipeline(
+    resolution: int, settings: AugmentationSettings
+) -> Callable[[RawImage], torch.Tensor]:
     v2 = import_torchvision().transforms.v2
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(resolution, scale=(0.08, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=32 / 255, saturation=0.5),
-            v2.PILToTensor(),
-        ]
-    )
+    crop = v2.RandomResizedCrop(resolution, scale=(settings.crop_scale, 1.0), antialias=True)
+    steps = [crop, v2.RandomHorizontalFlip()]
+    strength = settings.color_jitter
+    if strength is None:
+        steps.append(v2.ColorJitter(brightness=32 / 255, saturation=0.5))
+    elif strength:
+        # The mean of a tensor, which contrast depends on, would vary with the number of threads.
+        steps += [v2.ToPILImage(), v2.ColorJitter(strength, strength, strength)]
+    if settings.auto_augment != "none":
+        steps.append(_auto_pipeline(settings.auto_augment))
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+@functools.lru_cache(maxsize=64)
+def _auto_pipeline(name: str) -> Callable[[RawImage], torch.Tensor]:
+    v2 = import_torchvision().transforms.v2
+    return v2.Compose([v2.ToPILImage(), getattr(v2, AUTO_AUGMENTS[name])(), v2.PILToTensor()])
+
+
+def _each(
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    seeds: NDArray[np.uint64],
+    position: int,
+) -> torch.Tensor:
+    """Transform each image with torch's generator seeded from its own seed's stream."""
+    own = (random_bits(seeds, position) >> np.uint64(1)).tolist()
+    changed = []
+    for image, seed in zip(images, own, strict=True):
+        with seeded_cpu(seed):
+            changed.append(transform(image))
+    return torch.stack(changed)
 
 
 @functools.lru_cache(maxsize=64)
@@ -233,7 +306,7 @@ def _eval_pipeline(resolution: int) -> Callable[[RawImage], torch.Tensor]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded_cpu(seed: int) -> Iterator[None]:
     """Seed the global CPU generator, which torchvision uses, and restore it afterwards.
 
     ``torch.manual_seed`` would also seed the generators of GPUs.

@@ -15,8 +15,10 @@ from compofa.errors import CompofaError, ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import entry, network_spec
 from compofa.space.coupling import parse_coupling
+from compofa.training import regularisation
+from compofa.training.optimizers import OPTIMIZERS
 from compofa.training.options import Options
-from compofa.training.recipes import REFERENCE_BATCH, Phase, Recipe, recipe_for
+from compofa.training.recipes import Phase, Recipe, recipe_for
 
 DEFAULT_NETWORKS = {"imagenet": "compofa-elastic"}
 """Networks of recipes that differ from the data set's own: the published runs vary kernels."""
@@ -75,6 +77,8 @@ class TrainConfig(Options):
         largest = max(sizes, default=info.eval_resolution)
         epochs = default("epochs", phase.epochs)
         batch_size = default("batch_size", recipe.batch_size)
+        kind = OPTIMIZERS.get(self.optimizer, OPTIMIZERS["sgd"])
+        decay = recipe.weight_decay if kind.weight_decay is None else kind.weight_decay
         config = replace(
             self,
             net=default("net", None if phase.single else default_network(self.dataset, phase)),
@@ -85,9 +89,10 @@ class TrainConfig(Options):
             epochs=epochs,
             batch_size=batch_size,
             dynamic_batch_size=default("dynamic_batch_size", phase.subnets),
-            lr=default("lr", phase.base_lr * batch_size / REFERENCE_BATCH),
+            lr=default("lr", kind.default_lr(phase.base_lr, batch_size)),
             warmup_epochs=default("warmup_epochs", max(0, min(phase.warmup_epochs, epochs - 1))),
-            weight_decay=default("weight_decay", recipe.weight_decay),
+            momentum=default("momentum", kind.momentum),
+            weight_decay=default("weight_decay", decay),
             label_smoothing=default("label_smoothing", recipe.label_smoothing),
             dropout=default("dropout", recipe.dropout),
             validate_every=default("validate_every", recipe.validate_every),
@@ -135,6 +140,7 @@ class TrainConfig(Options):
             f"{' at --kd-ratio 0' * (name == 'teacher_path' and self.kd_ratio == 0)}"
             for name in self.given(self.unused())
         ]
+        faults += regularisation.faults(self)
         if self.recipe_phase.single:
             return faults + self._single_faults()
         try:

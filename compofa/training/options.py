@@ -6,14 +6,18 @@ from these fields.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from compofa.data.augmentation import AUTO_AUGMENTS
 from compofa.data.catalog import DATASETS
 from compofa.networks.zoo import NETWORKS
+from compofa.training.optimizers import OPTIMIZERS
 
-GROUPS = MODEL, DATA, TRAINING, RUN, RANKS = (
-    "model", "data", "training (defaults depend on task and data set)", "run",
+GROUPS = MODEL, DATA, TRAINING, REGULARISATION, RUN, RANKS = (
+    "model", "data", "training (defaults depend on task and data set)",
+    "augmentation and regularisation (off by default, as in the published runs)", "run",
     "distributed training",
 )  # fmt: skip
 """Headings of the options in ``--help``."""
@@ -26,7 +30,7 @@ def option(
     *,
     metavar: str | None = None,
     bounds: tuple[float, float] | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
     may_change: bool = False,
 ) -> Any:
     """Return a dataclass field that is an option of the command line, too.
@@ -105,10 +109,15 @@ class Options:
     scale_lr: bool = option(True, "multiply the learning rate by the number of ranks", TRAINING)
     warmup_epochs: int | None = option(
         None, "epochs of linear warm-up, at most --epochs", TRAINING, metavar="N")
-    momentum: float = option(
-        0.9, "Nesterov momentum of SGD", TRAINING, metavar="X", bounds=(0, 0.9999))
+    optimizer: str = option(
+        "sgd", f"one of {', '.join(OPTIMIZERS)}; --lr, --momentum and --weight-decay have defaults "
+        "of their own for each", TRAINING, metavar="NAME", choices=OPTIMIZERS)
+    momentum: float | None = option(
+        None, "momentum of sgd (Nesterov's) and rmsprop (default: 0.9)", TRAINING, metavar="X",
+        bounds=(0, 0.9999))
     weight_decay: float | None = option(
-        None, "L2 penalty on weights, except biases and BN parameters", TRAINING, metavar="X",
+        None, "weight decay, except of biases and BN parameters: an L2 penalty, or for adamw "
+        "decoupled from the gradient (default for adamw: 0.05)", TRAINING, metavar="X",
         bounds=(0, 1))
     label_smoothing: float | None = option(
         None, "label smoothing", TRAINING, metavar="X", bounds=(0, 0.9999))
@@ -127,6 +136,41 @@ class Options:
         metavar="TYPE", choices=("ce", "mse"))
     validate_every: int | None = option(
         None, "epochs between validations", TRAINING, metavar="N", bounds=(1, 100_000))
+
+    auto_augment: str = option(
+        "none", f"augment each training image by {' or '.join(AUTO_AUGMENTS)}: few images of "
+        "things that stay the same when they are turned, sheared and recoloured. randaugment is "
+        "the milder; trivialaugment turns by up to 135 degrees", REGULARISATION, metavar="NAME",
+        choices=("none", *AUTO_AUGMENTS))
+    random_erasing: float = option(
+        0.0, "probability of erasing a rectangle of a training image; 0.1 to 0.25 are usual, "
+        "against overfitting and for objects that are partly hidden", REGULARISATION, metavar="P",
+        bounds=(0, 1))
+    mixup: float = option(
+        0.0, "mix pairs of images and their labels, with shares from Beta(A, A); 0.1 to 0.8 are "
+        "usual, for long training", REGULARISATION, metavar="A", bounds=(0, 100))
+    cutmix: float = option(
+        0.0, "paste a rectangle of another image, and mix the labels by area, from Beta(A, A); 1 "
+        "is usual. With --mixup, one of the two is drawn per step", REGULARISATION, metavar="A",
+        bounds=(0, 100))
+    crop_scale: float = option(
+        0.08, "smallest area of the random crop of a photograph, as a share of it; 0.35 and more "
+        "keep the object in the picture, for few or small photographs", REGULARISATION,
+        metavar="X", bounds=(0.01, 1))
+    color_jitter: float | None = option(
+        None, "jitter of brightness, contrast and saturation of photographs; 0 where colour tells "
+        "the classes apart, 0.4 is strong (default: brightness 0.125, saturation 0.5)",
+        REGULARISATION, metavar="X", bounds=(0, 1))
+    balanced_sampling: bool = option(
+        False, "draw every class equally often, its images with probabilities inverse to the size "
+        "of the class; epochs keep their length", REGULARISATION)
+    ema: float = option(
+        0.0, "decay per step of a moving average of the weights, which is validated and saved as "
+        "best.pt; 1 - 1/N averages about N steps, and the steps of one to five epochs are usual",
+        REGULARISATION, metavar="D", bounds=(0, 0.999999))
+    clip_grad_norm: float = option(
+        0.0, "scale gradients down to this L2 norm over all weights; 1 to 5 are usual, where "
+        "losses jump", REGULARISATION, metavar="X", bounds=(0, 1e6))
 
     seed: int = option(0, "random seed", RUN, metavar="N", bounds=(0, 2**63 - 1))
     device: str = option(

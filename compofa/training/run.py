@@ -325,7 +325,7 @@ class Run:
             spec = replace(spec, space=config.recipe_phase.within(spec.space))
         return Checkpoint(
             network=spec,
-            weights=self.trainer.net.state_dict(),
+            weights=self.state.evaluated.state_dict(),
             classes=splits.classes,
             mean=splits.normalisation.mean,
             std=splits.normalisation.std,
@@ -349,7 +349,8 @@ class Run:
                 "workers": self.backend.size,
                 **self.state.state_dict(),
             }
-            checkpoint = replace(self.checkpoint(), training=training)
+            weights = self.trainer.net.state_dict()  # with --ema, not those to use
+            checkpoint = replace(self.checkpoint(), weights=weights, training=training)
             save_checkpoint(self.folder / LAST, checkpoint, self.folder / PREVIOUS)
 
     def _finish(self) -> RunResult:

@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from compofa.data import BrokenImages
 from compofa.distributed.backend import Backend
 from compofa.errors import CheckpointError
+from compofa.training.optim import check_state
 
 PROGRESS = ("epoch", "score", "figures", "seconds")
 """Attributes of :class:`RunState` that a checkpoint stores as ``progress``."""
@@ -78,6 +80,7 @@ class RunState:
         scaler: Its gradient scaler.
         images: Number of training images.
         backend: Ranks that train together.
+        average: Moving average of the weights; ``None`` for none.
 
     Attributes:
         epoch: Epochs completed.
@@ -98,7 +101,9 @@ class RunState:
         scaler: torch.amp.GradScaler,
         images: int,
         backend: Backend,
+        average: AveragedModel | None = None,
     ) -> None:
+        self.average = average
         self.net, self.optimizer, self.scaler, self.backend = net, optimizer, scaler, backend
         self.epoch, self.score, self.seconds = 0, float("-inf"), 0.0
         self.figures: dict[str, Any] | None = None
@@ -107,6 +112,11 @@ class RunState:
         self.broken = BrokenImages(images)
         self.diverged = False
         self._ranks: list[dict[str, Any]] = []
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to validate and to use: the average if there is one."""
+        return self.net if self.average is None else self.average.module
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights."""
@@ -118,6 +128,7 @@ class RunState:
                 "ranks": self._ranks,
                 "skipped": [self.skipped, self.skipped_in_a_row],
                 "broken": list(self.broken.paths),
+                **({} if self.average is None else {"average": self.average.state_dict()}),
             },
             "progress": {name: getattr(self, name) for name in PROGRESS},
         }
@@ -138,9 +149,9 @@ class RunState:
             saved = state["trainer"]
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
-            for parameter, kept in self.optimizer.state.items():
-                if kept["momentum_buffer"].shape != parameter.shape:
-                    raise ValueError("momentum of another shape")
+            check_state(self.optimizer)
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
             tally = Tally(**saved.get("tally", {"epoch": -1}))
             steps = tally.steps * ranks // self.backend.size  # the same number of images
             self.tally = replace(tally if self.backend.is_main else Tally(tally.epoch), steps=steps)
@@ -160,10 +171,10 @@ class RunState:
         if self.backend.size == 1:
             yield
             return
-        buffers = {name: b.detach().to("cpu", copy=True) for name, b in self.net.named_buffers()}
+        buffers = {name: b.detach().to("cpu", copy=True) for name, b in self._buffers()}
         own = {"tally": asdict(self.tally), "buffers": buffers}
         self._ranks = self.backend.gather(own)
-        self.backend.average_buffers(self.net)
+        self._average_buffers()
         self.tally = _total([Tally(**rank["tally"]) for rank in self._ranks])
         try:
             yield
@@ -176,7 +187,7 @@ class RunState:
         total = _total(self.backend.gather(self.tally))
         self.tally = total if self.backend.is_main else Tally(total.epoch, total.steps)
         if self.diverged:
-            self.backend.average_buffers(self.net)
+            self._average_buffers()
             self.diverged = False
         self.share_broken()
         return total
@@ -186,10 +197,21 @@ class RunState:
         broken = self.backend.gather(tuple(self.broken.paths))
         self.backend.local_main_first(lambda: self.broken.count(sum(broken, ())))
 
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers in which ranks differ within an epoch, by name."""
+        yield from self.net.named_buffers()
+        if self.average is not None:
+            yield from self.average.module.named_buffers(prefix="average")
+
+    def _average_buffers(self) -> None:
+        """Average those buffers over ranks."""
+        for network in dict.fromkeys((self.net, self.evaluated)):
+            self.backend.average_buffers(network)
+
     @torch.no_grad()
     def _restore(self, own: Mapping[str, Any]) -> None:
         """Restore this rank's own counts and buffers."""
-        for name, buffer in self.net.named_buffers():
+        for name, buffer in self._buffers():
             kept = own["buffers"][name]
             if kept.shape != buffer.shape:
                 raise ValueError(f"{name} of another shape")

@@ -75,7 +75,8 @@ def distillation_loss(
 
     Args:
         logits: Logits of the subnet, shape [n, classes].
-        targets: Class indices, shape [n].
+        targets: Class indices, shape [n]; with mixup or cutmix the classes' probabilities, shape
+            [n, classes].
         teacher_logits: Logits of the teacher, shape [n, classes], or ``None``.
         kd_ratio: Weight of the distillation term, at least 0.
         kd_type: ``ce`` for the cross entropy against the teacher's probabilities, or ``mse`` for

@@ -24,6 +24,8 @@ from compofa.seeds import derive_seed, rng
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.optim import StepGuard, learning_rate, make_optimizer, reduced_precision
+from compofa.training.optimizers import OPTIMIZERS
+from compofa.training.regularisation import augmentation_settings, averaged, mix
 from compofa.training.shutdown import GRACE_S, LOADER_ERRORS, Saver
 from compofa.training.state import RunState, Tally
 from compofa.training.tasks import Step
@@ -76,14 +78,16 @@ class Trainer:
         self.device = torch.device(self.backend.device(config.device))
         self.batch_size = min(config.batch_size, len(splits.train))
         self.steps = steps_per_epoch(len(splits.train), self.batch_size, self.backend.size)
-        self.peak_lr = config.lr * (self.backend.size if config.scale_lr else 1)
+        kind = OPTIMIZERS[config.optimizer]
+        self.peak_lr = kind.scaled(config.lr, self.backend.size if config.scale_lr else 1)
         self.autocast = reduced_precision(self.device) if config.amp else None
         self.state = RunState(
             net,
-            make_optimizer(net, config.weight_decay, config.momentum),
+            make_optimizer(net, config.weight_decay, config.momentum, config.optimizer),
             torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16),
             len(splits.train),
             self.backend,
+            averaged(net, config.ema) if config.ema else None,
         )
         self.guard = StepGuard(net)
         self.sums = torch.zeros(3)  # of the epoch: loss, correct predictions, predictions
@@ -145,6 +149,8 @@ class Trainer:
             first_step=state.tally.steps,
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
+            augment=augmentation_settings(config),
+            balanced=config.balanced_sampling,
         )
         self.net.train()
         # In double precision, sums restored from a checkpoint are exact.
@@ -217,7 +223,7 @@ class Trainer:
             loss=f"{loss / max(1, state.tally.taken):.3f}",
             top1=f"{100 * right / max(1, answers):.1f}",
             r=resolution,
-            lr=f"{state.optimizer.param_groups[0]['lr']:.4f}",
+            lr=f"{state.optimizer.param_groups[0]['lr']:.3g}",
             img_s=f"{state.tally.images_per_s:.0f}",
             **({"skipped": state.skipped} if state.skipped else {}),
         )
@@ -229,6 +235,9 @@ class Trainer:
 
     def train_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Sum the gradients of the step's subnets, average them over ranks and update the weights.
+
+        With mixup or cutmix, teacher and subnets see the mixed images, and a prediction counts as
+        correct if it is the class with the larger share.
 
         Args:
             images: Normalised images of this rank on the device, shape [n, 3, r, r].
@@ -242,13 +251,18 @@ class Trainer:
         config, phase = self.config, self.phase
         self.guard.remember()
         subnets = self.subnets_at(step)
+        rank = (self.backend.rank,) * (self.backend.rank > 0)  # ranks draw differently
+        images, targets = mix(
+            images, targets, len(self.splits.classes), config,
+            derive_seed(config.seed, "mix", step, *rank),
+        )  # fmt: skip
+        largest = targets if targets.ndim == 1 else targets.argmax(1)
         sums = torch.zeros(3, device=self.device)
         soft = None
         if self.teacher is not None and config.kd_ratio > 0:
             with torch.no_grad(), self._precision():
                 soft = self.teacher(images).float()
         for index, subnet in enumerate(subnets):
-            rank = (self.backend.rank,) * (self.backend.rank > 0)  # ranks drop different units
             dropout_seed = derive_seed(config.seed, "dropout", step, index, *rank)
             with seeded(dropout_seed, self.device), self._precision():
                 logits = self.run(images, subnet).float()
@@ -259,7 +273,7 @@ class Trainer:
             if index == 0 and phase.teacher == "self":
                 soft = logits.detach()
             with torch.no_grad():
-                right = (logits.argmax(1) == targets).sum()
+                right = (logits.argmax(1) == largest).sum()
                 sums += torch.stack([loss / len(subnets), right, right.new_tensor(len(targets))])
         skipped = self.state.skipped
         self.update(len(targets) / self.batch_size, sums[0])
@@ -293,9 +307,11 @@ class Trainer:
         )
         if total > 0:
             scaler.unscale_(optimizer)
-            finite, scale = self.guard.passes(), scaler.get_scale()
+            finite, scale = self.guard.passes(self.config.clip_grad_norm), scaler.get_scale()
             if finite:
                 scaler.step(optimizer)
+                if self.state.average is not None:
+                    self.state.average.update_parameters(self.net)
                 self.state.skipped_in_a_row = 0
             elif loss is not None:
                 self.guard.restore()
@@ -318,10 +334,13 @@ class Trainer:
             )
 
     def validate(self) -> dict[str, dict[str, float]]:
-        """Evaluate the smallest and the largest subnet of the phase on the validation images."""
+        """Evaluate the smallest and the largest subnet of the phase on the validation images.
+
+        With ``--ema`` these are subnets of the averaged weights.
+        """
         figures = {}
         for name, subnet in self.extremes.items():
-            found = self.evaluator.accuracy(self.net, subnet.at(self.config.eval_size))
+            found = self.evaluator.accuracy(self.state.evaluated, subnet.at(self.config.eval_size))
             figures[name] = {"top1": found.top1, "top5": found.top5, "loss": found.loss}
         return figures
 
