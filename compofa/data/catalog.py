@@ -6,16 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from compofa.data.readers import RawDataset, read_digits, read_torchvision
 from compofa.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compofa.data.sources import RawImage
 
 Augmentation = Literal["affine", "crop", "inception"]
 """Augmentation of training images; see :func:`compofa.data.transforms.train_images`."""
 
 Reader = Callable[[Path | None, bool], RawDataset | None]
 """Reads a data set; see :attr:`DatasetInfo.reader`."""
+
+ImageTransform = Callable[["RawImage", int], "Tensor"]
+"""Maps an image and a resolution r to an image [3, r, r], uint8 or float32 in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,10 @@ class DatasetInfo:
             missing files may be downloaded. Returns the :class:`~compofa.data.readers.RawDataset`,
             or None to read class folders at ``path``. Without a reader, class folders are read.
             Must be importable (not a lambda) if loader workers are started with ``spawn``.
+        train_transform: Transform of a training image, in place of ``augmentation``. It takes its
+            randomness from torch's generator, which is seeded for each image: the same in every
+            loader worker and in resumed runs. Importable, as the reader.
+        eval_transform: Transform of an image to evaluate, in place of that of ``augmentation``.
 
     Raises:
         DataError: A resolution is below 1, or the augmentation is unknown or needs ``native_size``.
@@ -84,6 +96,8 @@ class DatasetInfo:
     network: str = "compofa"
     needs_path: bool = False
     reader: Reader | None = field(default=None, compare=False)
+    train_transform: ImageTransform | None = field(default=None, compare=False)
+    eval_transform: ImageTransform | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.train_resolutions, default=0) < 1 or self.eval_resolution < 1:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compofa.data.augmentation import AUTO_AUGMENTS, AugmentationSettings
-from compofa.data.catalog import DatasetInfo, Normalisation
+from compofa.data.catalog import DatasetInfo, ImageTransform, Normalisation
 from compofa.data.sampling import random_bits
 from compofa.data.sources import RawImage
 from compofa.data.torchvision_shim import import_torchvision
+from compofa.errors import DataError
 
 _PUBLISHED = AugmentationSettings()
 _AUTO_AUGMENT, _ERASING = 1 << 32, 1 << 33  # positions in the streams of the augmentation seeds
@@ -50,7 +51,12 @@ def train_images(
 
     Returns:
         [n, 3, resolution, resolution], uint8 in [0, 255] or float32 in [0, 1].
+
+    Raises:
+        DataError: A transform of the data set returns something else.
     """
+    if info.train_transform is not None:
+        return _own(info.train_transform, images, resolution, info, seeds.tolist())
     if info.augmentation == "inception":
         crops = [
             random_resized_crop(image, int(seed), resolution, settings)
@@ -75,12 +81,39 @@ def eval_images(
         info: The data set, with its augmentation.
 
     Returns:
-        uint8 [n, 3, resolution, resolution].
+        uint8 [n, 3, resolution, resolution], or what the data set's own transform returns.
+
+    Raises:
+        DataError: A transform of the data set returns something else.
     """
+    if info.eval_transform is not None:
+        return _own(info.eval_transform, images, resolution, info, [0] * len(images))
     if info.augmentation == "inception":
         crops = [centre_crop(image, resolution) for image in images]
         return torch.stack(crops) if crops else _empty(resolution)
     return resize(images, resolution)
+
+
+def _own(
+    transform: ImageTransform,
+    images: Sequence[RawImage] | torch.Tensor,
+    resolution: int,
+    info: DatasetInfo,
+    seeds: Sequence[int],
+) -> torch.Tensor:
+    """Apply a data set's own transform to each image, with torch's generator seeded."""
+    done: list[torch.Tensor] = []
+    for image, seed in zip(images, seeds, strict=True):
+        with seeded_cpu(int(seed)):
+            done.append(transform(image, resolution))
+        shape = tuple(getattr(done[-1], "shape", ()))
+        kind = getattr(done[-1], "dtype", type(done[-1]).__name__)
+        if shape != (3, resolution, resolution) or kind not in (torch.uint8, torch.float32):
+            raise DataError(
+                f"{info.name}: expected its transform to return uint8 or float32 "
+                f"[3, {resolution}, {resolution}], got {kind} {list(shape)}"
+            )
+    return torch.stack(done) if done else _empty(resolution)
 
 
 def normalise(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:

@@ -38,14 +38,17 @@ def faults(config: TrainConfig) -> list[str]:
             f"--momentum: expected none with --optimizer {config.optimizer}, got {config.momentum}"
         )
     info = dataset_info(config.dataset)
-    photographs = info.augmentation == "inception"
-    usual = AugmentationSettings()
+    photographs = info.augmentation == "inception" and info.train_transform is None
+    usual, own = AugmentationSettings(), info.train_transform is not None
+    because = "a transform of its own" if own else "no photographs"
     found += [
-        f"--{name.replace('_', '-')}: expected none with --dataset {config.dataset}, which has no "
-        "photographs"
-        for name in ("crop_scale", "color_jitter")
+        f"--{name.replace('_', '-')}: expected none with --dataset {config.dataset}, which has "
+        f"{because}"
+        for name in ("crop_scale", "color_jitter", *["auto_augment"] * own)
         if not photographs and getattr(config, name) != getattr(usual, name)
     ]
+    if own:
+        return found
     side = min(config.image_size, default=0) if photographs else info.native_size
     if config.auto_augment == "trivialaugment" and side < TRIVIAL_SHIFT:
         found.append(
