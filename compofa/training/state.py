@@ -83,6 +83,7 @@ class RunState:
         epoch: Epochs completed.
         score: Best validation score, the mean top-1 accuracy of the subnets validated.
         figures: Figures of the best validation.
+        stale: Validations since then.
         seconds: Training time up to the last checkpoint.
         tally: Counts of the current epoch.
         skipped: Steps skipped in the whole run.
@@ -102,6 +103,7 @@ class RunState:
         self.net, self.optimizer, self.scaler, self.backend = net, optimizer, scaler, backend
         self.epoch, self.score, self.seconds = 0, float("-inf"), 0.0
         self.figures: dict[str, Any] | None = None
+        self.stale = 0
         self.tally = Tally(-1)
         self.skipped = self.skipped_in_a_row = 0
         self.broken = BrokenImages(images)
@@ -117,6 +119,7 @@ class RunState:
                 "tally": asdict(self.tally),
                 "ranks": self._ranks,
                 "skipped": [self.skipped, self.skipped_in_a_row],
+                "stale": self.stale,
                 "broken": list(self.broken.paths),
             },
             "progress": {name: getattr(self, name) for name in PROGRESS},
@@ -149,6 +152,7 @@ class RunState:
             if self.diverged:
                 self._restore(own[self.backend.rank])
             self.skipped, self.skipped_in_a_row = map(int, saved.get("skipped", (0, 0)))
+            self.stale = int(saved.get("stale", 0))
             self.broken.count(saved.get("broken", ()))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the training state cannot be resumed: {error}") from error
