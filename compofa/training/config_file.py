@@ -126,14 +126,15 @@ def _parse_toml(text: str) -> Any:
     try:
         parser = importlib.import_module(name)
     except ModuleNotFoundError:
-        raise ConfigError(
-            "--config: reading TOML on Python 3.10 needs the package tomli (pip install tomli); "
-            "YAML and JSON need none"
+        raise ValueError(
+            "TOML, which Python 3.10 reads with the package tomli alone (pip install tomli)"
         ) from None
     try:
         return parser.loads(text)
     except RecursionError:
         raise ValueError("TOML nested too deeply") from None
+    except parser.TOMLDecodeError as error:
+        raise ValueError(f"malformed TOML: {error}") from None
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
