@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from compofa.errors import ConfigError
 from compofa.training.config import TrainConfig, default_network, flag
 from compofa.training.recipes import CHAINS, recipe_for
+
+log = logging.getLogger(__name__)
 
 
 def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
@@ -45,17 +48,21 @@ def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
     )
 
 
-def default_output(config: TrainConfig) -> Path:
+def default_output(config: TrainConfig, resume: bool = False) -> Path:
     """Return the folder of a run that is not named: ``runs/DATASET-NET``.
 
-    Runs on a folder of images are named after that folder, since several such folders are one data
-    set to the command.
+    Runs on a folder of images are named after that folder instead of the data set.
 
     Args:
         config: Resolved settings of the last phase.
+        resume: Whether a run may be continued that an earlier version named after the data set.
     """
-    data = config.dataset
-    if data == "imagefolder" and config.data_path:
-        path = Path(config.data_path).resolve()
-        data = (path.name if path.is_dir() else path.stem) or data
-    return Path("runs") / f"{data}-{config.net or config.task}"
+    network = config.net or config.task
+    path = earlier = Path("runs") / f"{config.dataset}-{network}"
+    if config.dataset == "imagefolder" and config.data_path:
+        data = Path(config.data_path).resolve()
+        path = Path("runs") / f"{data.name if data.is_dir() else data.stem}-{network}"
+    if resume and not path.exists() and earlier.exists():
+        log.info("found no %s: continuing %s, as earlier versions called it", path, earlier)
+        return earlier
+    return path

@@ -35,8 +35,8 @@ from compofa.training.run_folder import (
     BEST,
     LAST,
     PREVIOUS,
-    clear,
     has_checkpoint,
+    prepare_new,
     prepare_resume,
     require_no_run,
     write_settings,
@@ -115,7 +115,9 @@ def train(
     from_run = resume is not False and given is not None
     if output is None or not from_run:
         phases = backend.local_main_first(lambda: plan(config))
-    output = Path(default_output(phases[-1]) if output is None else output)
+    if output is None:
+        output = backend.from_main(lambda: default_output(phases[-1], resume is not False))
+    output = Path(output)
     with exclusive_by_main(backend, output, folder=True):
         if from_run:
             if backend.size > 1:  # the process group was formed for this device
@@ -268,18 +270,13 @@ class Run:
 
     def _prepare_folder(self, discard: Sequence[Path]) -> None:
         """Remove files of other runs and write the settings."""
-        config, run = self.config, self.run
-        if self.start.resumed is not None:
-            completed = self.state.epoch >= config.epochs or self._out_of_patience()
-            prepare_resume(self.folder, self.start.resumed, completed)
+        config, resumed = self.config, self.start.resumed
+        if resumed is None:
+            prepare_new(self.folder, discard)
         else:
-            for old in filter(Path.exists, discard):
-                clear(old)
-            clear(self.folder)
-        settings = {"config": config.to_json(), "network": self.start.spec.to_json()}
-        if (run.task, run.phase) != (config.task, config.phase):
-            settings["run"] = run.to_json()
-        write_settings(self.folder, settings)
+            completed = self.state.epoch >= config.epochs or self._out_of_patience()
+            prepare_resume(self.folder, resumed, completed)
+        write_settings(self.folder, config, self.run, self.start.spec.to_json())
 
     def _out_of_patience(self) -> bool:
         """Return whether ``--patience`` validations in a row brought no improvement."""

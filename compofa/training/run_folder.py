@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,11 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write ``config.json``."""
-    write_text_atomic(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
+def prepare_new(folder: Path, discard: Iterable[Path]) -> None:
+    """Remove the files of an earlier run, here and in the folders ``discard`` of later phases."""
+    for old in filter(Path.exists, discard):
+        clear(old)
+    clear(folder)
 
 
 def prepare_resume(folder: Path, used: Path, completed: bool) -> None:
@@ -172,3 +174,18 @@ def prepare_resume(folder: Path, used: Path, completed: bool) -> None:
         used.replace(folder / LAST)
     if not completed:
         (folder / SUMMARY).unlink(missing_ok=True)
+
+
+def write_settings(folder: Path, config: TrainConfig, run: TrainConfig, network: Any) -> None:
+    """Write ``config.json``.
+
+    Args:
+        folder: The phase's folder.
+        config: Resolved settings of the phase.
+        run: Settings of the run that it is part of, which are written if they are other ones.
+        network: Definition of its network, as JSON.
+    """
+    settings = {"config": config.to_json(), "network": network}
+    if (run.task, run.phase) != (config.task, config.phase):
+        settings["run"] = run.to_json()
+    write_text_atomic(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
