@@ -197,6 +197,9 @@ def _run_to_resume(
     left = [config for config in runs.values() if unfinished(config)]
     if len(left) == 1:
         return left[0]
+    usual = (given.get("task"), TrainConfig.phase)
+    if not left and usual in runs:
+        return runs[usual]
     state = "unfinished" if left else "completed"
     which = ", ".join(shlex.join(_task_words(config)) for config in left or runs.values())
     raise ConfigError(f"{output} holds several {state} runs: expected --resume with one of {which}")
