@@ -1,8 +1,10 @@
 """A run continues with its own settings, and every command that it prints works when pasted."""
 
 import json
+import lzma
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,9 @@ from calls import Outcome, called
 from compofa.cli import evaluate
 from compofa.cli.train import main
 from compofa.io.checkpoint import load_checkpoint
+from compofa.training.config import TrainConfig
 from compofa.training.pace import Pace, duration
+from compofa.training.plan import default_output
 from compofa.training.recipes import CHAINS, RECIPES, SMALL_IMAGES, Recipe
 from compofa.training.trainer import Trainer
 
@@ -175,6 +179,20 @@ def test_without_its_settings_file_those_of_the_checkpoint_count(call, finished,
     assert settings("runs/mine/teacher")["width_mult"] == 0.1
 
 
+def test_a_run_of_the_first_version_continues_with_its_settings(call, tmp_path):
+    first = Path(__file__).parent / "golden" / "v0.1"
+    folder = tmp_path / "old" / "supernet-1"
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(lzma.decompress((first / "resumable.pt.xz").read_bytes()))
+    shutil.copy(first / "config.json", folder)
+    done = call("--resume", "--output", "old", "--quiet")
+    assert done.status == 0, done.err
+    now, then = (
+        json.loads((path / "config.json").read_text())["config"] for path in (folder, first)
+    )
+    assert {name: now[name] for name in then} == then
+
+
 # --- runs of several phases ---
 
 
@@ -213,9 +231,7 @@ def test_the_command_for_an_unfinished_teacher(call, monkeypatch):
     assert refused.status == 1 and refused.err.strip().count("\n") == 0
     done = call(*command(refused.err, "make it with: "), "--quiet")
     assert done.status == 0, done.err
-    assert (
-        call("--task", "compound", *TINY, "--dynamic-batch-size", "1", "--output", "x").status == 0
-    )
+    assert settings("x/teacher")["heuristic"] == "2:3"
 
 
 # --- after divergence ---
@@ -286,7 +302,7 @@ def test_patience_survives_a_stop(call, monkeypatch):
 def test_the_time_is_estimated_once_and_without_the_first_step(caplog):
     caplog.set_level("INFO")
     pace = Pace(steps=100, left=1000)
-    for seconds in (50, *[1.0, 1.4] * 10):
+    for seconds in (50, *[1.2] * 20):
         pace.add(seconds)
     assert caplog.messages == [
         "about 2 min per epoch, 20 min in all (1.2 s per step, validation not included)"
@@ -294,8 +310,25 @@ def test_the_time_is_estimated_once_and_without_the_first_step(caplog):
 
 
 @pytest.mark.parametrize(
+    ("data", "name"), [("my photos", "my photos"), ("x/../birds/", "birds"), ("cats.tar", "cats")]
+)
+def test_a_run_on_images_is_named_after_their_folder(tmp_path, monkeypatch, data, name):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my photos", "x", "birds"):
+        Path(folder).mkdir()
+    config = TrainConfig(dataset="imagefolder", data_path=data, net="compofa-small")
+    new, old = Path(f"runs/{name}-compofa-small"), Path("runs/imagefolder-compofa-small")
+    assert default_output(config) == default_output(config, resume=True) == new
+    old.mkdir(parents=True)
+    assert default_output(config, resume=True) == old and default_output(config) == new
+    new.mkdir()
+    assert default_output(config, resume=True) == new
+    assert default_output(replace(config, dataset="imagenet")).name == "imagenet-compofa-small"
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (99, "99 s"), (720, "12 min"), (7500, "2 h 05 min"), (273600, "3 d 4 h")],
+    [(0.42, "0.4 s"), (99, "99 s"), (720, "12 min"), (7500, "2 h 05 min"), (273600, "3 d 4 h")],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -43,7 +43,7 @@ class Pace:
 def duration(seconds: float) -> str:
     """Return a time to be read, such as ``40 s``, ``12 min``, ``2 h 05 min`` or ``3 d 4 h``."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{int(seconds < 10)}f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

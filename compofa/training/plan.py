@@ -61,7 +61,8 @@ def default_output(config: TrainConfig, resume: bool = False) -> Path:
     path = earlier = Path("runs") / f"{config.dataset}-{network}"
     if config.dataset == "imagefolder" and config.data_path:
         data = Path(config.data_path).resolve()
-        path = Path("runs") / f"{data.name if data.is_dir() else data.stem}-{network}"
+        name = data.name if data.is_dir() else data.stem
+        path = Path("runs") / f"{name or config.dataset}-{network}"
     if resume and not path.exists() and earlier.exists():
         log.info("found no %s: continuing %s, as earlier versions called it", path, earlier)
         return earlier
