@@ -305,7 +305,7 @@ def test_the_time_is_estimated_once_and_without_the_first_step(caplog):
     for seconds in (50, *[1.2] * 20):
         pace.add(seconds)
     assert caplog.messages == [
-        "about 2 min per epoch, 20 min in all (1.2 s per step, validation not included)"
+        "about 2 min per epoch, 20 min to the end (1.2 s per step, validation not included)"
     ]
 
 

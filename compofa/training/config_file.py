@@ -92,7 +92,7 @@ def checked_settings(data: Any, source: str, more: Collection[str] = ()) -> dict
 
 def _unknown(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name.replace("-", "_"), known, 1)
-    return f"unknown setting {name!r}" + (f", did you mean {near[0]}?" if near else "")
+    return f"unknown setting {name!r}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _value(hint: Any, value: Any) -> Any:

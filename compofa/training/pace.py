@@ -35,7 +35,7 @@ class Pace:
             timed = self._times[FIRST - 1 :]
             step = sum(timed) / len(timed)
             log.info(
-                "about %s per epoch, %s in all (%.2g s per step, validation not included)",
+                "about %s per epoch, %s to the end (%.2g s per step, validation not included)",
                 duration(step * self._steps), duration(step * self._left), step,
             )  # fmt: skip
 

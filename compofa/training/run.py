@@ -250,8 +250,10 @@ class Run:
             loggers = open_loggers(self.config, self.folder)
             journal = Journal(self.folder, first, first * self.trainer.steps, loggers)
         self._log_start()
-        epochs = self.config.epochs - first
-        self.trainer.after_step = Pace(self.trainer.steps, epochs * self.trainer.steps).add
+        steps, tally = self.trainer.steps, self.state.tally
+        done = tally.steps if tally.epoch == first else 0
+        left = (self.config.epochs - first) * steps - done
+        self.trainer.after_step = Pace(steps, left).add
         try:
             with self.stop.deferred():
                 for epoch in range(first, self.config.epochs):
