@@ -87,6 +87,8 @@ setup(
         "horovod": ["horovod>=0.28.1"],
         "docs": DOCS,
         "export": EXPORT,
+        "mlflow": ["mlflow>=2.14"],
+        "wandb": ["wandb>=0.17"],
     },
     entry_points={
         "console_scripts": [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from compofa.data import (
     BrokenImages,
@@ -27,6 +29,8 @@ from compofa.nn.calibrate import calibrate
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 from compofa.space.subnet import Subnet
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Evaluator:
         device: Device to run on.
         backend: Ranks that measure together, each on a share of the images.
         named: See :class:`compofa.data.BrokenImages`.
+        bar: Whether rank 0 shows progress bars.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class Evaluator:
         device: str | torch.device = "cpu",
         backend: Backend | None = None,
         named: set[str] | None = None,
+        bar: bool = False,
     ) -> None:
         self.splits = splits
         self.part = part
@@ -135,6 +141,7 @@ class Evaluator:
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.backend = backend or SingleProcess()
+        self.bar = bar and self.backend.is_main
         self.options = {
             "rank": self.backend.rank,
             "world_size": self.backend.size,
@@ -161,7 +168,12 @@ class Evaluator:
         loaders = [self._evaluation_loader(resolution)]
         if calibration:
             loaders.append(self._calibration_loader(resolution, self.batch_size))
-        broken = tuple(image for loader in loaders for batch in loader for image in batch.broken)
+        broken = tuple(
+            image
+            for loader in loaders
+            for batch in self._progress(loader, "reading images")
+            for image in batch.broken
+        )
         found = [image for images in self.backend.gather(broken) for image in images]
         self.backend.from_main(lambda: self.broken.add(found))
         self.broken.count(path for path, _ in found)
@@ -171,7 +183,8 @@ class Evaluator:
         if self._calibration[0] != resolution:
             in_memory = resolution <= 64
             size = self.calibration_images if in_memory else self.batch_size
-            batches = self._calibration_loader(resolution, size)
+            loader = self._calibration_loader(resolution, size)
+            batches = self._progress(loader, "calibration images")
             images = [self._checked(batch)[0].to(self.device) for batch in batches]
             images = [image.contiguous(memory_format=torch.channels_last) for image in images]
             self._calibration = (resolution, images)
@@ -186,6 +199,12 @@ class Evaluator:
             return batches
         self._evaluation = (resolution, list(map(_unshared, batches)))
         return self._evaluation[1]
+
+    def _progress(self, batches: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+        """Return batches with a progress bar."""
+        return tqdm(
+            batches, what, total, unit="batch", leave=False, mininterval=0.5, disable=not self.bar
+        )
 
     def _calibration_loader(self, resolution: int, batch_size: int) -> Iterable[Batch]:
         return calibration_loader(
@@ -220,8 +239,10 @@ class Evaluator:
         with cpu_threads(default_threads(resolution)):
             if isinstance(network, Supernet):
                 images = self.calibration_batches(resolution)
-                network = calibrate(network, images, subnet, self.backend)
-            return measure_accuracy(network, self.evaluation_batches(resolution), self.backend)
+                network = calibrate(network, images, subnet, self.backend, self.bar)
+            total = -(-len(self.source) // (self.batch_size * self.backend.size))
+            batches = self._progress(self.evaluation_batches(resolution), self.part, total)
+            return measure_accuracy(network, batches, self.backend)
 
     def measure(
         self,

@@ -259,7 +259,7 @@ def test_a_teacher_that_is_none(call, tmp_path, data, option):
         ("--width-mult 0", ["width multiplier"]),
         ("--resume", ["runs/digits-compofa-small/compound-1/last.pt"]),
         ("--teacher-path none.pt", ["none.pt"]),
-        ("--device tpu", ["--device: ", "cpu or cuda", "'tpu'"]),
+        ("--device tpu", ["--device: ", "cpu, cuda or mps", "'tpu'"]),
         ("--dataset imagefolder", ["--data-path: ", "imagefolder"]),
         (
             "--dataset imagefolder --net compofa-small --data-path none --task teacher",

@@ -218,8 +218,8 @@ def test_a_run_that_ends_keeps_the_last_good_state(spoil, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("train_ofa_net.py: error: ")
     for part in (
-        "3 steps", "epoch 3, step 2 of 2", "run/teacher/last.pt", "--lr",
-        "--init-path run/teacher/best.pt", "--max-skipped",
+        "3 steps", "epoch 3, step 2 of 2", "run/teacher/last.pt", "--lr 0.005",
+        "--config run/teacher/config.json", "--resume --output run --max-skipped 30",
     ):  # fmt: skip
         assert part in error
     last = load_checkpoint("run/teacher/last.pt")

@@ -116,7 +116,7 @@ def test_a_run_continues_with_no_other_data(here, call, monkeypatch, change, sai
     words = ["--task", "teacher", *FOLDER, "--data-path", "data"]
     photos(here / "data")
     cut(call, monkeypatch, *words)
-    before = Path("runs/imagefolder-compofa-small/teacher/last.pt").read_bytes()
+    before = Path("runs/data-compofa-small/teacher/last.pt").read_bytes()
     if change == "rename":
         Path("data/bee").rename("data/wasp")
     elif change == "class":
@@ -127,7 +127,7 @@ def test_a_run_continues_with_no_other_data(here, call, monkeypatch, change, sai
         elif change == "content":
             image.write_bytes(image.read_bytes() + b"\0")
     refused(call(*words, "--resume"), "resume", "data", *said)
-    assert Path("runs/imagefolder-compofa-small/teacher/last.pt").read_bytes() == before
+    assert Path("runs/data-compofa-small/teacher/last.pt").read_bytes() == before
 
 
 def test_a_run_of_an_earlier_version_continues_with_its_split(here, call, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_run_of_an_earlier_version_continues_with_its_split(here, call, monkey
         patch.setattr("compofa.training.start.load_dataset",
                       lambda *a, **k: real(*a, **{**k, "by_position": True}))  # fmt: skip
         cut(call, monkeypatch, *words)
-    last = Path("runs/imagefolder-compofa-small/teacher/last.pt")
+    last = Path("runs/data-compofa-small/teacher/last.pt")
     found = load_checkpoint(last)
     training = {name: value for name, value in found.training.items() if name != "origins"}
     save_checkpoint(last, replace(found, data=None, training={**training, "teacher": ""}))

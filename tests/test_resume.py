@@ -213,12 +213,12 @@ def test_a_finished_run_returns_at_once(whole, monkeypatch):
 
 def test_changed_settings_are_named(whole):
     with pytest.raises(ConfigError) as caught:
-        go(whole[0], resume=True, epochs=4, seed=5, image_size=(8,), workers=1)
+        go(whole[0], resume=True, epochs=2, seed=5, image_size=(8,), workers=1)
     text = str(caught.value)
     assert "\n" not in text
     named = [part.split(":")[0].split()[-1] for part in text.split("; ")]
-    assert named[1:] == ["eval_size", "epochs", "seed"]
-    assert re.search(r"image_size: \[8, 12\].*\[8\].*epochs: 3\b.*\b4\b", text)
+    assert named[1:] == ["eval_size", "seed", "epochs"]
+    assert re.search(r"image_size: \[8, 12\].*\[8\].*epochs: 3\b.*3 are done.*\b2 now", text)
 
 
 def test_nothing_to_resume(tmp_path):

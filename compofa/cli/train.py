@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
 from compofa.errors import ConfigError
 from compofa.training.config import TrainConfig, flag
+from compofa.training.config_file import RUN_NAMES, read_config_file
 from compofa.training.options import GROUPS, RANKS, RUN
 from compofa.training.recipes import task_names
 
@@ -73,7 +74,13 @@ def parser() -> Parser:
             **_parsing(types[setting.name], setting.default, setting.metadata["metavar"]),
         )  # fmt: skip
     add = groups[RUN].add_argument
-    add("--name", help="name of the run (default: DATASET-NET)")
+    add(
+        "--config",
+        metavar="FILE",
+        help="settings in TOML, YAML or JSON, by the names of the options, such as the config.json "
+        "of a run; options on the command line replace them",
+    )
+    add("--name", help="name of the run (default: DATASET-NET; for imagefolder, FOLDER-NET)")
     add("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
     add(
         "--resume",
@@ -82,8 +89,9 @@ def parser() -> Parser:
         default="never",
         choices=RESUME,
         metavar="auto",
-        help="continue from the last checkpoint, to the bit; auto starts a new run if there is "
-        "none",
+        help="continue the unfinished run in --output, to the bit, with its own settings; those "
+        "given again must be the same, or may change (docs/resume.md). auto starts a new run if "
+        "there is none",
     )
     add("--overwrite", action="store_true", help="replace an existing run")
     add("--quiet", action="store_true", help="hide progress bars")
@@ -119,18 +127,41 @@ def options_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def given_settings(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse arguments.
+
+    Returns:
+        The options of the command, and the settings that were given: those of ``--config``, and on
+        top of them those on the command line.
+
+    Raises:
+        ConfigError: The file of ``--config`` cannot be used.
+    """
+    unset = object()
+    names = [setting.name for setting in fields(TrainConfig)]
+    args = parser().parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+    given = {} if args.config is None else read_config_file(args.config)
+    given |= {name: getattr(args, name) for name in names if getattr(args, name) is not unset}
+    for name in RUN_NAMES:
+        value = given.pop(name, None)
+        setattr(args, name, getattr(args, name) or value)
+    return args, given
+
+
 def _main(argv: Sequence[str] | None) -> None:
-    args = parser().parse_args(argv)
+    args, given = given_settings(argv)
     import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from compofa.training.run import train
     from compofa.training.shutdown import on_signals
 
-    initial = _open_initial(args) if args.task == "finetune" and args.init_path else None
-    if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    initial = None
+    if given.get("task") == "finetune" and given.get("init_path"):
+        initial = _open_initial(given, RESUME[args.resume] is True)
+    usual = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+    config = TrainConfig(**(usual | given))
+    args.device = config.device
     output = args.output or (Path("runs") / args.name if args.name else None)
 
     with logging_redirect_tqdm(), on_signals() as stop, join_ranks(args) as backend:
@@ -151,6 +182,7 @@ def _main(argv: Sequence[str] | None) -> None:
                 backend=backend,
                 stop=stop,
                 initial=initial,
+                given=given,
             )
 
         result = backend.run_elastic(attempt)
@@ -168,17 +200,19 @@ def _report(result: RunResult) -> None:
     print(f"next: {shlex.join(['python', 'eval_sampled_config.py', '--net', str(result.best)])}")
 
 
-def _open_initial(args: argparse.Namespace) -> OpenedNetwork:
-    """Open ``--init-path``, read ``--subnet``, and take ``--image-size`` from them by default."""
+def _open_initial(given: dict[str, Any], resumed: bool) -> OpenedNetwork:
+    """Open ``init_path``, read ``subnet``, and take ``image_size`` from them if it is not given."""
     from compofa.cli.evaluate import read_subnet
     from compofa.io.open import open_network
 
-    opened = open_network(args.init_path)
+    opened = open_network(given["init_path"])
     network, size = opened.spec, opened.image_size
-    if network.elastic and args.subnet not in (None, "largest", "smallest"):
-        subnet = read_subnet(args.subnet, network.space, size)
-        args.subnet, size = json.dumps(network.space.to_config(subnet)), subnet.resolution
-    args.image_size = args.image_size or (size,)
+    subnet = given.get("subnet")
+    if network.elastic and subnet not in (None, "largest", "smallest"):
+        found = read_subnet(subnet, network.space, size)
+        given["subnet"], size = json.dumps(network.space.to_config(found)), found.resolution
+    if not resumed:
+        given["image_size"] = given.get("image_size") or (size,)
     return opened
 
 

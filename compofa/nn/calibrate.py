@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import DataError
@@ -27,6 +28,7 @@ def calibrate(
     batches: Iterable[Tensor],
     subnet: Subnet | None = None,
     backend: Backend | None = None,
+    bar: bool = False,
 ) -> StaticNetwork:
     """Return a copy of a subnet whose BN statistics are exactly those of the images.
 
@@ -44,6 +46,7 @@ def calibrate(
         batches: Normalised images [n, 3, r, r], all of one resolution, on the network's device.
         subnet: Which of a supernet's networks; by default the active one.
         backend: Ranks that call this together, each with its own images (or none).
+        bar: Whether to show a progress bar.
 
     Returns:
         An independent network in evaluation mode.
@@ -63,7 +66,10 @@ def calibrate(
     if not any(counts):
         raise DataError("calibration needs images, got none")
     with torch.no_grad():
-        for unit in static.units():
+        units = list(static.units())
+        for unit in tqdm(
+            units, "calibration", unit="block", leave=False, mininterval=0.5, disable=not bar
+        ):
             norms = [module for module in unit.modules() if isinstance(module, nn.BatchNorm2d)]
             if set(counts) == {1}:
                 with _measured_on_the_way(norms, backend):
@@ -118,6 +124,8 @@ def _moments(x: Tensor) -> _Moments:
     _, mean, inverse = torch.native_batch_norm(
         x.float(), None, None, None, None, training=True, momentum=0.0, eps=0.0
     )
+    if x.device.type == "mps":  # which has no double precision
+        mean, inverse = mean.cpu(), inverse.cpu()
     var = torch.where(inverse > 0, inverse.double() ** -2, 0.0)  # it gives 0 for variance 0
     return _Moments(x.numel() // x.shape[1], mean.double(), var)
 

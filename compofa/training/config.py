@@ -200,6 +200,16 @@ class TrainConfig(Options):
             and now[setting.name] != then[setting.name]
         ]
 
+    def allowed_changes_since(self, earlier: Mapping[str, Any]) -> list[str]:
+        """List the settings that differ from those of ``earlier`` and may change in a run."""
+        now, then = self.to_json(), DEFAULTS | dict(earlier)
+        return [
+            f"{setting.name}: {then[setting.name]!r} then, {now[setting.name]!r} now"
+            for setting in fields(self)
+            if setting.metadata["may_change"]
+            and now[setting.name] not in (None, then[setting.name])
+        ]
+
 
 DEFAULTS = {setting.name: setting.default for setting in fields(TrainConfig)}
 TrainConfig.__doc__ = f"{TrainConfig.__doc__}\n\n    Attributes:\n" + "".join(

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from compofa.errors import CompofaError
 from compofa.io.atomic import write_atomic
 from compofa.io.untrusted import parse_json, read_bytes
+from compofa.training.loggers import Writer
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +32,28 @@ METRICS, DAMAGED = "metrics.jsonl", "metrics.damaged-{}.jsonl"
 
 
 class Journal:
-    """Writes metrics to ``metrics.jsonl`` and to TensorBoard event files.
+    """Writes metrics to ``metrics.jsonl``, to TensorBoard event files and to other writers.
 
     Args:
         folder: Folder of the phase.
         first_epoch: Epoch to continue with; lines of this epoch and later are dropped.
         first_step: Steps before it, used if the line of the epoch before is missing.
+        writers: Other writers.
 
     Raises:
         CompofaError: A file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, first_epoch: int, first_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, first_epoch: int, first_step: int = 0, writers: Sequence[Writer] = ()
+    ) -> None:
         self.path = folder / METRICS
         kept = [line for line in _whole_lines(self.path) if line.epoch < first_epoch]
         text = b"".join(line.text + b"\n" for line in kept)
         write_atomic(self.path, lambda file: file.write(text) and None)
         if kept and kept[-1].epoch == first_epoch - 1:  # with the number of ranks at that time
             first_step = kept[-1].step
-        self.events = _Events(folder / "tensorboard", first_step + 1)
+        self.writers = [_Events(folder / "tensorboard", first_step + 1), *writers]
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Append the metrics of one epoch: ``epoch``, ``step`` and (nested) numbers."""
@@ -60,13 +64,14 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CompofaError(f"cannot write {self.path}: {error.strerror or error}") from error
-        for name, value in _flat(metrics):
-            if name not in ("epoch", "step"):
-                self.events.add(name, value, metrics["step"])
+        numbers = dict(_flat({k: v for k, v in metrics.items() if k not in ("epoch", "step")}))
+        for writer in self.writers:
+            writer.add(numbers, metrics["step"])
 
     def close(self) -> None:
-        """Close the event file."""
-        self.events.close()
+        """Close the writers."""
+        for writer in self.writers:
+            writer.close()
 
 
 class _Events:
@@ -101,10 +106,11 @@ class _Events:
             file.close()
             raise
 
-    def add(self, name: str, value: float, step: int) -> None:
-        """Add a scalar."""
-        numbers = [self._summary.Value(tag=name, simple_value=value)]
-        self._write(step=step, summary=self._summary(value=numbers))
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add scalars."""
+        for name, number in metrics.items():
+            value = self._summary.Value(tag=name, simple_value=number)
+            self._write(step=step, summary=self._summary(value=[value]))
 
     def close(self) -> None:
         """Close the file."""
@@ -131,13 +137,13 @@ def cost_report(
 
     Args:
         seconds: Time on all devices.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``mps``.
         price: Price per device hour; ``None`` to leave out the cost.
         power: Power per device in watts; ``None`` to leave out CO2. The overhead of a data centre
             is included (Strubell et al., ACL 2019: PUE 1.58, 0.954 lbs of CO2 per kWh).
     """
     hours = seconds / 3600
-    report: dict[str, Any] = {("gpu" if device.startswith("cuda") else "cpu") + "_hours": hours}
+    report: dict[str, Any] = {("cpu" if device == "cpu" else "gpu") + "_hours": hours}
     if price is not None:
         report["cost"] = hours * price
     if power is not None:

@@ -97,7 +97,8 @@ class Options:
         bounds=(0, 256), may_change=True)
 
     epochs: int | None = option(
-        None, "number of epochs", TRAINING, metavar="N", bounds=(1, 100_000))
+        None, "number of epochs; a run may be resumed with more", TRAINING, metavar="N",
+        bounds=(1, 100_000), may_change=True)
     batch_size: int | None = option(
         None, "images per step and rank", TRAINING, metavar="N", bounds=(2, 65_536))
     dynamic_batch_size: int | None = option(
@@ -136,6 +137,9 @@ class Options:
         metavar="TYPE", choices=("ce", "mse"))
     validate_every: int | None = option(
         None, "epochs between validations", TRAINING, metavar="N", bounds=(1, 100_000))
+    patience: int | None = option(
+        None, "stop early after N validations without improvement (default: never)", TRAINING,
+        metavar="N", bounds=(1, 100_000), may_change=True)
 
     auto_augment: str = option(
         "none", f"augment each training image by {' or '.join(AUTO_AUGMENTS)}: few images of "
@@ -174,7 +178,8 @@ class Options:
 
     seed: int = option(0, "random seed", RUN, metavar="N", bounds=(0, 2**63 - 1))
     device: str = option(
-        "cpu", "cpu or cuda (default: cuda if available)", RUN, metavar="DEVICE", may_change=True)
+        "cpu", "cpu, cuda or mps (default: cuda if available)", RUN, metavar="DEVICE",
+        may_change=True)
     amp: bool = option(
         False, "automatic mixed precision: bfloat16, or float16 on GPUs without it", RUN)
     threads: int | None = option(
@@ -192,6 +197,10 @@ class Options:
     power: float | None = option(
         None, "power per device in watts, to report CO2 emissions", RUN, metavar="W",
         bounds=(0, 1_000_000), may_change=True)
+    logger: str = option(
+        "none", "experiment tracker beside TensorBoard: none, wandb or mlflow; both log to local "
+        "files unless WANDB_MODE or MLFLOW_TRACKING_URI is set", RUN, metavar="NAME",
+        choices=("none", "wandb", "mlflow"), may_change=True)
 
     fp16_allreduce: bool = option(False, "all-reduce gradients in half precision", RANKS)
     # fmt: on

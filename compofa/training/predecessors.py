@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from compofa.io.checkpoint import file_hash
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import Phase, recipe_for
+from compofa.training.resume import resume_command, train_command
 from compofa.training.run_folder import BEST, is_unfinished
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _best_of(
             raise ConfigError(
                 f"task {config.task} starts from the best checkpoint of a finished {task} run, "
                 f"expected at {path}: name one with {option}, or make it with: "
-                f"{_command(config, phase, output)}{' --resume' * unfinished}"
+                f"{_command(config, phase, output, unfinished)}"
             )
         if not ready:
             require_writable(output / config.recipe_phase.folder)
@@ -92,16 +92,18 @@ def _best_of(
     return train_first(config.of_phase(phase, **dict.fromkeys(own)), unfinished)
 
 
-def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
-    """Return the command that trains another phase with these settings."""
-    words = ["python", "train_ofa_net.py", "--task", phase.task]
-    words += ["--phase", str(phase.number)] * (not phase.largest_only)
+def _command(config: TrainConfig, phase: Phase, output: Path, unfinished: bool) -> str:
+    """Return the command that trains another phase with these settings, or continues it."""
+    other = config.of_phase(phase)
+    if unfinished:
+        return resume_command(other, output)
+    words = []
     for name in ("dataset", "data_path", "net", "heuristic", "width_mult"):
         value = getattr(config, name)
         words += [flag(name), str(value)] * (value is not None)
     if config.fixed_kernel is not None:
         words.append("--fixed-kernel" if config.fixed_kernel else "--no-fixed-kernel")
-    return shlex.join([*words, "--output", str(output)])
+    return train_command(other, *words, "--output", str(output))
 
 
 @dataclass(frozen=True)

@@ -5,33 +5,41 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.threads import cpu_threads
-from compofa.errors import ConfigError, StoppedError, TrainingError
+from compofa.errors import StoppedError, TrainingError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint, save_checkpoint
 from compofa.io.locks import exclusive_by_main
 from compofa.io.open import OpenedNetwork
-from compofa.training.config import TrainConfig, default_network, flag
+from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
-from compofa.training.recipes import CHAINS, recipe_for
+from compofa.training.loggers import open_loggers, require_logger
+from compofa.training.pace import Pace
+from compofa.training.plan import default_output, plan
+from compofa.training.resume import (
+    keep_completed,
+    restart_commands,
+    resume_command,
+    resumed_plan,
+    with_progress,
+)
 from compofa.training.run_folder import (
     BEST,
-    CONFIG,
     LAST,
     PREVIOUS,
-    clear,
     has_checkpoint,
+    prepare_new,
     prepare_resume,
     require_no_run,
+    write_settings,
 )
 from compofa.training.shutdown import Saver, Stopping
 from compofa.training.start import Start, start_phase
@@ -59,41 +67,6 @@ class RunResult:
     cost: dict[str, Any]
 
 
-def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
-    """Return the resolved settings of each phase of a task, in order.
-
-    Most tasks are one phase. In a chain all phases share the network of the last and the settings
-    that were given, and a given teacher is not trained.
-
-    Raises:
-        ConfigError: Settings are unknown or out of range; the message lists all of them.
-    """
-    if config.task not in CHAINS:
-        return (config.resolved(),)
-    faults = []
-    if config.phase != 1:
-        faults.append(f"task {config.task}: expected phase 1, got {config.phase}")
-    if config.init_path is not None:
-        faults.append(f"--init-path: expected none with --task {config.task}")
-    if faults:
-        raise ConfigError("; ".join(faults))
-    chain = recipe_for(config.dataset).chain(config.task)
-    phases = [replace(config, task=phase.task, phase=phase.number) for phase in chain]
-    unused = set.intersection(*({*phase.unused()} for phase in phases))
-    faults = [
-        f"{flag(name)}: expected none with --task {config.task}"
-        for name in phases[-1].given(sorted(unused))
-    ]
-    if faults:
-        raise ConfigError("; ".join(faults))
-    net = config.net or default_network(config.dataset, chain[-1])
-    return tuple(
-        config.of_phase(phase, net=net).resolved()
-        for phase in chain
-        if not (phase.largest_only and config.teacher_path)
-    )
-
-
 def train(
     config: TrainConfig,
     output: str | Path | None = None,
@@ -105,16 +78,19 @@ def train(
     backend: Backend | None = None,
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Train a task: one phase, or those of a chain, and on quick data a missing teacher first.
 
     Args:
         config: Settings.
         output: Folder of the run, with one folder per phase; by default
-            ``runs/DATASET-NET``.
+            ``runs/DATASET-NET``, or ``runs/FOLDER-NET`` for a folder of images.
         resume: Continue from the last checkpoint; completed phases are kept. The result equals that
             of an uninterrupted run, to the bit on a CPU with the same number of threads. ``None``
-            resumes if there is a checkpoint, and starts a new run otherwise.
+            resumes if there is a checkpoint, and starts a new run otherwise. Settings that affect
+            the result must be those of the run, except that ``epochs`` may be any number from those
+            done.
         overwrite: Replace an existing run.
         bar: Whether to show progress bars.
         after_epoch: Called with the number of completed epochs of the phase after each is saved.
@@ -122,6 +98,9 @@ def train(
             ``output``.
         stop: Requests to stop.
         initial: The network of ``config.init_path``, if it is open already.
+        given: The settings of ``config`` that were given: a resumed run takes all others from its
+            own ``config.json``, and the task and phase, too, if it is the only unfinished run in
+            ``output``. By default all of ``config``.
 
     Returns:
         The result of the last phase, with time and cost of all.
@@ -132,11 +111,21 @@ def train(
         CompofaError: Another user error; no file is left half-written.
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
-    phases = backend.local_main_first(lambda: plan(config))
+    run, phases = config, ()
+    from_run = resume is not False and given is not None
+    if output is None or not from_run:
+        phases = backend.local_main_first(lambda: plan(config))
     if output is None:
-        output = Path("runs") / f"{config.dataset}-{phases[-1].net or config.task}"
+        output = backend.from_main(lambda: default_output(phases[-1], resume is not False))
     output = Path(output)
     with exclusive_by_main(backend, output, folder=True):
+        if from_run:
+            if backend.size > 1:  # the process group was formed for this device
+                given = {"device": config.device, **given}
+            auto = resume is None
+            run, phases = backend.from_main(lambda: resumed_plan(config, given, output, auto))
+        backend.from_main(lambda: require_logger(run.logger))
+        stop.advice = f"continue with: {resume_command(run, output)}"
         folders = [output / phase.recipe_phase.folder for phase in phases]
         started = backend.from_main(lambda: _started(folders, resume, overwrite))
         resume = bool(started) if resume is None else resume
@@ -153,6 +142,8 @@ def train(
                 stop=stop,
                 initial=initial,
                 discard=stale if folder == folders[0] else (),
+                run=run,
+                final=folder == folders[-1],
             )
             for phase, folder in zip(phases, folders, strict=True)
         ]
@@ -180,27 +171,35 @@ def train_phase(
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
     discard: Sequence[Path] = (),
+    run: TrainConfig | None = None,
+    final: bool = True,
 ) -> RunResult:
     """Train one phase as :func:`train` does, for callers that hold the lock on ``output``.
 
     ``config`` must be resolved. The folders of later phases, ``discard``, are cleared when this one
-    starts.
+    starts. ``run`` has the settings of the run that the phase is part of, in which it is the
+    ``final`` one or one that others build on.
     """
-    backend, stop = backend or SingleProcess(), stop or Stopping()
+    backend, stop, run = backend or SingleProcess(), stop or Stopping(), run or config
+    if resume and not final:
+        config = backend.from_main(lambda: keep_completed(config, output))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
+        if unfinished:
+            first = backend.from_main(lambda: with_progress(first, output))
         return train_phase(
-            first.resolved(), output, resume=unfinished, bar=bar, backend=backend, stop=stop
-        ).best
+            first.resolved(), output, resume=unfinished, bar=bar, backend=backend, stop=stop,
+            run=run,
+        ).best  # fmt: skip
 
     with cpu_threads(config.threads):
         if any(backend.gather(stop.requested)):  # while the phase before this one was ending
-            raise stop.error("; continue with --resume")
+            raise stop.error(f"; {stop.advice}")
         folder = output / config.recipe_phase.folder
         start = start_phase(
-            config, output, folder, resume, overwrite, train_first, backend, initial
+            config, output, folder, resume, overwrite, train_first, backend, initial, bar
         )
-        return Run(config, folder, start, stop, bar).fit(after_epoch, discard)
+        return Run(config, folder, start, stop, bar, run).fit(after_epoch, discard)
 
 
 class Run:
@@ -212,12 +211,20 @@ class Run:
         start: Network, data and state to train from.
         stop: Requests to stop.
         bar: Whether to show progress bars.
+        run: Settings of the run that the phase is part of.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, start: Start, stop: Stopping, bar: bool
+        self,
+        config: TrainConfig,
+        folder: Path,
+        start: Start,
+        stop: Stopping,
+        bar: bool,
+        run: TrainConfig,
     ) -> None:
         self.config, self.folder, self.start, self.stop = config, folder, start, stop
+        self.run = run
         self.trainer, self.state = start.trainer, start.trainer.state
         self.backend = self.trainer.backend
         self.bar = bar and self.backend.is_main
@@ -240,11 +247,19 @@ class Run:
         self.backend.from_main(lambda: self._prepare_folder(discard))
         first, journal = self.state.epoch, None
         if self.backend.is_main:
-            journal = Journal(self.folder, first, first * self.trainer.steps)
+            loggers = open_loggers(self.config, self.folder)
+            journal = Journal(self.folder, first, first * self.trainer.steps, loggers)
         self._log_start()
+        steps, tally = self.trainer.steps, self.state.tally
+        done = tally.steps if tally.epoch == first else 0
+        left = (self.config.epochs - first) * steps - done
+        self.trainer.after_step = Pace(steps, left).add
         try:
             with self.stop.deferred():
                 for epoch in range(first, self.config.epochs):
+                    if self._out_of_patience():
+                        log.info("stopped early: no better validation in %d", self.state.stale)
+                        break
                     self._epoch(epoch, journal)
                     if after_epoch is not None:
                         after_epoch(epoch + 1)
@@ -257,14 +272,17 @@ class Run:
 
     def _prepare_folder(self, discard: Sequence[Path]) -> None:
         """Remove files of other runs and write the settings."""
-        if self.start.resumed is not None:
-            prepare_resume(self.folder, self.start.resumed)
-            return
-        for old in filter(Path.exists, discard):
-            clear(old)
-        clear(self.folder)
-        settings = {"config": self.config.to_json(), "network": self.start.spec.to_json()}
-        write_text_atomic(self.folder / CONFIG, json.dumps(settings, indent=2) + "\n")
+        config, resumed = self.config, self.start.resumed
+        if resumed is None:
+            prepare_new(self.folder, discard)
+        else:
+            completed = self.state.epoch >= config.epochs or self._out_of_patience()
+            prepare_resume(self.folder, resumed, completed)
+        write_settings(self.folder, config, self.run, self.start.spec.to_json())
+
+    def _out_of_patience(self) -> bool:
+        """Return whether ``--patience`` validations in a row brought no improvement."""
+        return self.config.patience is not None and self.state.stale >= self.config.patience
 
     def _log_start(self) -> None:
         config, splits, spec = self.config, self.start.splits, self.start.spec
@@ -290,6 +308,7 @@ class Run:
             metrics["validation"] = figures = self._validate()
             score = sum(f["top1"] for f in figures.values()) / len(figures)
             improved = score > state.score
+            state.stale = 0 if improved else state.stale + 1
             if improved:
                 state.score, state.figures = score, figures
         state.epoch = epoch + 1
@@ -371,11 +390,7 @@ class Run:
 
     def _with_advice(self, error: TrainingError) -> TrainingError:
         """Add to an error where the last checkpoint is and what to do."""
-        kept = [name for name in (LAST, BEST) if (self.folder / name).exists()]
-        saved, start = "no checkpoint was saved", ""
-        if kept:
-            saved = f"the last checkpoint is {self.folder / kept[0]}"
-            start = f" and --init-path {shlex.quote(str(self.folder / kept[-1]))}"
-        return TrainingError(
-            f"{error}; {saved}: start again with a lower --lr{start}, or raise --max-skipped"
-        )
+        last, output = self.folder / LAST, self.folder.parent
+        saved = f"the last checkpoint is {last}" if last.exists() else "no checkpoint was saved"
+        advice = restart_commands(self.run, self.config, output, self.start.origins)
+        return TrainingError(f"{error}; {saved}: {advice}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compofa.errors import CheckpointError, ConfigError
-from compofa.io.atomic import remove_drafts, require_other, require_writable
+from compofa.io.atomic import remove_drafts, require_other, require_writable, write_text_atomic
 from compofa.io.checkpoint import Checkpoint, load_checkpoint
 from compofa.io.untrusted import parse_json, read_text
 from compofa.training.config import TrainConfig
 from compofa.training.journal import DAMAGED, METRICS, SUMMARY
+from compofa.training.loggers import LOGGED
 from compofa.training.state import PROGRESS
 
 log = logging.getLogger(__name__)
@@ -76,10 +79,11 @@ def load_resumable(
         _require_started(config, folder)
         log.info("%s holds no checkpoint yet: starting a new run", folder)
         return None
-    path, checkpoint = _newest(folder)
+    path, checkpoint = newest(folder)
     try:
         training = dict(checkpoint.training or {})
         changes = config.changes_since(training["config"])
+        changes += _too_few_epochs(config, training)
         ranks = int(training.get("workers", 1))
         missing = {"trainer"} - training.keys() | set(PROGRESS) - training["progress"].keys()
         if missing:
@@ -87,11 +91,13 @@ def load_resumable(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: no training state to resume from ({error!r})") from None
     _require_unchanged(folder, changes)
+    if other := config.allowed_changes_since(training["config"]):
+        log.info("resuming %s with other settings: %s", folder, "; ".join(other))
     return {"path": path, "checkpoint": checkpoint, "training": training, "ranks": ranks}
 
 
-def _newest(folder: Path) -> tuple[Path, Checkpoint]:
-    """Return the newest checkpoint that is not damaged."""
+def newest(folder: Path) -> tuple[Path, Checkpoint]:
+    """Return the newest checkpoint in a phase's folder that is not damaged, and its path."""
     last, previous = folder / LAST, folder / PREVIOUS
     try:
         return last, load_checkpoint(last)
@@ -119,6 +125,17 @@ def _require_started(config: TrainConfig, folder: Path) -> None:
         _require_unchanged(folder, changes)
 
 
+def _too_few_epochs(config: TrainConfig, training: Mapping[str, Any]) -> list[str]:
+    """Return the fault of fewer epochs than are done, that in progress included."""
+    tally = training.get("trainer", {}).get("tally", {})
+    begun = tally.get("steps", 0) > 0 and tally["epoch"] == training["progress"]["epoch"]
+    done = training["progress"]["epoch"] + begun
+    if config.epochs >= done:
+        return []
+    then = training["config"].get("epochs")
+    return [f"epochs: {then!r} then, of which {done} are done or begun, {config.epochs} now"]
+
+
 def _require_unchanged(folder: Path, changes: list[str]) -> None:
     if changes:
         raise ConfigError(f"cannot resume {folder} with changed settings: {'; '.join(changes)}")
@@ -129,13 +146,46 @@ def clear(folder: Path) -> None:
     require_writable(folder)
     remove_drafts(folder)
     damaged = (path.name for path in folder.glob(DAMAGED.format("*")))
-    for name in (SUMMARY, LAST, PREVIOUS, BEST, METRICS, *damaged, CONFIG):
+    for name in (SUMMARY, LAST, PREVIOUS, BEST, METRICS, *damaged, LOGGED, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 
-def prepare_resume(folder: Path, used: Path) -> None:
-    """Remove drafts, and replace a damaged ``last.pt`` by the checkpoint ``used`` instead of it."""
+def prepare_new(folder: Path, discard: Iterable[Path]) -> None:
+    """Remove the files of an earlier run, here and in the folders ``discard`` of later phases."""
+    for old in filter(Path.exists, discard):
+        clear(old)
+    clear(folder)
+
+
+def prepare_resume(folder: Path, used: Path, completed: bool) -> None:
+    """Prepare a folder for continuing.
+
+    Drafts are removed, and a damaged ``last.pt`` is replaced by the checkpoint ``used`` instead.
+
+    Args:
+        folder: The phase's folder.
+        used: The checkpoint that the phase continues from.
+        completed: Whether nothing is left to train. Otherwise a summary, of a phase that goes on
+            for more epochs, is removed.
+    """
     require_writable(folder)
     remove_drafts(folder)
     if used.name == PREVIOUS:  # otherwise the next save would keep the damaged one as previous
         used.replace(folder / LAST)
+    if not completed:
+        (folder / SUMMARY).unlink(missing_ok=True)
+
+
+def write_settings(folder: Path, config: TrainConfig, run: TrainConfig, network: Any) -> None:
+    """Write ``config.json``.
+
+    Args:
+        folder: The phase's folder.
+        config: Resolved settings of the phase.
+        run: Settings of the run that it is part of, which are written if they are other ones.
+        network: Definition of its network, as JSON.
+    """
+    settings = {"config": config.to_json(), "network": network}
+    if (run.task, run.phase) != (config.task, config.phase):
+        settings["run"] = run.to_json()
+    write_text_atomic(folder / CONFIG, json.dumps(settings, indent=2) + "\n")

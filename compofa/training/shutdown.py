@@ -29,10 +29,12 @@ class Stopping:
 
     Attributes:
         requested: Number of the signal that requested it; 0 for none.
+        advice: How to continue, for the messages of errors.
     """
 
     def __init__(self) -> None:
         self.requested = 0
+        self.advice = "continue with --resume"
         self._deferring = False
 
     def request(self, number: int) -> None:
@@ -82,7 +84,7 @@ class Stopping:
         except LOADER_ERRORS:
             time.sleep(GRACE_S)
             if self.requested:
-                raise self.error("; continue with --resume") from None
+                raise self.error(f"; {self.advice}") from None
             raise
         finally:
             self._deferring = before
@@ -125,7 +127,7 @@ class Saver:
         self._write()
         self._next = time.monotonic() + self._seconds
         if stopping:
-            raise self._stop.error(f"; saved to {self._path}, continue with --resume")
+            raise self._stop.error(f"; saved to {self._path}, {self._stop.advice}")
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

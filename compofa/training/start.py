@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compofa.data import DataSplits, load_dataset
@@ -23,6 +22,7 @@ from compofa.nn.build import build
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
+from compofa.training.device import check_device
 from compofa.training.predecessors import (
     Origin,
     TrainFirst,
@@ -74,6 +74,7 @@ def start_phase(
     train_first: TrainFirst,
     backend: Backend,
     initial: OpenedNetwork | None,
+    bar: bool = False,
 ) -> Start:
     """Load and build what a phase trains from, without writing to its folder.
 
@@ -86,6 +87,7 @@ def start_phase(
         train_first: Trains a missing teacher.
         backend: Ranks that all call this.
         initial: The network of ``config.init_path``, if it is open already.
+        bar: Whether to show progress bars.
 
     Raises:
         CompofaError: A user error.
@@ -139,7 +141,7 @@ def start_phase(
         net.load_state_dict(weights)
     if not saved:
         data = backend.from_main(lambda: _identify(splits, config.seed, before))
-    trainer = Trainer(config, net.to(device), teacher, splits, backend)
+    trainer = Trainer(config, net.to(device), teacher, splits, backend, bar)
     if saved:
         trainer.state.load_state_dict(training, saved["ranks"])
         if saved["ranks"] != backend.size:
@@ -156,7 +158,7 @@ def start_phase(
 
 def _load_data(config: TrainConfig, backend: Backend, by_position: bool) -> DataSplits:
     """Load the data set, which must be the same on all ranks."""
-    backend.local_main_first(lambda: check_device(config.device))
+    backend.local_main_first(lambda: check_device(config.device, config.amp, backend.size))
     splits = backend.local_main_first(
         lambda: load_dataset(
             config.dataset,
@@ -227,19 +229,3 @@ def _load_start(
         trained = dict(recipe.phase(*origin).values)
         sort_channels(net, groups=trained.get(net.spec.space.names[-1], ()))
     return net.state_dict(), before
-
-
-def check_device(device: str) -> None:
-    """Check that a device is ``cpu`` or an available ``cuda``.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: expected cpu or cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device: got {device!r}, but PyTorch finds no CUDA device")

@@ -86,6 +86,7 @@ class RunState:
         epoch: Epochs completed.
         score: Best validation score, the mean top-1 accuracy of the subnets validated.
         figures: Figures of the best validation.
+        stale: Validations since then.
         seconds: Training time up to the last checkpoint.
         tally: Counts of the current epoch.
         skipped: Steps skipped in the whole run.
@@ -107,6 +108,7 @@ class RunState:
         self.net, self.optimizer, self.scaler, self.backend = net, optimizer, scaler, backend
         self.epoch, self.score, self.seconds = 0, float("-inf"), 0.0
         self.figures: dict[str, Any] | None = None
+        self.stale = 0
         self.tally = Tally(-1)
         self.skipped = self.skipped_in_a_row = 0
         self.broken = BrokenImages(images)
@@ -127,6 +129,7 @@ class RunState:
                 "tally": asdict(self.tally),
                 "ranks": self._ranks,
                 "skipped": [self.skipped, self.skipped_in_a_row],
+                "stale": self.stale,
                 "broken": list(self.broken.paths),
                 **({} if self.average is None else {"average": self.average.state_dict()}),
             },
@@ -160,6 +163,7 @@ class RunState:
             if self.diverged:
                 self._restore(own[self.backend.rank])
             self.skipped, self.skipped_in_a_row = map(int, saved.get("skipped", (0, 0)))
+            self.stale = int(saved.get("stale", 0))
             self.broken.count(saved.get("broken", ()))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the training state cannot be resumed: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,17 +18,23 @@ from compofa.distributed.backend import Backend, SingleProcess
 from compofa.errors import TrainingError
 from compofa.evaluate import Evaluator
 from compofa.networks.network_spec import FixedNetwork
+from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
 from compofa.nn.supernet import Supernet
 from compofa.seeds import derive_seed, rng
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
+from compofa.training.device import sums_dtype
 from compofa.training.optim import StepGuard, learning_rate, make_optimizer, reduced_precision
 from compofa.training.optimizers import OPTIMIZERS
 from compofa.training.regularisation import augmentation_settings, averaged, mix
 from compofa.training.shutdown import GRACE_S, LOADER_ERRORS, Saver
 from compofa.training.state import RunState, Tally
 from compofa.training.tasks import Step
+
+RUNNING_STEPS = 100
+"""Steps after which the initial value's weight in a running average of BN (momentum 0.1) is below
+1e-4, so that a network of one subnet is validated with it."""
 
 
 class Trainer:
@@ -40,12 +46,14 @@ class Trainer:
         teacher: Teacher in evaluation mode; ``None`` for none.
         splits: The data set.
         backend: Ranks that train together, each on a part of every step's images.
+        bar: Whether rank 0 shows progress bars while validating.
 
     Attributes:
         state: All that changes while training.
         steps: Steps per epoch.
         peak_lr: Peak learning rate for this number of ranks.
         extremes: Subnets to validate, by name.
+        after_step: Called with the seconds of each step.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Trainer:
         teacher: nn.Module | None,
         splits: DataSplits,
         backend: Backend | None = None,
+        bar: bool = False,
     ) -> None:
         self.backend = backend or SingleProcess()
         self.config = config
@@ -92,6 +101,7 @@ class Trainer:
         self.guard = StepGuard(net)
         self.sums = torch.zeros(3)  # of the epoch: loss, correct predictions, predictions
         self.saver: Saver | None = None
+        self.after_step: Callable[[float], None] = lambda seconds: None
         self.stop_save_flags: list[float] = []
         self.evaluator = Evaluator(
             splits,
@@ -103,6 +113,7 @@ class Trainer:
             device=self.device,
             backend=self.backend,
             named=self.state.broken.named,
+            bar=bar,
         )
 
     def subnets_at(self, step: int) -> list[Subnet]:
@@ -153,9 +164,9 @@ class Trainer:
             balanced=config.balanced_sampling,
         )
         self.net.train()
-        # In double precision, sums restored from a checkpoint are exact.
+        # In double precision, where there is any, sums of ranks and resumed runs are exact.
         sums = (state.tally.loss, state.tally.right, state.tally.answers)
-        self.sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        self.sums = torch.tensor(sums, dtype=sums_dtype(self.device), device=self.device)
         progress = tqdm(
             desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not bar, leave=False,
             mininterval=0.5, total=self.steps, initial=state.tally.steps,
@@ -166,8 +177,9 @@ class Trainer:
                 started = time.perf_counter()
                 batch, state.diverged = self._next(batches), True
                 self._train_batch(batch, epoch * self.steps + state.tally.steps)
-                seconds = state.tally.seconds + time.perf_counter() - started
-                state.tally = replace(state.tally, seconds=seconds)
+                seconds = time.perf_counter() - started
+                state.tally = replace(state.tally, seconds=state.tally.seconds + seconds)
+                self.after_step(seconds)
                 progress.update()
                 if bar and batch is not None and state.tally.steps % 10 == 1:
                     self._describe(progress, batch.resolution)
@@ -336,11 +348,16 @@ class Trainer:
     def validate(self) -> dict[str, dict[str, float]]:
         """Evaluate the smallest and the largest subnet of the phase on the validation images.
 
-        With ``--ema`` these are subnets of the averaged weights.
+        With ``--ema`` these are subnets of the averaged weights. A network that has been trained
+        without elastic choices keeps its running BN statistics once they are those of enough steps;
+        otherwise the statistics of a subnet are calibrated.
         """
-        figures = {}
+        figures, net = {}, self.state.evaluated
+        done = self.state.epoch * self.steps + self.state.tally.steps
+        if isinstance(net, Supernet) and len(self.extremes) == 1 and done >= RUNNING_STEPS:
+            net = extract(net, self.extremes["largest"])
         for name, subnet in self.extremes.items():
-            found = self.evaluator.accuracy(self.state.evaluated, subnet.at(self.config.eval_size))
+            found = self.evaluator.accuracy(net, subnet.at(self.config.eval_size))
             figures[name] = {"top1": found.top1, "top5": found.top5, "loss": found.loss}
         return figures
 
