@@ -27,7 +27,7 @@ from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
-from compofa.training.sources import check_fits, take_subnet
+from compofa.training.sources import check_teacher, take_subnet
 from compofa.training.trainer import Trainer
 
 CLASSES = ("ant", "bee", "cat")
@@ -334,7 +334,7 @@ def test_imagenets_numbers_as_text_do_not_permute_outputs_without_names(here, di
     ).resolved()  # fmt: skip
     for use in (
         lambda: take_subnet(open_network(config.init_path), config, splits),
-        lambda: check_fits(Checkpoint(spec, {}), "--teacher-path", "net.pth", splits),
+        lambda: check_teacher(Checkpoint(spec, {}), "net.pth", splits),
     ):
         if digits == 3:
             use()

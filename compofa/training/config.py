@@ -49,6 +49,8 @@ class TrainConfig(Options):
             names.append("dynamic_batch_size")
         if not phase.single:
             names.append("subnet")
+        if self.net is None and self.init_path:
+            names.append("net")  # the network is that of the initial weights
         return tuple(names)
 
     def given(self, names: Iterable[str]) -> list[str]:
@@ -77,7 +79,8 @@ class TrainConfig(Options):
         batch_size = default("batch_size", recipe.batch_size)
         config = replace(
             self,
-            net=default("net", None if phase.single else default_network(self.dataset, phase)),
+            net=self.net
+            or (None if phase.single or self.init_path else default_network(self.dataset, phase)),
             image_size=sizes,
             eval_size=default(
                 "eval_size", info.eval_resolution if self.image_size is None else largest
@@ -137,6 +140,8 @@ class TrainConfig(Options):
         ]
         if self.recipe_phase.single:
             return faults + self._single_faults()
+        if self.net is None:  # the network is that of the initial weights, checked once open
+            return faults
         try:
             network = self.network(10)
             self.recipe_phase.within(network.space)
