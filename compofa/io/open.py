@@ -18,7 +18,7 @@ from compofa.io.download import replaceable
 from compofa.io.formats.names import recognise, to_ours
 from compofa.io.formats.specialised import EXTRA, find_specialised, read_specialised
 from compofa.io.tensors import read_hashed
-from compofa.io.zoo import specialised_definition, specialised_files, supernet_path
+from compofa.io.zoo import published_id, specialised_definition, specialised_files, supernet_path
 from compofa.networks.layout import weight_shapes
 from compofa.networks.network_spec import Network
 from compofa.networks.published import Specialised, specialised
@@ -130,6 +130,8 @@ def open_network(source: str | Path, *, arch: str | NetworkSpec | None = None) -
             return _open_published(specialised(source))
         if not path.suffix:
             entry(source)  # raises, with the known ids
+    if (net_id := published_id(path)) is not None:
+        return open_network(net_id)
     files = find_specialised(path)
     if files is None:
         return _open_file(path, arch)

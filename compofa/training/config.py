@@ -49,8 +49,8 @@ class TrainConfig(Options):
             names.append("dynamic_batch_size")
         if not phase.single:
             names.append("subnet")
-        if self.net is None and self.init_path:
-            names.append("net")  # the network is that of the initial weights
+        if self.follows_weights:
+            names.append("net")
         return tuple(names)
 
     def given(self, names: Iterable[str]) -> list[str]:
