@@ -55,8 +55,8 @@ class Options:
     task: str = option("compound", "training task", MODEL, metavar="TASK")
     phase: int = option(1, "phase of the task", MODEL, metavar="N")
     net: str | None = option(
-        None, f"one of {', '.join(NETWORKS)} (default: that of --init-path, else depends on data set "
-        "and task)", MODEL, metavar="ID")
+        None, f"one of {', '.join(NETWORKS)} (default: that of --init-path, else by data "
+        "set and task)", MODEL, metavar="ID")
     fixed_kernel: bool | None = option(
         None, "fix the kernel size of each stage (default: as the network's id says)", MODEL)
     heuristic: str | None = option(

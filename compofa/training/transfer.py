@@ -10,7 +10,6 @@ from compofa.data.catalog import Normalisation
 from compofa.data.imagenet import is_imagenet
 from compofa.errors import CheckpointError
 from compofa.io.open import OpenedNetwork
-from compofa.networks.families import backbone
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import entry
 from compofa.space.coupling import parse_coupling
@@ -74,8 +73,8 @@ def student_network(
 
     Backbone, width and search space are those of the weights. Where these were trained for less
     than the phase samples (by a teacher, or an earlier phase of progressive shrinking), the search
-    space is that of the phase's default network, on the same backbone. ``--heuristic``,
-    ``--fixed-kernel`` and ``--width-mult`` take precedence.
+    space is that of the phase's default network, on the same backbone. ``--heuristic`` and
+    ``--fixed-kernel`` take precedence.
 
     Args:
         opened: The network with the initial weights.
@@ -90,7 +89,7 @@ def student_network(
     require_supernet(opened, path, config)
     found, phase = opened.spec, config.recipe_phase
     assert isinstance(found, NetworkSpec)
-    changed = {config.heuristic, config.fixed_kernel, config.width_mult} != {None}
+    changed = config.heuristic is not None or config.fixed_kernel is not None
     small = bool(phase.values) or (is_one(found.space) and not phase.largest_only)
     spec = found
     if changed or small:
@@ -101,8 +100,6 @@ def student_network(
         if config.fixed_kernel is not None:
             elastic = not config.fixed_kernel
         table = found.backbone
-        if config.width_mult is not None:
-            table = backbone(table.name, config.width_mult)
         elastic = elastic and table.can_fix
         space = table.compound_space(parse_coupling(coupling), elastic)
         spec = NetworkSpec(table, space, classes, kernel_transform=elastic)
