@@ -22,7 +22,7 @@ from compofa.nn.extract import extract
 from compofa.nn.supernet import Supernet
 from compofa.training import start as starting
 from compofa.training.config import TrainConfig
-from compofa.training.recipes import RECIPES, Recipe, recipe_for
+from compofa.training.recipes import RECIPES, REFERENCE_BATCH, Recipe, recipe_for
 from compofa.training.run import RunResult, train
 from compofa.training.transfer import normalisation_of, student_network
 
@@ -208,9 +208,8 @@ def test_the_largest_subnet_teaches_after_it_was_fine_tuned(letters, tmp_path, q
     digest = [str(letters), file_hash(letters)]
     assert origins(tmp_path / "teacher" / "last.pt") == {"start": digest}
     first = json.loads((tmp_path / "teacher" / "config.json").read_text())["config"]
-    assert (first["epochs"], first["lr"], first["net"]) == (2, 0.08 * 45 / 2048, None) or first[
-        "epochs"
-    ] == 2
+    rate = RECIPES["digits"].phase("finetune").base_lr * 45 / REFERENCE_BATCH
+    assert (first["epochs"], first["lr"], first["net"]) == (2, rate, None)
     assert origins(result.last)["teacher"] == ["teacher/best.pt", file_hash(teacher)]
     assert load_checkpoint(teacher).normalisation == Normalisation(**NORM)
     assert load_checkpoint(result.last).normalisation == Normalisation(**NORM)

@@ -199,6 +199,17 @@ def saved_origins(training: Mapping[str, Any]) -> dict[str, Origin]:
     return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
 
 
+def taught_by_start(then: Mapping[str, Any], origins: Mapping[str, Origin]) -> bool:
+    """Whether the network of ``--init-path`` teaches in a resumed run.
+
+    Args:
+        then: Settings that the run was started with.
+        origins: Files that it was started with.
+    """
+    same = "start" in origins and origins["start"] == origins.get("teacher")
+    return same and then.get("init_path") is not None
+
+
 def resumed_teacher(
     config: TrainConfig, then: Mapping[str, Any], origins: Mapping[str, Origin], output: Path
 ) -> str:

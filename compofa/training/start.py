@@ -32,6 +32,7 @@ from compofa.training.predecessors import (
     find_predecessors,
     resumed_teacher,
     saved_origins,
+    taught_by_start,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.run_folder import load_resumable
@@ -144,9 +145,7 @@ def start_phase(
         teacher_path = backend.from_main(
             lambda: resumed_teacher(config, training["config"], origins, output)
         )
-        taught_by_start = training["config"].get("init_path") and origins.get("start")
-        same = bool(taught_by_start) and taught_by_start == origins.get("teacher")
-        initial_path = teacher_path if same else None
+        initial_path = teacher_path if taught_by_start(training["config"], origins) else None
     teacher = None
     if teacher_path:
         teacher = backend.from_main(
