@@ -10,7 +10,6 @@ from compofa.networks.published import SPECIALISED
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.space.coupling import Coupling
 
-
 SMALL_IMAGES, MEDIUM_IMAGES, LARGE_IMAGES = (8, 48), (48, 128), (128, 256)
 """Sides of the images that a kind of backbone is for, in pixels: strides 8, 16 and 32."""
 TOLERANCE = 1.25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import shlex
 import time
 from collections import Counter
@@ -15,14 +16,15 @@ from typing import Any
 
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.threads import cpu_threads
-from compofa.errors import ConfigError, StoppedError, TrainingError
+from compofa.errors import StoppedError, TrainingError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint, save_checkpoint
 from compofa.io.locks import exclusive_by_main
 from compofa.io.open import OpenedNetwork
-from compofa.training.config import TrainConfig, default_network, flag
+from compofa.training.adviser import Adviser
+from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
-from compofa.training.recipes import CHAINS, recipe_for
+from compofa.training.plan import plan
 from compofa.training.run_folder import (
     BEST,
     CONFIG,
@@ -57,41 +59,6 @@ class RunResult:
     figures: dict[str, Any]
     seconds: float
     cost: dict[str, Any]
-
-
-def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
-    """Return the resolved settings of each phase of a task, in order.
-
-    Most tasks are one phase. In a chain all phases share the network of the last and the settings
-    that were given, and a given teacher is not trained.
-
-    Raises:
-        ConfigError: Settings are unknown or out of range; the message lists all of them.
-    """
-    if config.task not in CHAINS:
-        return (config.resolved(),)
-    faults = []
-    if config.phase != 1:
-        faults.append(f"task {config.task}: expected phase 1, got {config.phase}")
-    if config.init_path is not None:
-        faults.append(f"--init-path: expected none with --task {config.task}")
-    if faults:
-        raise ConfigError("; ".join(faults))
-    chain = recipe_for(config.dataset).chain(config.task)
-    phases = [replace(config, task=phase.task, phase=phase.number) for phase in chain]
-    unused = set.intersection(*({*phase.unused()} for phase in phases))
-    faults = [
-        f"{flag(name)}: expected none with --task {config.task}"
-        for name in phases[-1].given(sorted(unused))
-    ]
-    if faults:
-        raise ConfigError("; ".join(faults))
-    net = config.net or default_network(config.dataset, chain[-1])
-    return tuple(
-        config.of_phase(phase, net=net).resolved()
-        for phase in chain
-        if not (phase.largest_only and config.teacher_path)
-    )
 
 
 def train(
@@ -132,7 +99,13 @@ def train(
         CompofaError: Another user error; no file is left half-written.
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
-    phases = backend.local_main_first(lambda: plan(config))
+    ranks = backend.gather(platform.node()).count(platform.node())
+
+    def settle() -> tuple[tuple[TrainConfig, ...], dict[str, list[tuple[int, str]]]]:
+        adviser = Adviser(config, output, initial, ranks, resumed=resume is not False)
+        return plan(config, adviser.resolve), adviser.notes
+
+    phases, notes = backend.from_main(settle)
     if output is None:
         output = Path("runs") / f"{config.dataset}-{phases[-1].net or config.task}"
     output = Path(output)
@@ -153,6 +126,7 @@ def train(
                 stop=stop,
                 initial=initial,
                 discard=stale if folder == folders[0] else (),
+                notes=notes[folder.name],
             )
             for phase, folder in zip(phases, folders, strict=True)
         ]
@@ -180,11 +154,12 @@ def train_phase(
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
     discard: Sequence[Path] = (),
+    notes: Sequence[tuple[int, str]] = (),
 ) -> RunResult:
     """Train one phase as :func:`train` does, for callers that hold the lock on ``output``.
 
     ``config`` must be resolved. The folders of later phases, ``discard``, are cleared when this one
-    starts.
+    starts. ``notes`` are logged before: pairs (level, text).
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
 
@@ -200,6 +175,8 @@ def train_phase(
         start = start_phase(
             config, output, folder, resume, overwrite, train_first, backend, initial
         )
+        for level, text in notes:
+            log.log(level, "%s", text)
         return Run(config, folder, start, stop, bar).fit(after_epoch, discard)
 
 
