@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from compofa.errors import SpaceError
 from compofa.networks.families import backbone
+from compofa.networks.network_spec import FixedNetwork, Network
 from compofa.networks.published import SPECIALISED
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.space.coupling import Coupling
@@ -144,32 +145,46 @@ def entry(net_id: str) -> Entry:
     return NETWORKS[net_id]
 
 
-def entries_of(backbone_name: str) -> dict[str, Entry]:
-    """Return the named supernets on a backbone, by id."""
-    return {name: row for name, row in NETWORKS.items() if row.backbone == backbone_name}
-
-
-def size_warning(net_id: str, resolution: int) -> str:
+def size_warning(net_id: str, resolution: int, label: str = "") -> str:
     """Return one line if a named network is used far from the image sizes that it is for.
 
     Args:
         net_id: A key of :data:`NETWORKS`.
         resolution: Side of the images in pixels.
+        label: What to call the network; by default its id.
 
     Returns:
         The warning; empty if there is none.
     """
     row = entry(net_id)
-    if row.serves(resolution):
+    if row.sizes is None or row.serves(resolution):
         return ""
     low, high = row.sizes
     like = [
-        name for name, other in NETWORKS.items()
+        name
+        for name, other in NETWORKS.items()
         if (other.coupling, other.elastic_kernel) == (row.coupling, row.elastic_kernel)
-        and other.sizes and other.sizes[0] <= resolution <= other.sizes[1]
-    ]  # fmt: skip
-    better = f"; for {resolution} pixels: {', '.join(like)}" if like else ""
-    return f"{net_id} is for images of {low} to {high} pixels, used at {resolution}{better}"
+        and other.sizes is not None
+        and other.sizes[0] <= resolution <= other.sizes[1]
+        and not other.shipped
+    ]
+    better = f"; networks for {resolution} pixels: {', '.join(like)}" if like else ""
+    text = f"is for images of {low} to {high} pixels, used at {resolution}{better}"
+    return f"{label or net_id} {text}"
+
+
+def warn_of_size(spec: Network, resolution: int, label: str) -> str:
+    """Return :func:`size_warning` for any network: that of the zoo's networks on its backbone.
+
+    Args:
+        spec: Its definition.
+        resolution: Side of the images in pixels.
+        label: What to call it.
+    """
+    name = spec.backbone if isinstance(spec, FixedNetwork) else spec.backbone.name
+    like = (net_id for net_id, row in NETWORKS.items() if row.backbone == name)
+    net_id = label if label in NETWORKS else next(like, "")
+    return size_warning(net_id, resolution, label) if net_id else ""
 
 
 def register_network(net_id: str, row: Entry) -> None:

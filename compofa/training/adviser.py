@@ -30,7 +30,7 @@ from compofa.training.own_images import (
     suggest,
     table,
 )
-from compofa.training.recipes import RECIPES, Phase, recipe_for
+from compofa.training.recipes import OWN_IMAGES, Phase, recipe_for
 from compofa.training.run_folder import CONFIG
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,13 @@ class Adviser:
     def __init__(
         self,
         config: TrainConfig,
-        output: Path | None = None,
+        output: str | Path | None = None,
         initial: OpenedNetwork | None = None,
         ranks: int = 1,
         resumed: bool = False,
     ) -> None:
-        self.given, self.output, self.ranks, self.resumed = config, output, ranks, resumed
+        self.given, self.ranks, self.resumed = config, ranks, resumed
+        self.output = None if output is None else Path(output)
         self._initial = initial
         self.notes: dict[str, list[tuple[int, str]]] = {}
 
@@ -105,7 +106,7 @@ class Adviser:
         """
         resolved = config.resolved()  # faults are reported before images are read
         suggested, lines = {}, []
-        if config.dataset not in RECIPES and not _complete(config):
+        if recipe_for(config.dataset) is OWN_IMAGES and not _complete(config):
             before = self._before(config)
             suggested = suggest(config, self.found, before)
             resolved = filled(config, suggested).resolved()
@@ -221,38 +222,40 @@ class Adviser:
         taught = resolved.recipe_phase.teacher == "checkpoint" and resolved.kd_ratio > 0
 
         def step(images: int) -> int:
+            images = min(images, self._training_images)
             return need.step(images, taught, resolved.workers, resolved.amp)
 
+        single = resolved.recipe_phase.single
+        calibration = 0 if single else min(resolved.calibration_images, self._training_images)
+        tested = Need.of(at_resolution(layers, resolved.eval_size))
         text = (
             f"a step of {batch} images at {size} pixels needs about {readable(step(batch))}, "
             f"{readable(free)} are free"
         )
-        single = resolved.recipe_phase.single
-        calibration = 0 if single else min(resolved.calibration_images, self._training_images)
-        checked = Need.of(at_resolution(layers, resolved.eval_size))
-        checked = checked.validation(batch, calibration)
         if self.resumed:
-            return _Fit(batch, text, max(step(batch), checked) > free)
-        if checked > free:
-            raise ConfigError(
-                f"--calibration-images: expected fewer than {calibration}: validation at "
-                f"{resolved.eval_size} pixels needs about {readable(checked)}, {readable(free)} "
-                "are free"
-            )
-        if config.batch_size is not None:
-            if step(batch) <= free:
-                return _Fit(batch, text, False)
+            return _Fit(batch, text, max(step(batch), tested.validation(batch, calibration)) > free)
+        given, limit = config.batch_size is not None, free / (1 + ERROR)
+        if given and step(batch) > free:
             most = max((n for n in range(2, batch) if step(n) <= free), default=0)
             wish = f"at most {most}" if most else "smaller images (--image-size)"
             raise ConfigError(f"--batch-size: expected {wish}, got {batch}: {text}")
-        limit = free / (1 + ERROR)
-        if step(batch) <= limit:
-            return _Fit(batch, text, False)
-        while batch > 2 and step(batch) > limit:
-            batch //= 2
-        if step(batch) > limit:
+        if not given and step(2) > limit:
             raise ConfigError(f"--image-size: expected smaller images, or a smaller --net: {text}")
-        return _Fit(batch, text, True)
+        least = tested.validation(batch if given else 2, calibration)
+        if least > free:
+            raise ConfigError(
+                f"--calibration-images: expected fewer than {calibration}: validation at "
+                f"{resolved.eval_size} pixels needs about {readable(least)}, {readable(free)} "
+                "are free"
+            )
+        if given:
+            return _Fit(batch, text, False)
+        reduced = batch
+        while reduced > 2 and (
+            step(reduced) > limit or tested.validation(reduced, calibration) > max(limit, least)
+        ):
+            reduced = max(2, reduced // 2)
+        return _Fit(reduced, text, reduced < batch)
 
     @property
     def _training_images(self) -> int:

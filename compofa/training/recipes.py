@@ -281,8 +281,9 @@ RECIPES = {
     "cifar100": SMALL_IMAGES,
     "fashion-mnist": SMALL_IMAGES,
     "imagenet": IMAGENET,
+    "imagefolder": OWN_IMAGES,
 }
-"""Recipes by data set; others have :data:`OWN_IMAGES`."""
+"""Recipes by data set; registered ones have :data:`OWN_IMAGES`."""
 
 REGISTERED: list[Phase] = []
 """Phases of :func:`register_task`."""

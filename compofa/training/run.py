@@ -102,7 +102,7 @@ def train(
     ranks = backend.gather(platform.node()).count(platform.node())
 
     def settle() -> tuple[tuple[TrainConfig, ...], dict[str, list[tuple[int, str]]]]:
-        adviser = Adviser(config, output, initial, ranks, resumed=resume is not False)
+        adviser = Adviser(config, output, initial, ranks, resumed=resume is True)
         return plan(config, adviser.resolve), adviser.notes
 
     phases, notes = backend.from_main(settle)
