@@ -15,7 +15,7 @@ from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import params
 
 ERROR = 0.15
-"""Largest relative error of :meth:`Need.step` in 13 measurements of float32 on a CPU: nine networks of
+"""Largest relative error of :meth:`Need.step` in 13 float32 measurements on a CPU: nine networks of
 three families at 32 to 224 pixels, 0.45 to 2.5 GB; 0.06 without ``ofa_resnet50`` (0.13)."""
 FIXED = 100_000_000
 """Bytes that a step takes whatever its size: buffers of the libraries."""
