@@ -352,6 +352,11 @@ def test_ranks_of_a_machine_share_its_memory(memory):
     assert four < one
 
 
+def test_without_a_gpu_its_memory_is_unknown(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert free_bytes("cuda") is None
+
+
 def test_free_memory_respects_control_groups(tmp_path):
     def write(path, text):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -79,15 +79,19 @@ class Adviser:
     @cached_property
     def found(self) -> Survey:
         """What the data set holds."""
-        config = self.given
-        return survey(
-            load_dataset(
+        config, logger = self.given, logging.getLogger("compofa.data")
+        level = logger.level
+        logger.setLevel(logging.WARNING)  # the phase reads the data set again, and says how
+        try:
+            splits = load_dataset(
                 config.dataset,
                 config.data_path,
                 seed=config.seed,
                 validation_images=config.validation_images,
             )
-        )
+        finally:
+            logger.setLevel(level)
+        return survey(splits)
 
     @cached_property
     def initial(self) -> OpenedNetwork | None:

@@ -110,7 +110,7 @@ def free_bytes(device: str, root: Path = Path("/")) -> int | None:
     if device.startswith("cuda"):
         import torch  # late: the settings of a run are read without torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
     found = [*_available(root / "proc/meminfo"), *_group_limits(root)]
     return max(0, min(found)) if found else None
 
