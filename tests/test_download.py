@@ -20,6 +20,7 @@ from compofa.errors import CheckpointError, CompofaError
 from compofa.io import download, web
 from compofa.io.download import ENVIRONMENT, check_file, fetch, published_file
 from compofa.io.open import open_network
+from compofa.networks.zoo import PUBLISHED
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
 
@@ -153,6 +154,27 @@ def test_where_files_come_from_and_go_to(
     assert path.read_bytes() == b"{}"
 
 
+def test_compofa_weights_come_from_their_own_repository_or_the_mirror(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    name, urls = PUBLISHED["compofa-elastic"], []
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "fetch", lambda url, *_: urls.append(url))
+        for each in ("compofa", "compofa-elastic", "ofa_mbv3_d234_e346_k357_w1.0"):
+            published_file(PUBLISHED[each])
+    assert [url.removeprefix("https://raw.githubusercontent.com/") for url in urls] == [
+        "gatech-sysml/CompOFA/main/ofa/checkpoints/model_best_compofa_simple.pth.tar",
+        "gatech-sysml/CompOFA/main/ofa/checkpoints/model_best_compofa_simple_elastic.pth.tar",
+        "han-cai/files/master/ofa/ofa_nets/ofa_mbv3_d234_e346_k357_w1.0",
+    ]
+    monkeypatch.setenv(ENVIRONMENT, f"{server.url}/mirror")
+    server.files = {f"/mirror/{name}": WEIGHTS}
+    path = published_file(name, bar=False)
+    assert path == tmp_path / "hub" / "checkpoints" / name and path.read_bytes() == WEIGHTS
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.config", b"oops"), ("a.config", b"[]"), ("a", b"{}"), ("a", b"version https://git-lfs")],
@@ -175,6 +197,7 @@ def test_what_is_something_else_is_not_kept(
     ("net", "file"),
     [
         ("ofa_mbv3_d234_e346_k357_w1.0", "ofa_nets/ofa_mbv3_d234_e346_k357_w1.0"),
+        ("compofa", "compofa_nets/model_best_compofa_simple.pth.tar"),
         ("note10_lat@8ms_top1@71.4_finetune@25", "note10_lat-8ms_top1-71.4_finetune-25/init"),
     ],
 )
@@ -183,7 +206,7 @@ def test_weights_of_another_network_can_be_replaced(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv(ENVIRONMENT, server.url)
-    file = file if file.startswith("ofa_nets") else f"ofa_specialized/{file}"
+    file = file if "_nets/" in file else f"ofa_specialized/{file}"
     server.files = {f"/{file}": WEIGHTS}
     name = Path(file).name
     with pytest.raises(CheckpointError, match=rf"\S+{name} .*\b{name}\.sha256"):

@@ -1,4 +1,5 @@
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from compofa.cli.tools import main
+from compofa.data.catalog import IMAGENET_NORMALISATION
 from compofa.errors import CheckpointError, SpaceError
 from compofa.io.checkpoint import Checkpoint
 from compofa.io.convert import save_as
 from compofa.io.formats.names import from_ours, from_slots
 from compofa.io.formats.net_config import to_net_config
 from compofa.io.formats.specialised import SpecialisedFiles, find_specialised
-from compofa.io.open import open_network
+from compofa.io.open import open_network, recognise_network
+from compofa.io.zoo import published_id
 from compofa.model_zoo import ofa_net, ofa_specialized
 from compofa.networks.layout import macs, params
 from compofa.networks.network_spec import FixedNetwork
@@ -160,7 +163,7 @@ def test_without_a_network_the_error_says_what_to_put_where(hub: Path) -> None:
         ofa_specialized(RESNETS[0])
     assert set(PUBLISHED) < set(NETWORKS)
     for net_id, name in PUBLISHED.items():
-        with pytest.raises(CheckpointError, match=re.escape(str(hub / "ofa_nets" / name))):
+        with pytest.raises(CheckpointError, match=re.escape(str(hub / name))):
             ofa_net(net_id, pretrained=True)
 
 
@@ -207,6 +210,70 @@ def test_a_published_supernet_is_read_as_what_its_id_says(hub: Path) -> None:
     assert all(torch.equal(value, wanted[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("net_id", ["compofa", "compofa-elastic"])
+def test_published_compofa_weights(net_id: str, hub: Path) -> None:
+    """As its trainer wrote them: kernels of 7 at all depthwise layers, and an optimiser's state."""
+    stored = Supernet(network_spec("compofa-elastic", 1000), seed=5)
+    state = from_ours(fill(stored), 4, "ofa")
+    if net_id == "compofa":
+        state = {name: value for name, value in state.items() if "matrix" not in name}
+    optimizer = torch.optim.SGD(stored.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    path = hub / PUBLISHED[net_id]
+    path.parent.mkdir(parents=True)
+    torch.save(
+        {"epoch": 119, "best_acc": 75.9, "optimizer": optimizer.state_dict(), "state_dict": state},
+        path,
+    )
+    opened = open_network(net_id)
+    assert opened.spec == network_spec(net_id, 1000) and opened.path == path
+    assert opened.normalisation == IMAGENET_NORMALISATION
+    name = "stages.1.0.depthwise.conv.weight"
+    kept, found = stored.state_dict()[name], opened.network.state_dict()[name]
+    assert torch.equal(found, kept if net_id == "compofa-elastic" else kept[..., 1:-1, 1:-1])
+    assert published_id(path) == net_id and published_id(path.with_name("x")) is None
+    assert recognise_network(opened.checkpoint.weights) == opened.spec  # wherever it is copied
+
+
+# --- other classes ---
+
+
+def test_other_numbers_of_classes_get_a_new_classifier(hub: Path) -> None:
+    source = put(hub, NOTE10).state_dict()
+    network, size = ofa_specialized(NOTE10, pretrained=True, classes=5)
+    images = torch.zeros(1, 3, size, size)
+    assert not network.training and network(images).shape == (1, 5)
+    for name, value in network.state_dict().items():
+        assert name.startswith("classifier.") or torch.equal(value, source[name]), name
+    again = ofa_specialized(NOTE10, pretrained=True, classes=5)[0].classifier.weight
+    assert torch.equal(network.classifier.weight, again) and again.std() > 0
+    other = open_network(NOTE10).with_classes(["a", "b", "c", "d", "e"], seed=1)
+    assert not torch.equal(other.network.classifier.weight, again)
+    assert other.classes == tuple("abcde") and other.checkpoint.figures == {}
+    assert ofa_specialized(NOTE10, classes=5)[0].classifier.out_features == 5
+
+    kept = ofa_net("compofa-digits", pretrained=True)
+    assert kept.spec.classes == 10
+    same = ofa_net("compofa-digits", pretrained=True, classes=10)
+    assert torch.equal(same.classifier.weight, kept.classifier.weight)
+    net = ofa_net("compofa-digits", pretrained=True, classes=5)
+    assert net.spec.classes == net.classifier.out_features == 5
+    small = net(torch.zeros(1, 3, 16, 16), net.spec.space.smallest)
+    assert small.shape == (1, 5) and not net.training
+    with pytest.raises(SpaceError, match="classes"):
+        ofa_net("compofa-digits", pretrained=True, classes=0)
+
+
+def test_the_same_classes_in_another_order_keep_their_outputs() -> None:
+    opened = open_network("compofa-digits")
+    assert opened.with_classes(opened.classes) is opened
+    turned = opened.with_classes(opened.classes[::-1])
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(turned.network(images), opened.network(images).flip(1))
+    assert turned.checkpoint.weights.keys() == opened.checkpoint.weights.keys()
+    assert turned.classes == opened.classes[::-1]
+
+
 # --- doors ---
 
 
@@ -216,6 +283,47 @@ def test_torch_hub_loads_them(hub: Path) -> None:
     assert isinstance(network, StaticNetwork) and size == 160
     net = torch.hub.load(model="ofa_net", net_id="compofa-digits", pretrained=True, **load)
     assert isinstance(net, Supernet) and not net.training
+
+
+def test_torch_hub_has_the_entry_points_of_once_for_all(hub: Path) -> None:
+    load = {"repo_or_dir": str(ROOT), "source": "local"}
+    supernets = {
+        "ofa_supernet_resnet50": "ofa_resnet50",
+        "ofa_supernet_mbv3_w10": "ofa_mbv3_d234_e346_k357_w1.0",
+        "ofa_supernet_mbv3_w12": "ofa_mbv3_d234_e346_k357_w1.2",
+        "ofa_supernet_proxyless": "ofa_proxyless_d234_e346_k357_w1.3",
+    }
+    macs = ("4_1", "3_7", "3_0", "2_4", "1_8", "1_2", "0_9", "0_6")
+    networks = {f"resnet50D_MAC_{m}B": f"@{m.replace('_', '.')}B_" for m in macs}
+    scope = runpy.run_path(str(ROOT / "hubconf.py"))
+    listed = [name for name, value in scope.items() if callable(value) and name[0] != "_"]
+    own = {"ofa_net", "ofa_specialized", "ofa_specialized_get"}
+    assert {*listed} == {*supernets, *networks, *own} and len(listed) == 13 + 2
+    for name, net_id in supernets.items():
+        with pytest.raises(CheckpointError, match=re.escape(PUBLISHED[net_id])):
+            torch.hub.load(model=name, **load)
+    for name, part in networks.items():
+        with pytest.raises(CheckpointError, match=r"net\.config") as caught:
+            torch.hub.load(model=name, **load)
+        assert part.replace("@", "-") in str(caught.value)
+    net = torch.hub.load(model="ofa_supernet_mbv3_w10", pretrained=False, classes=7, **load)
+    assert net.spec.classes == 7 and net.training
+    assert torch.hub.load(model="ofa_specialized_get", **load) is not None
+
+
+def test_torch_hub_loads_published_weights(hub: Path) -> None:
+    spec = network_spec("ofa_resnet50", resolutions=(64,))
+    wanted = FixedNetwork.of(spec, spec.space.smallest)
+    network = build(wanted)
+    checkpoint = Checkpoint(wanted, fill(network), dataset="imagenet", image_size=64)
+    save_as(hub / "ofa_specialized" / RESNETS[-1].replace("@", "-"), checkpoint, "ofa")
+    load = {"repo_or_dir": str(ROOT), "source": "local"}
+    found, size = torch.hub.load(model="resnet50D_MAC_0_6B", **load)
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert size == 64 and torch.equal(found(images), network.eval()(images))
+    build_by_id = torch.hub.load(model="ofa_specialized_get", **load)
+    assert build_by_id(NOTE10)[1] == 160
 
 
 def test_the_list(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,8 +345,9 @@ def test_the_list(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "160",
         "downloaded",
     ]
-    states = {lines[name].split()[-1] for name in (NOTE10, CPU, "compofa-digits", "compofa")}
+    states = {lines[name].split()[-1] for name in (NOTE10, CPU, "compofa-digits", "ofa-small")}
     assert len(states) == 4, "on disk, to download, shipped, to train"
+    assert lines["compofa"].split()[-1] == lines[CPU].split()[-1]
     status, out, _ = run(capsys, "zoo", "--like", "NOTE10")
     assert status == 0 and out.count("note10_lat@") == 8 and "pixel" not in out
     status, _, err = run(capsys, "zoo", "--like", "nosuch")

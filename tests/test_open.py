@@ -266,8 +266,8 @@ CHOSEN = {
 }
 """Options beside it that choose the subnet, and what weights alone do not say."""
 REFUSED = {
-    ("train --init-path", "specialised"): "does not fit",
-    ("train --init-path", "id"): "does not fit",
+    ("train --init-path", "specialised"): "expected the weights of a supernet",
+    ("train --init-path", "id"): "expected the weights of a supernet",
     ("train --teacher-path", "id"): "expected a teacher with 10 classes",
     ("collect --net", "plain"): "imagenet",
     ("collect --net", "specialised"): "expected a supernet",

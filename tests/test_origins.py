@@ -27,7 +27,7 @@ from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Recipe
-from compofa.training.sources import check_fits, take_subnet
+from compofa.training.sources import check_teacher, take_subnet
 from compofa.training.trainer import Trainer
 
 CLASSES = ("ant", "bee", "cat")
@@ -212,18 +212,14 @@ def test_paths_that_are_new_on_resume_are_refused(here, call, monkeypatch, teach
     refused(done, "init_path: None")
 
 
-@pytest.mark.parametrize("option", ["--teacher-path", "--init-path"])
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        ({"classes": tuple("1023456789")}, "'0', got '1'"),
-        ({"mean": (0.1,) * 3}, "mean (0.305"),
-    ],
+    [({"classes": tuple("abcdefghij")}, "'0', got 'a'"), ({"mean": (0.1,) * 3}, "mean (0.305")],
 )
-def test_other_classes_and_inputs_are_refused(here, call, teacher, option, change, said):
+def test_a_teacher_of_other_classes_or_inputs_is_refused(here, call, teacher, change, said):
     save_checkpoint("odd.pt", replace(load_checkpoint(teacher), **change))
-    words = ["--task", "compound", *QUICK, "--teacher-path", teacher, option, "odd.pt"]
-    refused(call(*words, "--output", "run"), f"{option} odd.pt", said)
+    words = ["--task", "compound", *QUICK, "--teacher-path", "odd.pt", "--init-path", teacher]
+    refused(call(*words, "--output", "run"), "--teacher-path odd.pt", said)
     assert not Path("run").exists()
 
 
@@ -239,9 +235,9 @@ def test_converted_checkpoints_teach_and_begin(here, call, capsys, teacher, to):
     assert len(weights) == 2
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     found = load_checkpoint(teacher)
-    save_checkpoint("odd.pt", replace(found, classes=tuple("1023456789")))
+    save_checkpoint("odd.pt", replace(found, classes=tuple("x123456789")))
     assert called(tools.main, ["convert", "odd.pt", "odd.pth", "--to", to], capsys).status == 0
-    refused(call(*words, "--teacher-path", "odd.pth", "--output", "x"), "'1'")
+    refused(call(*words, "--teacher-path", "odd.pth", "--output", "x"), "'x'")
 
 
 def test_without_distillation_no_teacher_is_needed(here, call, teacher):
@@ -334,7 +330,7 @@ def test_imagenets_numbers_as_text_do_not_permute_outputs_without_names(here, di
     ).resolved()  # fmt: skip
     for use in (
         lambda: take_subnet(open_network(config.init_path), config, splits),
-        lambda: check_fits(Checkpoint(spec, {}), "--teacher-path", "net.pth", splits),
+        lambda: check_teacher(Checkpoint(spec, {}), "net.pth", splits),
     ):
         if digits == 3:
             use()

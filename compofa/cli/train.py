@@ -32,6 +32,8 @@ digits, in minutes on a CPU:
   train_ofa_net.py --task supernet                    one stage with the sandwich rule
   train_ofa_net.py --task finetune --init-path compofa-digits --subnet smallest
                                                       one subnet as a plain network
+  train_ofa_net.py --task compound --init-path ID|FILE --dataset imagefolder --data-path DIR
+                                                      a trained supernet for other classes
 
 tasks: {tasks}
 

@@ -80,7 +80,7 @@ def _weights(net_id: str) -> str:
 
     if shipped := NETWORKS[net_id].shipped:
         return "included" if shipped_path(shipped) else "not in this installation"
-    return _published(f"ofa_nets/{PUBLISHED[net_id]}") if net_id in PUBLISHED else "train them"
+    return _published(PUBLISHED[net_id]) if net_id in PUBLISHED else "train them"
 
 
 def specialised_row(row: Specialised) -> Row:

@@ -39,6 +39,10 @@ from compofa.io.web import (
 
 BASE_URL = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
 """URL of Once-for-All's files."""
+FOLDER_URLS = {
+    "compofa_nets": "https://raw.githubusercontent.com/gatech-sysml/CompOFA/main/ofa/checkpoints",
+}
+"""URLs of folders of published files that are elsewhere; a mirror has all of them below one URL."""
 ENVIRONMENT = "COMPOFA_DOWNLOADS"
 """Environment variable with another base URL, such as that of a mirror."""
 ATTEMPTS = 4
@@ -57,15 +61,20 @@ def published_file(name: str, base_url: str | None = None, bar: bool = True) -> 
 
     Args:
         name: Its path below the base URL, such as ``ofa_nets/ofa_mbv3_d234_e346_k357_w1.0``.
-        base_url: Base URL; by default the value of :data:`ENVIRONMENT`, else :data:`BASE_URL`.
+        base_url: Base URL; by default the value of :data:`ENVIRONMENT`, else :data:`BASE_URL`, or
+            that of the folder in :data:`FOLDER_URLS`.
         bar: Whether to show a progress bar on a terminal.
 
     Raises:
         CheckpointError: The download fails; the message names the URL and where to put the file.
     """
-    base, path = base_url or os.environ.get(ENVIRONMENT) or BASE_URL, published_path(name)
+    base, path = base_url or os.environ.get(ENVIRONMENT), published_path(name)
+    folder, _, rest = name.partition("/")
     try:
-        url = join_url(base, name)
+        if base or folder not in FOLDER_URLS:
+            url = join_url(base or BASE_URL, name)
+        else:
+            url = join_url(FOLDER_URLS[folder], rest)
     except OSError as error:
         raise CheckpointError(
             f"cannot download {name} ({ENVIRONMENT}: {error}): put that file at {path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,12 @@ from torch import Tensor
 from compofa.data.catalog import Normalisation
 from compofa.errors import CheckpointError
 from compofa.io.checkpoint import Checkpoint, from_data, weights_in
+from compofa.io.classifier import with_classes
 from compofa.io.download import replaceable
 from compofa.io.formats.names import recognise, to_ours
 from compofa.io.formats.specialised import EXTRA, find_specialised, read_specialised
 from compofa.io.tensors import read_hashed
-from compofa.io.zoo import specialised_definition, specialised_files, supernet_path
+from compofa.io.zoo import published_id, specialised_definition, specialised_files, supernet_path
 from compofa.networks.layout import weight_shapes
 from compofa.networks.network_spec import Network
 from compofa.networks.published import Specialised, specialised
@@ -36,12 +37,15 @@ class OpenedNetwork:
         checkpoint: Definition, weights as stored, classes, data set, measured figures.
         format: Format of the file, one of :data:`compofa.io.formats.names.FORMATS`.
         files: The files that were read; that of the weights comes first.
+        described: Whether id or files define the network. Otherwise the definition was recognised
+            from the weights or given, and classes and normalisation are unknown.
     """
 
     network: Supernet | StaticNetwork
     checkpoint: Checkpoint
     format: str
     files: tuple[Path, ...]
+    described: bool = True
 
     @property
     def path(self) -> Path:
@@ -73,6 +77,29 @@ class OpenedNetwork:
         """First 16 hexadecimal digits of the SHA-256 of the file of the weights."""
         return self.checkpoint.digest
 
+    def with_classes(self, classes: Sequence[str] | int, seed: int = 0) -> OpenedNetwork:
+        """Return the network with the classifier for other classes.
+
+        Outputs are reordered for the same classes in another order; for other classes the
+        classifier is replaced by a new one. See :func:`compofa.io.classifier.with_classes`.
+
+        Args:
+            classes: Names of the classes in the order of the logits, or their number.
+            seed: Seed of a new classifier; no global generator is used.
+
+        Returns:
+            This object if the network has these classes in this order.
+
+        Raises:
+            DataError: The network has no class names, and ``classes`` are the numbers 0 to 999 in
+                another order.
+            SpaceError: The number of classes is out of range.
+        """
+        found = with_classes(self.checkpoint, classes, seed)
+        if found.weights is self.checkpoint.weights:
+            return self if found is self.checkpoint else replace(self, checkpoint=found)
+        return replace(self, network=found.build(str(self.path)), checkpoint=found)
+
 
 def open_network(source: str | Path, *, arch: str | NetworkSpec | None = None) -> OpenedNetwork:
     """Open a trained network: read its files once, build it once, check that the weights fit.
@@ -96,13 +123,15 @@ def open_network(source: str | Path, *, arch: str | NetworkSpec | None = None) -
     if source in NETWORKS:
         path = supernet_path(source)
         with replaceable(path) if source in PUBLISHED else nullcontext():
-            return _open_file(path, source)
+            return replace(_open_file(path, source), described=True)
     path = Path(source)
     if not os.path.lexists(path):
         if "/" not in source and ("@" in source or "_top1" in source):
             return _open_published(specialised(source))
         if not path.suffix:
             entry(source)  # raises, with the known ids
+    if (net_id := published_id(path)) is not None:
+        return open_network(net_id)
     files = find_specialised(path)
     if files is None:
         return _open_file(path, arch)
@@ -141,7 +170,8 @@ def _open_file(path: Path, arch: str | NetworkSpec | None) -> OpenedNetwork:
         weights = to_ours(state)
         spec = _definition(weights, arch, str(path))
         checkpoint = Checkpoint(spec, weights, dataset="imagenet", digest=digest)
-    return _opened(checkpoint, kind, path)
+    opened = _opened(checkpoint, kind, path)
+    return replace(opened, described=isinstance(extra, Mapping))
 
 
 def _opened(checkpoint: Checkpoint, format: str, *files: Path) -> OpenedNetwork:

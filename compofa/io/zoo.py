@@ -31,7 +31,7 @@ def supernet_path(net_id: str) -> Path:
     """
     row = entry(net_id)
     if net_id in PUBLISHED:
-        return published_file(f"ofa_nets/{PUBLISHED[net_id]}")
+        return published_file(PUBLISHED[net_id])
     if not row.shipped:
         named = ", ".join(name for name in NETWORKS if NETWORKS[name].shipped or name in PUBLISHED)
         raise CheckpointError(
@@ -44,6 +44,16 @@ def supernet_path(net_id: str) -> Path:
             f"this installation lacks {row.shipped}: expected it in {CHECKPOINT_FOLDERS[-1]}"
         )
     return path
+
+
+def published_id(path: Path) -> str | None:
+    """Return the id of the supernet whose published weights are kept at ``path``, if any."""
+    named = (net_id for net_id, name in PUBLISHED.items() if Path(name).name == path.name)
+    for net_id in named:
+        kept = published_path(PUBLISHED[net_id])
+        if kept.is_file() and path.is_file() and kept.samefile(path):
+            return net_id
+    return None
 
 
 def specialised_files(row: Specialised, weights: bool = True) -> SpecialisedFiles:

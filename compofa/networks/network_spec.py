@@ -117,6 +117,11 @@ class FixedNetwork:
         """
         return replace(self, layers=at_resolution(self.layers, resolution))
 
+    def with_classes(self, classes: int) -> FixedNetwork:
+        """Return the definition with another number of classes."""
+        *body, last = self.layers
+        return replace(self, layers=(*body, replace(last, out_channels=classes)))
+
     @property
     def resolution(self) -> int:
         """Side of its images in pixels."""

@@ -90,6 +90,10 @@ class NetworkSpec:
         """Return the layers of a subnet, with their shapes."""
         return layout(self.backbone, subnet, self.classes)
 
+    def with_classes(self, classes: int) -> NetworkSpec:
+        """Return the definition with another number of classes."""
+        return replace(self, classes=classes)
+
     def largest_only(self) -> NetworkSpec:
         """Return the definition of this network's largest subnet alone: a teacher's."""
         stages = tuple(

@@ -126,12 +126,14 @@ NETWORKS: dict[str, Entry] = {
 """Named supernets by id. Ids of Once-for-All's networks are those of its published table."""
 
 PUBLISHED = {
-    "ofa_mbv3_d234_e346_k357_w1.0": "ofa_mbv3_d234_e346_k357_w1.0",
-    "ofa_mbv3_d234_e346_k357_w1.2": "ofa_mbv3_d234_e346_k357_w1.2",
-    "ofa_proxyless_d234_e346_k357_w1.3": "ofa_proxyless_d234_e346_k357_w1.3",
-    "ofa_resnet50": "ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0",
+    "compofa": "compofa_nets/model_best_compofa_simple.pth.tar",
+    "compofa-elastic": "compofa_nets/model_best_compofa_simple_elastic.pth.tar",
+    "ofa_mbv3_d234_e346_k357_w1.0": "ofa_nets/ofa_mbv3_d234_e346_k357_w1.0",
+    "ofa_mbv3_d234_e346_k357_w1.2": "ofa_nets/ofa_mbv3_d234_e346_k357_w1.2",
+    "ofa_proxyless_d234_e346_k357_w1.3": "ofa_nets/ofa_proxyless_d234_e346_k357_w1.3",
+    "ofa_resnet50": "ofa_nets/ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0",
 }
-"""Supernets whose weights Once-for-All published: their file names in its folder ``ofa_nets``."""
+"""Supernets with published weights: names for :func:`compofa.io.download.published_file`."""
 
 
 def entry(net_id: str) -> Entry:

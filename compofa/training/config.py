@@ -31,6 +31,14 @@ class TrainConfig(Options):
         """The phase of the recipe that this run trains."""
         return recipe_for(self.dataset).phase(self.task, self.phase)
 
+    @property
+    def follows_weights(self) -> bool:
+        """Whether the network is that of the initial weights."""
+        return bool(self.init_path) and self.net is None and self.width_mult is None
+
+    def _usual_net(self, phase: Phase) -> str | None:
+        return None if self.follows_weights else default_network(self.dataset, phase)
+
     def of_phase(self, phase: Phase, **settings: Any) -> TrainConfig:
         """Return these settings for another phase, without those that it does not use."""
         config = replace(self, task=phase.task, phase=phase.number, **settings)
@@ -49,6 +57,8 @@ class TrainConfig(Options):
             names.append("dynamic_batch_size")
         if not phase.single:
             names.append("subnet")
+        if self.follows_weights:
+            names.append("net")
         return tuple(names)
 
     def given(self, names: Iterable[str]) -> list[str]:
@@ -77,7 +87,7 @@ class TrainConfig(Options):
         batch_size = default("batch_size", recipe.batch_size)
         config = replace(
             self,
-            net=default("net", None if phase.single else default_network(self.dataset, phase)),
+            net=default("net", None if phase.single else self._usual_net(phase)),
             image_size=sizes,
             eval_size=default(
                 "eval_size", info.eval_resolution if self.image_size is None else largest
@@ -138,6 +148,8 @@ class TrainConfig(Options):
         ]
         if self.recipe_phase.single:
             return faults + self._single_faults()
+        if self.follows_weights:  # checked once they are open
+            return faults
         try:
             network = self.network(10)
             self.recipe_phase.within(network.space)

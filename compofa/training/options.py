@@ -55,8 +55,8 @@ class Options:
     task: str = option("compound", "training task", MODEL, metavar="TASK")
     phase: int = option(1, "phase of the task", MODEL, metavar="N")
     net: str | None = option(
-        None, f"one of {', '.join(NETWORKS)} (default: depends on data set and task)", MODEL,
-        metavar="ID")
+        None, f"one of {', '.join(NETWORKS)} (default: that of --init-path, else by data "
+        "set and task)", MODEL, metavar="ID")
     fixed_kernel: bool | None = option(
         None, "fix the kernel size of each stage (default: as the network's id says)", MODEL)
     heuristic: str | None = option(
@@ -65,9 +65,9 @@ class Options:
     width_mult: float | None = option(
         None, "width multiplier (default: that of the network)", MODEL, metavar="X")
     init_path: str | None = option(
-        None, "initial weights: a checkpoint, or for finetune also the id of a pretrained network "
-        "(default: the best checkpoint of the preceding phase)", MODEL, metavar="FILE",
-        may_change=True)
+        None, "initial weights: a checkpoint or the id of a pretrained network, whose classifier "
+        "is replaced if the classes differ (default: the best checkpoint of the preceding phase)",
+        MODEL, metavar="ID|FILE", may_change=True)
     subnet: str | None = option(
         None, 'with --task finetune, the subnet of --init-path: {"ks", "e", "d", "r"} as JSON, a '
         "JSON file, largest or smallest", MODEL, metavar="JSON")
@@ -116,7 +116,8 @@ class Options:
         None, "dropout probability before the classifier", TRAINING, metavar="X",
         bounds=(0, 0.9999))
     teacher_path: str | None = option(
-        None, "checkpoint of the teacher, in any format (default: the run's own teacher). With "
+        None, "checkpoint of the teacher, in any format (default: the run's own teacher, or "
+        "the largest subnet of --init-path, fine-tuned first if the classes differ). With "
         "--resume, the new path of a teacher that was moved; likewise --init-path", TRAINING,
         metavar="FILE", may_change=True)
     kd_ratio: float = option(

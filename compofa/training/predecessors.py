@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,38 @@ from compofa.io.atomic import require_writable
 from compofa.io.checkpoint import file_hash
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig, flag
-from compofa.training.recipes import Phase, recipe_for
+from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
 from compofa.training.run_folder import BEST, is_unfinished
 
 log = logging.getLogger(__name__)
+
+_OWN = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
+"""Settings of a phase that a teacher which is trained first has its own of."""
 
 TrainFirst = Callable[[TrainConfig, bool], Path]
 """Trains a teacher, or resumes an unfinished one; returns its best checkpoint."""
 
 
 def find_predecessors(
-    config: TrainConfig, output: Path, train_first: TrainFirst, backend: Backend
+    config: TrainConfig,
+    output: Path,
+    train_first: TrainFirst,
+    backend: Backend,
+    knows_classes: Callable[[str], bool],
 ) -> tuple[str, str]:
-    """Return teacher and initial weights of a new run, training a quick teacher if there is none.
+    """Return teacher and initial weights of a new run, training a missing teacher if possible.
+
+    A teacher that is used and not given is the best checkpoint of the run's own teacher. If there
+    is none, the largest subnet of the network of ``--init-path`` teaches: as it is if it knows the
+    classes, and otherwise fine-tuned first, as the run's teacher. Without ``--init-path`` a quick
+    teacher is trained first.
 
     Args:
         config: Resolved settings.
         output: Folder of the run.
         train_first: Trains a missing teacher.
         backend: Ranks that all call this.
+        knows_classes: Whether a network was trained on the classes of the data set.
 
     Returns:
         What :func:`compofa.io.open.open_network` takes; empty for none.
@@ -42,18 +55,29 @@ def find_predecessors(
     Raises:
         ConfigError: The preceding phase is missing or unfinished.
     """
-    phase, distilled = config.recipe_phase, config.kd_ratio > 0
+    phase = config.recipe_phase
+    taught = phase.teacher == "checkpoint" and config.kd_ratio > 0
+    own = output / recipe_for(config.dataset).phase("teacher").folder
+    begun = backend.from_main(lambda: (own / BEST).exists() or is_unfinished(own))
+    teacher, start = config.teacher_path or "", config.init_path or ""
 
     def best(task: str, number: int, option: str) -> str:
         return str(_best_of(config, output, task, number, option, train_first, backend))
 
-    teacher, start = config.teacher_path or "", config.init_path or ""
-    if not teacher and distilled and phase.teacher == "checkpoint":
-        teacher = best("teacher", 1, "--teacher-path")
+    if taught and not teacher:
+        if start and not begun and backend.from_main(lambda: knows_classes(start)):
+            log.info("no teacher given: the largest subnet of %s teaches", start)
+            teacher = start
+        else:
+            teacher = best("teacher", 1, "--teacher-path")
     if not start and phase.starts_from is not None:
-        start = teacher if phase.starts_from[0] == "teacher" else ""
-        start = start or best(*phase.starts_from, "--init-path")
-    return teacher if distilled else "", start
+        from_teacher = phase.starts_from[0] == "teacher"
+        start = teacher if from_teacher else ""
+        if not start and from_teacher and not taught and not begun:
+            log.info("no %s and no --init-path: starting from random weights", own / BEST)
+        elif not start:
+            start = best(*phase.starts_from, "--init-path")
+    return teacher if config.kd_ratio > 0 else "", start
 
 
 def _best_of(
@@ -70,11 +94,22 @@ def _best_of(
     phase = recipe.phase(task, number)
     folder = output / phase.folder
     path = folder / BEST
+    first = config.of_phase(phase, **dict.fromkeys(_OWN))
+    if phase.largest_only and config.init_path:  # adapted as a fine-tuned network is
+        tuned = recipe.phase("finetune")
+        first = replace(
+            first,
+            init_path=config.init_path,
+            net=config.net,
+            epochs=tuned.epochs,
+            lr=tuned.base_lr * config.batch_size / REFERENCE_BATCH,
+            warmup_epochs=0,
+        )
 
     def look() -> tuple[bool, bool]:
         unfinished = is_unfinished(folder)
         ready = path.exists() and not unfinished
-        if not ready and not (recipe.quick and phase.largest_only):
+        if not ready and not (phase.largest_only and (recipe.quick or config.init_path)):
             raise ConfigError(
                 f"task {config.task} starts from the best checkpoint of a finished {task} run, "
                 f"expected at {path}: name one with {option}, or make it with: "
@@ -88,8 +123,7 @@ def _best_of(
     if ready:
         return path
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
-    own = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
-    return train_first(config.of_phase(phase, **dict.fromkeys(own)), unfinished)
+    return train_first(first, unfinished)
 
 
 def _command(config: TrainConfig, phase: Phase, output: Path) -> str:
@@ -163,6 +197,17 @@ def saved_origins(training: Mapping[str, Any]) -> dict[str, Origin]:
         return {"teacher": Origin(str(training["teacher"]))} if training["teacher"] else {}
     pairs = training["origins"].items()
     return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
+
+
+def taught_by_start(then: Mapping[str, Any], origins: Mapping[str, Origin]) -> bool:
+    """Whether the network of ``--init-path`` teaches in a resumed run.
+
+    Args:
+        then: Settings that the run was started with.
+        origins: Files that it was started with.
+    """
+    same = "start" in origins and origins["start"] == origins.get("teacher")
+    return same and then.get("init_path") is not None
 
 
 def resumed_teacher(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from itertools import zip_longest
-
-import torch
-from torch import Tensor
 
 from compofa.data import DataSplits
 from compofa.data.imagenet import require_order
@@ -23,11 +19,10 @@ from compofa.networks.supernet_spec import NetworkSpec
 from compofa.nn.calibrate import calibrate
 from compofa.nn.extract import extract
 from compofa.nn.static import StaticNetwork
-from compofa.nn.supernet import Supernet, initialise
+from compofa.nn.supernet import Supernet
 from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
-
-log = logging.getLogger(__name__)
+from compofa.training.transfer import is_one, normalisation_of, with_classes_of
 
 
 def open_source(source: str, student: Network | None, teaches: bool) -> OpenedNetwork:
@@ -52,16 +47,15 @@ def open_source(source: str, student: Network | None, teaches: bool) -> OpenedNe
     return open_network(source, arch=student)
 
 
-def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) -> None:
-    """Check that a network has the classes and the normalisation of a data set.
+def check_teacher(found: Checkpoint, path: str, splits: DataSplits) -> None:
+    """Check that a teacher has the classes and the normalisation of its student.
 
     Weights without class names also lack a normalisation, and pass.
 
     Args:
-        found: The network.
-        option: Option that names it, for errors.
+        found: The teacher.
         path: Its path, for errors.
-        splits: The data set.
+        splits: The data set, normalised as the student expects.
 
     Raises:
         CheckpointError: Classes, their order or the normalisation differ.
@@ -73,13 +67,14 @@ def check_fits(found: Checkpoint, option: str, path: str, splits: DataSplits) ->
         return
     if found.classes != splits.classes:
         raise CheckpointError(
-            f"{option} {path}: expected {first_difference(splits.classes, found.classes)}"
+            f"--teacher-path {path}: expected {first_difference(splits.classes, found.classes)}"
         )
     wanted, norm = splits.normalisation, found.normalisation
     if norm != wanted:
         raise CheckpointError(
-            f"{option} {path}: expected images normalised with mean {wanted.mean} and deviation "
-            f"{wanted.std}, got {norm.mean} and {norm.std}"
+            f"--teacher-path {path}: expected images normalised with mean {wanted.mean} and "
+            f"deviation {wanted.std} as for the network that it teaches, got {norm.mean} and "
+            f"{norm.std}"
         )
 
 
@@ -91,55 +86,83 @@ def first_difference(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
 
 
 def teacher_of(
-    opened: OpenedNetwork, path: str, student: Network, splits: DataSplits
+    opened: OpenedNetwork, path: str, student: Network, config: TrainConfig, splits: DataSplits
 ) -> StaticNetwork:
     """Return the teacher: a specialised network, or the largest subnet of a supernet.
+
+    A supernet's statistics of batch normalisation mix those of all its subnets, so the teacher's
+    own are measured. The outputs of a teacher with the same classes in another order are reordered.
 
     Args:
         opened: The network.
         path: Its path, for errors.
         student: Definition of the network that learns from it.
+        config: Resolved settings.
         splits: The data set, normalised as the student expects.
 
     Raises:
         CheckpointError: It has other classes or another normalisation.
     """
-    check_fits(opened.checkpoint, "--teacher-path", path, splits)
-    net = opened.network
-    if net.classifier.out_features != student.classes:
+    if sorted(opened.classes) == sorted(splits.classes):
+        opened = with_classes_of(opened, path, splits, config.seed)
+    check_teacher(opened.checkpoint, path, splits)
+    net, spec = opened.network, opened.spec
+    if spec.classes != student.classes:
         raise CheckpointError(
-            f"{path}: expected a teacher with {student.classes} classes, "
-            f"got {net.classifier.out_features}"
+            f"{path}: expected a teacher with {student.classes} classes, got {spec.classes}"
         )
-    return (extract(net, net.spec.space.largest) if isinstance(net, Supernet) else net).eval().cpu()
+    if isinstance(net, Supernet):
+        largest = net.spec.space.largest
+        mixed = opened.described and not is_one(net.spec.space)
+        at = largest.at(config.eval_size)
+        net = calibrated(net, at, config, splits) if mixed else extract(net, largest)
+    return net.eval().cpu()
 
 
-def load_initial(net: Supernet, opened: OpenedNetwork, path: str, splits: DataSplits) -> Checkpoint:
+def calibrated(
+    net: Supernet, subnet: Subnet, config: TrainConfig, splits: DataSplits
+) -> StaticNetwork:
+    """Return a subnet with its own statistics of batch normalisation.
+
+    Args:
+        net: The supernet.
+        subnet: The subnet, at the resolution to measure at.
+        config: Resolved settings.
+        splits: The data set, normalised as the network expects.
+    """
+    evaluator = Evaluator(
+        splits,
+        normalisation=splits.normalisation,
+        calibration_images=config.calibration_images,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+        device=config.device,
+    )
+    images = evaluator.calibration_batches(subnet.resolution)
+    return calibrate(net.to(config.device), images, subnet)
+
+
+def load_initial(net: Supernet, opened: OpenedNetwork, path: str) -> Checkpoint:
     """Load initial weights.
 
     Args:
         net: The network to train.
-        opened: The network with the weights.
+        opened: The network with the weights, which has its classes.
         path: Its path, for errors.
-        splits: The data set.
 
     Returns:
         Its checkpoint, without weights and training state.
 
     Raises:
-        CheckpointError: The weights do not fit, or are for other classes or another normalisation.
+        CheckpointError: The weights do not fit.
     """
-    found = opened.checkpoint
-    check_fits(found, "--init-path", path, splits)
-    load_state(net, found.weights, path)
-    return replace(found, weights={}, training=None)
+    load_state(net, opened.checkpoint.weights, path)
+    return replace(opened.checkpoint, weights={}, training=None)
 
 
 def take_subnet(opened: OpenedNetwork, config: TrainConfig, splits: DataSplits) -> Checkpoint:
     """Return the subnet to fine-tune as a specialised network, with calibrated BN statistics.
-
-    The classifier is kept if the network has the classes of the data set, or unnamed classes of
-    the same number; otherwise it is initialised anew.
 
     Args:
         opened: The network of ``--init-path``.
@@ -147,7 +170,7 @@ def take_subnet(opened: OpenedNetwork, config: TrainConfig, splits: DataSplits) 
         splits: The data set.
 
     Returns:
-        A checkpoint with the normalisation of ``opened``.
+        A checkpoint with the classes of ``splits`` and the normalisation of ``opened``.
 
     Raises:
         ConfigError: ``--subnet`` is missing, or given for a network without subnets.
@@ -155,34 +178,20 @@ def take_subnet(opened: OpenedNetwork, config: TrainConfig, splits: DataSplits) 
         DataError: The network has no class names, and the numbered class folders of the data set
             are not in numerical order.
     """
-    found = opened.checkpoint
-    subnet = _subnet(found.network, config.subnet, config.eval_size)
-    network, normalisation = opened.network, opened.normalisation
+    subnet = _subnet(opened.spec, config.subnet, config.eval_size)
+    normalisation = normalisation_of(opened, config.init_path, splits)
+    opened = with_classes_of(opened, config.init_path, splits, config.seed)
+    network = opened.network
     if isinstance(network, Supernet):
-        evaluator = Evaluator(
-            replace(splits, normalisation=normalisation),
-            normalisation=normalisation,
-            calibration_images=config.calibration_images,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            seed=config.seed,
-            device=config.device,
-        )
-        images = evaluator.calibration_batches(subnet.resolution)
-        network = calibrate(network.to(config.device), images, subnet)
-    spec = replace(FixedNetwork.of(found.network, subnet), dropout=config.dropout)
+        splits = replace(splits, normalisation=normalisation)
+        network = calibrated(network, subnet, config, splits)
+    spec = replace(FixedNetwork.of(opened.spec, subnet), dropout=config.dropout)
     weights = {name: value.cpu() for name, value in network.state_dict().items()}
-    same = found.classes == splits.classes if found.classes else spec.classes == len(splits.classes)
-    if same and not found.classes:
-        require_order(splits.classes)
-    if not same:
-        log.info("new classifier for %d classes, which are not those of %s",
-                 len(splits.classes), config.init_path)  # fmt: skip
-        spec, classifier = _with_classes(spec, len(splits.classes), config.seed)
-        weights |= classifier
+    mean, std = normalisation.mean, normalisation.std
     return replace(
-        found, network=spec, weights=weights, classes=splits.classes, training=None, digest=""
-    )
+        opened.checkpoint,
+        network=spec, weights=weights, mean=mean, std=std, training=None, digest="",
+    )  # fmt: skip
 
 
 def _subnet(network: Network, text: str | None, resolution: int) -> Subnet:
@@ -214,14 +223,3 @@ def _subnet(network: Network, text: str | None, resolution: int) -> Subnet:
     subnet = subnet_from_config(config, resolution).at(resolution)
     network.space.free().require(subnet, resolution=False)
     return subnet
-
-
-def _with_classes(
-    spec: FixedNetwork, classes: int, seed: int
-) -> tuple[FixedNetwork, dict[str, Tensor]]:
-    """Return the definition with another number of classes, and weights of a new classifier."""
-    *body, last = spec.layers
-    classifier = torch.nn.Linear(last.in_channels, classes)
-    initialise(classifier, seed)
-    weights = {f"{last.name}.{name}": value for name, value in classifier.state_dict().items()}
-    return replace(spec, layers=(*body, replace(last, out_channels=classes))), weights

@@ -16,12 +16,15 @@ from compofa.data.identity import DataIdentity, identify
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.checkpoint import Checkpoint
+from compofa.io.classifier import outputs_of
 from compofa.io.open import OpenedNetwork
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
+from compofa.networks.supernet_spec import NetworkSpec
 from compofa.nn.build import build
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
+from compofa.space.subnet import Number
 from compofa.training.config import TrainConfig
 from compofa.training.predecessors import (
     Origin,
@@ -29,6 +32,7 @@ from compofa.training.predecessors import (
     find_predecessors,
     resumed_teacher,
     saved_origins,
+    taught_by_start,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.run_folder import load_resumable
@@ -40,6 +44,12 @@ from compofa.training.sources import (
     teacher_of,
 )
 from compofa.training.trainer import Trainer
+from compofa.training.transfer import (
+    normalisation_of,
+    require_supernet,
+    student_network,
+    with_classes_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,40 +104,52 @@ def start_phase(
     begun: Checkpoint | None = saved["checkpoint"] if saved else None
     splits = _load_data(config, backend, by_position=begun is not None and begun.data is None)
     single = config.recipe_phase.single
-    spec = None if single else config.network(len(splits.classes))
-    teacher_path = ""
+    spec: Network | None = config.network(len(splits.classes)) if config.net else None
+    teacher_path, initial_path = "", config.init_path
 
     @functools.cache  # rank 0 opens each network once
     def opened(source: str) -> OpenedNetwork:
-        if initial is not None and source == config.init_path:
-            return initial
-        return open_source(source, spec, teaches=source == teacher_path)
+        if source != initial_path:
+            return open_source(source, spec, teaches=source == teacher_path)
+        return initial or open_source(source, spec if config.net else None, teaches=False)
 
-    if single:
-        begun = begun or backend.from_main(
-            lambda: take_subnet(opened(config.init_path), config, splits)
-        )
-        spec, splits = begun.network, replace(splits, normalisation=begun.normalisation)
+    if begun is not None and config.net is None:
+        spec = begun.network
+    elif single:
+        begun = backend.from_main(lambda: take_subnet(opened(config.init_path), config, splits))
+        spec = begun.network
+    elif config.net is None:
+        path, classes = config.init_path, len(splits.classes)
+        spec = backend.from_main(lambda: student_network(opened(path), path, config, classes))
     device = backend.local_main_first(lambda: backend.device(config.device))
+    start = ""
     if saved:
-        training, start = saved["checkpoint"].training, None
-        data = backend.from_main(
-            lambda: _require_same_data(folder, saved["checkpoint"], splits, config.seed)
-        )
+        training = begun.training
         origins = saved_origins(training)
-        teacher_path = backend.from_main(
-            lambda: resumed_teacher(config, training["config"], origins, output)
-        )
     else:
-        teacher_path, start = find_predecessors(config, output, train_first, backend)
+        teacher_path, start = find_predecessors(
+            config, output, train_first, backend,
+            lambda source: outputs_of(opened(source).checkpoint, splits.classes) is not None,
+        )  # fmt: skip
         sources = {"teacher": teacher_path, "start": start}
         origins = backend.from_main(
             lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
         )
+    if begun is not None and (single or "start" in origins):
+        splits = replace(splits, normalisation=begun.normalisation)
+    elif start:
+        norm = backend.from_main(lambda: normalisation_of(opened(start), start, splits))
+        splits = replace(splits, normalisation=norm)
+    if saved:
+        data = backend.from_main(lambda: _require_same_data(folder, begun, splits, config.seed))
+        teacher_path = backend.from_main(
+            lambda: resumed_teacher(config, training["config"], origins, output)
+        )
+        initial_path = teacher_path if taught_by_start(training["config"], origins) else None
     teacher = None
     if teacher_path:
         teacher = backend.from_main(
-            lambda: teacher_of(opened(teacher_path), teacher_path, spec, splits)
+            lambda: teacher_of(opened(teacher_path), teacher_path, spec, config, splits)
         ).to(device)
     net, before = build(spec, config.seed), begun
     if begun is not None:
@@ -221,12 +243,25 @@ def _load_start(
     net: Supernet, opened: OpenedNetwork, start: str, config: TrainConfig, splits: DataSplits
 ) -> tuple[dict[str, Tensor], Checkpoint]:
     """Load the initial weights, with sorted channels if the phase says so, and their checkpoint."""
-    before = load_initial(net, opened, start, splits)
+    require_supernet(opened, start, config)
+    fitted = with_classes_of(opened, start, splits, config.seed)
+    before = load_initial(net, fitted, start)
     if config.recipe_phase.sort:
-        recipe, origin = recipe_for(config.dataset), config.recipe_phase.starts_from
-        trained = dict(recipe.phase(*origin).values)
-        sort_channels(net, groups=trained.get(net.spec.space.names[-1], ()))
+        sort_channels(net, groups=_trained_widths(opened.spec, opened.described, config))
     return net.state_dict(), before
+
+
+def _trained_widths(spec: NetworkSpec, described: bool, config: TrainConfig) -> tuple[Number, ...]:
+    """Return the values of the last choice that initial weights were trained for.
+
+    Weights without a definition are taken to be those of the phase before this one.
+    """
+    name = spec.space.names[-1]
+    before = recipe_for(config.dataset).phase(*config.recipe_phase.starts_from)
+    known = dict(before.values).get(name, ())
+    if known and not described:
+        return known
+    return tuple(sorted({value for stage in spec.space.stages for value in stage.values(name)}))
 
 
 def check_device(device: str) -> None:
