@@ -19,7 +19,7 @@ from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import at_resolution
 from compofa.networks.network_spec import Network
-from compofa.networks.zoo import NETWORKS, entry, size_warning
+from compofa.networks.zoo import NETWORKS, entry, warn_of_size
 from compofa.training.config import TrainConfig, flag
 from compofa.training.memory import ERROR, Need, cpus, free_bytes, readable
 from compofa.training.own_images import (
@@ -144,7 +144,8 @@ class Adviser:
             lines.append((logging.INFO, f"{workers.value} loader workers: {workers.why}"))
         if fit.short or (memory and suggested):
             lines.append((logging.WARNING if fit.short else logging.INFO, memory))
-        if resolved.net is not None and (text := size_warning(resolved.net, largest)):
+        spec, label = self._spec(resolved), resolved.net or resolved.init_path
+        if spec is not None and (text := warn_of_size(spec, largest, label)):
             lines.append((logging.WARNING, text))
         self.notes[resolved.recipe_phase.folder] = lines
         return resolved
@@ -182,7 +183,7 @@ class Adviser:
     def _candidates(self, config: TrainConfig, folder: str) -> list[Path]:
         if self.output is not None:
             return [self.output / folder / CONFIG]
-        return sorted(Path("runs").glob(f"{config.dataset}-*/{folder}/{CONFIG}"))
+        return sorted(Path("runs").glob(f"*/{folder}/{CONFIG}"))
 
     def _trained(self, config: TrainConfig) -> Before:
         """Return the network of ``--init-path``."""
@@ -268,14 +269,15 @@ class Adviser:
 
     def _layers(self, config: TrainConfig) -> tuple[LayerSpec, ...]:
         """Return the layers of the largest network to train; none if it is unknown."""
-        if config.recipe_phase.single:
-            spec = self.initial.spec if self.initial is not None else None
-        else:
-            classes = len(self.found.classes) if "found" in self.__dict__ else _CLASSES
-            spec = config.network(classes)
+        spec = self._spec(config)
         if spec is None:
             return ()
         return spec.layers_of(spec.space.largest) if spec.elastic else spec.layers
+
+    def _spec(self, config: TrainConfig) -> Network | None:
+        if config.net is None:  # that of the initial weights
+            return None if self.initial is None else self.initial.spec
+        return config.network(len(self.found.classes) if "found" in self.__dict__ else _CLASSES)
 
     def _workers(self, config: TrainConfig, resolved: TrainConfig) -> Suggestion:
         """Suggest the number of loader workers per rank."""
@@ -297,7 +299,8 @@ class Adviser:
 def _complete(config: TrainConfig) -> bool:
     """Whether nothing is left to suggest, as in settings that were read from a run's file."""
     names = ["image_size", "eval_size", "batch_size", "epochs", "warmup_epochs", "lr"]
-    names += ["validate_every"] + ["net"] * (not config.recipe_phase.single)
+    names += ["validate_every"]
+    names += ["net"] * (not config.recipe_phase.single and not config.follows_weights)
     return all(getattr(config, name) is not None for name in names)
 
 
@@ -314,7 +317,8 @@ def _settings(path: Path) -> dict[str, Any] | None:
 
 def _same_folder(settings: dict[str, Any], config: TrainConfig) -> bool:
     paths = (settings.get("data_path"), config.data_path)
-    return len({path and os.path.realpath(str(path)) for path in paths}) == 1
+    same = len({path and os.path.realpath(str(path)) for path in paths}) == 1
+    return same and settings["dataset"] == config.dataset
 
 
 def _as_trained(settings: dict[str, Any], source: str, phase: Phase) -> Before:

@@ -112,7 +112,7 @@ def _sizes(
         "image_size": Suggestion(tuple(sizes), why),
         "eval_size": Suggestion(max(sizes), "the largest of training"),
     }
-    if phase.single:
+    if phase.single or config.follows_weights:
         return chosen
     if before is not None and before.net is not None:
         chosen["net"] = Suggestion(before.net, f"that of {before.source}")

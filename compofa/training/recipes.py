@@ -243,7 +243,7 @@ OWN_IMAGES = Recipe(
         replace(EXPAND_1, epochs=12, base_lr=0.8),
         replace(EXPAND_2, epochs=40, base_lr=1.6, warmup_epochs=2),
         replace(SUPERNET, epochs=120, base_lr=1.6, warmup_epochs=6),
-        replace(FINETUNE, epochs=30, base_lr=0.5, warmup_epochs=1),
+        replace(FINETUNE, epochs=20, base_lr=0.5, warmup_epochs=1),
     ),
     batch_size=64,
     weight_decay=1e-4,
