@@ -252,7 +252,8 @@ def test_weights_decide_network_and_resolution(tmp_path, memory):
 def test_sizes_near_those_of_the_weights(side, expected):
     before = Before("--init-path", "compofa-elastic", 224, same_classes=False)
     row = suggest(settings(Path("DIR"), "compound"), found(2_000, side), before)
-    assert max(row["image_size"].value) == expected
+    sizes = row["image_size"].value
+    assert max(sizes) == expected and all(map(NETWORKS["compofa-elastic"].serves, sizes))
 
 
 # --- memory ---

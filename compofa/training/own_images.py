@@ -108,6 +108,9 @@ def _sizes(
     elif not sizes:
         largest, why = _largest(found, before)
         sizes = (largest,) if phase.single else resolutions(largest)
+        if before is not None:  # none far below those of the weights
+            row = NETWORKS.get(before.net)
+            sizes = tuple(size for size in sizes if row is None or row.serves(size)) or (largest,)
     chosen = {
         "image_size": Suggestion(tuple(sizes), why),
         "eval_size": Suggestion(max(sizes), "the largest of training"),
