@@ -13,7 +13,7 @@ from compofa.data.catalog import DATASETS, dataset_info
 from compofa.errors import ConfigError, DataError
 from compofa.io.locks import exclusive
 from compofa.io.untrusted import parse_json, printable, read_text
-from compofa.networks.zoo import NETWORKS
+from compofa.networks.zoo import NETWORKS, warn_of_size
 from compofa.seeds import rng
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
@@ -353,6 +353,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     opened = open_network(args.net, arch=args.arch)
     subnets = subnets_to_measure(opened.checkpoint, args)
     elastic = opened.spec.elastic
+    if text := warn_of_size(opened.spec, subnets[0].resolution, printable(args.net)):
+        log.warning("%s", text)
     splits = open_data(opened.checkpoint, args)
     network = opened.network.to(device)
     calibration = (

@@ -18,6 +18,8 @@ class Row(NamedTuple):
     """A row of the list."""
 
     net_id: str
+    images: str
+    description: str
     top1: str
     target: str
     macs: str
@@ -26,7 +28,7 @@ class Row(NamedTuple):
     weights: str
 
 
-HEADER = Row("id", "top-1", "target", "MACs", "params", "px", "weights")
+HEADER = Row("id", "images", "description", "top-1", "target", "MACs", "params", "px", "weights")
 
 
 def print_zoo(like: str = "") -> None:
@@ -48,7 +50,11 @@ def print_zoo(like: str = "") -> None:
             f"{len(SPECIALISED)} specialised networks, got {like!r}"
         )
     for title, rows in (
-        ("Supernets, for ofa_net; MACs and parameters of the largest network", supernets),
+        (
+            "Supernets, for ofa_net: sides of the images they are for; MACs and parameters of the "
+            "largest network at px",
+            supernets,
+        ),
         ("Specialised networks, for ofa_specialized; top-1 and target as published", networks),
     ):
         if rows:
@@ -58,10 +64,14 @@ def print_zoo(like: str = "") -> None:
 
 def supernet_row(net_id: str) -> Row:
     """Return the row of a supernet."""
+    row = NETWORKS[net_id]
     spec = network_spec(net_id, 10 if "digits" in net_id else 1000)
-    size = 16 if spec.min_resolution < 32 else 224
+    low, high = row.sizes or (224, 224)
+    size = min(high, 224)
     layers = spec.layers_of(spec.space.largest.at(size))
-    return Row(net_id, "", "", *_counts(layers), str(size), _weights(net_id))
+    images = f"{low}-{high} px" if row.sizes else ""
+    counts = (*_counts(layers), str(size))
+    return Row(net_id, images, row.description, "", "", *counts, _weights(net_id))
 
 
 def _weights(net_id: str) -> str:
@@ -79,7 +89,7 @@ def specialised_row(row: Specialised) -> Row:
     counts = _counts(network.layers) if network else ("", "")
     size = str(network.resolution) if network else ""
     weights = _published(f"ofa_specialized/{row.folder}/init")
-    return Row(row.net_id, f"{row.top1:.1f}", row.target, *counts, size, weights)
+    return Row(row.net_id, "", "", f"{row.top1:.1f}", row.target, *counts, size, weights)
 
 
 def _downloaded(row: Specialised) -> FixedNetwork | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from compofa.data.decoding import UnreadableImageError, decode_rgb
+from compofa.data.decoding import UnreadableImageError, decode_rgb, dimensions
 from compofa.data.sources import FilesSource
 from compofa.errors import DataError
 
@@ -149,12 +149,22 @@ class TarSource(FilesSource):
         Raises:
             UnreadableImageError: It cannot be decoded.
         """
+        return decode_rgb(self.path(index), self._content(index))
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """Return width and height of one image, from its header.
+
+        Raises:
+            UnreadableImageError: It cannot be read.
+        """
+        return dimensions(self.path(index), self._content(index))
+
+    def _content(self, index: int) -> io.BytesIO:
         try:
-            content = self.read(index, MAX_IMAGE_BYTES)
+            return io.BytesIO(self.read(index, MAX_IMAGE_BYTES))
         except OSError as error:
             reason = error.strerror or str(error)
             raise UnreadableImageError(self.path(index), reason) from error
-        return decode_rgb(self.path(index), io.BytesIO(content))
 
     def read(self, index: int, limit: int) -> bytes:
         """Return at most ``limit`` bytes of an image file.

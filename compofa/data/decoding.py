@@ -103,6 +103,28 @@ def decode_rgb(path: str | Path, file: BinaryIO | None = None) -> Image.Image:
         raise UnreadableImageError(str(path), reason) from error
 
 
+def dimensions(path: str | Path, file: BinaryIO | None = None) -> tuple[int, int]:
+    """Return width and height that an image file's header states, without decoding it.
+
+    Args:
+        path: The file, or its name for messages if ``file`` is given.
+        file: Content of the file, open for reading.
+
+    Raises:
+        UnreadableImageError: The file cannot be read or has no header of a supported format.
+    """
+    try:
+        if file is None and not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would block
+            raise ValueError("not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file or path, formats=_FORMATS) as image:
+                return image.size
+    except Exception as error:  # decoders raise almost any type for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnreadableImageError(str(path), reason) from error
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     bits = _bits(image)
     image.load()

@@ -345,6 +345,19 @@ def _prefetch(batch_bytes: int, batches: int, workers: int) -> int:
     )
 
 
+def most_workers(batch_size: int, resolution: int) -> int:
+    """Return how many loader workers shared memory has room for, with one batch each.
+
+    Args:
+        batch_size: Images per batch.
+        resolution: Image side in pixels.
+    """
+    free = _free_shared_memory()
+    if free is None:
+        return sys.maxsize
+    return max(0, free // _image_bytes(batch_size, resolution) - 1)
+
+
 def _free_shared_memory() -> int | None:
     """Return the free bytes of shared memory; None if there is no such limit."""
     if not sys.platform.startswith("linux"):

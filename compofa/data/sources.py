@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from compofa.data.decoding import UnreadableImageError, decode_rgb
+from compofa.data.decoding import UnreadableImageError, decode_rgb, dimensions
 
 RawImage = Image.Image | torch.Tensor
 """An RGB image: a PIL image, or a uint8 tensor [3, h, w]."""
@@ -137,6 +137,14 @@ class FilesSource(ImageSource):
             UnreadableImageError: The file cannot be decoded.
         """
         return decode_rgb(self.path(index))
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """Return width and height of one image, from its header.
+
+        Raises:
+            UnreadableImageError: It cannot be read.
+        """
+        return dimensions(self.path(index))
 
     def load(self, index: int) -> RawImage:
         """Return one image: uint8 [3, size, size], or a PIL image if no size was given."""

@@ -106,6 +106,7 @@ class TrainConfig(Options):
             label_smoothing=default("label_smoothing", recipe.label_smoothing),
             dropout=default("dropout", recipe.dropout),
             validate_every=default("validate_every", recipe.validate_every),
+            workers=default("workers", 0),
             threads=default_threads(largest, self.threads),
         )
         faults = config._faults()

@@ -92,9 +92,9 @@ class Options:
     calibration_images: int = option(
         2000, "training images for BN calibration before validation", DATA, metavar="N",
         bounds=(1, 10_000_000))
-    workers: int = option(
-        0, "loader workers per rank; use several for photographs", DATA, metavar="N",
-        bounds=(0, 256), may_change=True)
+    workers: int | None = option(
+        None, "loader workers per rank, which decode images (default: 0 for images in memory, else "
+        "by the number of CPUs)", DATA, metavar="N", bounds=(0, 256), may_change=True)
 
     epochs: int | None = option(
         None, "number of epochs; a run may be resumed with more", TRAINING, metavar="N",

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from compofa.errors import ConfigError
-from compofa.training.config import TrainConfig, default_network, flag
+from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import CHAINS, recipe_for
 
 log = logging.getLogger(__name__)
 
 
-def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
+def plan(
+    config: TrainConfig, resolve: Callable[[TrainConfig], TrainConfig] = TrainConfig.resolved
+) -> tuple[TrainConfig, ...]:
     """Return the resolved settings of each phase of a task, in order.
 
     Most tasks are one phase. In a chain all phases share the network of the last and the settings
     that were given, and a given teacher is not trained.
 
+    Args:
+        config: Settings.
+        resolve: Fills in the defaults of one phase; see
+            :meth:`compofa.training.adviser.Adviser.resolve`.
+
     Raises:
         ConfigError: Settings are unknown or out of range; the message lists all of them.
     """
     if config.task not in CHAINS:
-        return (config.resolved(),)
+        return (resolve(config),)
     faults = []
     if config.phase != 1:
         faults.append(f"task {config.task}: expected phase 1, got {config.phase}")
@@ -40,9 +48,9 @@ def plan(config: TrainConfig) -> tuple[TrainConfig, ...]:
     ]
     if faults:
         raise ConfigError("; ".join(faults))
-    net = config.net or default_network(config.dataset, chain[-1])
+    net = config.net or resolve(config.of_phase(chain[-1])).net
     return tuple(
-        config.of_phase(phase, net=net).resolved()
+        resolve(config.of_phase(phase, net=net))
         for phase in chain
         if not (phase.largest_only and config.teacher_path)
     )

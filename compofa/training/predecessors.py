@@ -16,7 +16,7 @@ from compofa.io.checkpoint import file_hash
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig, flag
 from compofa.training.optimizers import OPTIMIZERS
-from compofa.training.recipes import Phase, recipe_for
+from compofa.training.recipes import OWN_IMAGES, Phase, recipe_for
 from compofa.training.resume import resume_command, train_command
 from compofa.training.run_folder import BEST, is_unfinished
 
@@ -98,10 +98,10 @@ def _best_of(
     first = config.of_phase(phase, **dict.fromkeys(_OWN))
     if phase.largest_only and config.init_path:  # adapted as a fine-tuned network is
         tuned = recipe.phase("finetune")
+        first = replace(first, init_path=config.init_path, net=config.net)
+    if first.init_path and recipe is not OWN_IMAGES:  # for which this is suggested
         first = replace(
             first,
-            init_path=config.init_path,
-            net=config.net,
             epochs=tuned.epochs,
             lr=OPTIMIZERS[config.optimizer].default_lr(tuned.base_lr, config.batch_size),
             warmup_epochs=0,

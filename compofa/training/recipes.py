@@ -232,6 +232,28 @@ SMALL_IMAGES = Recipe(
 )
 """CIFAR-10/100 and Fashion-MNIST: best on a GPU."""
 
+OWN_IMAGES = Recipe(
+    (
+        replace(TEACHER, epochs=120, base_lr=3.2, warmup_epochs=6),
+        replace(COMPOUND_1, epochs=40, base_lr=1.6, warmup_epochs=1),
+        replace(COMPOUND_2, epochs=40, base_lr=1.6, warmup_epochs=2),
+        replace(KERNEL, epochs=40, base_lr=1.6, warmup_epochs=1),
+        replace(DEPTH_1, epochs=12, base_lr=0.8),
+        replace(DEPTH_2, epochs=40, base_lr=1.6, warmup_epochs=2),
+        replace(EXPAND_1, epochs=12, base_lr=0.8),
+        replace(EXPAND_2, epochs=40, base_lr=1.6, warmup_epochs=2),
+        replace(SUPERNET, epochs=120, base_lr=1.6, warmup_epochs=6),
+        replace(FINETUNE, epochs=20, base_lr=0.5, warmup_epochs=1),
+    ),
+    batch_size=64,
+    weight_decay=1e-4,
+)
+"""Data sets without a recipe of their own: rows for about 2,000 images, which
+:mod:`compofa.training.own_images` fits to what it finds."""
+
+TRANSFER = OWN_IMAGES.phases[-1]
+"""Schedule of every task that takes trained weights to other classes."""
+
 DIGITS = Recipe(
     (
         replace(TEACHER, epochs=30, base_lr=3.2, warmup_epochs=2),
@@ -259,8 +281,9 @@ RECIPES = {
     "cifar100": SMALL_IMAGES,
     "fashion-mnist": SMALL_IMAGES,
     "imagenet": IMAGENET,
-    "imagefolder": IMAGENET,
+    "imagefolder": OWN_IMAGES,
 }
+"""Recipes by data set; registered ones have :data:`OWN_IMAGES`."""
 
 REGISTERED: list[Phase] = []
 """Phases of :func:`register_task`."""
@@ -304,5 +327,5 @@ def task_names() -> tuple[str, ...]:
 
 
 def recipe_for(dataset: str) -> Recipe:
-    """Return the recipe of a data set; ImageNet's if it has none of its own."""
-    return RECIPES.get(dataset, IMAGENET)
+    """Return the recipe of a data set; :data:`OWN_IMAGES` if it has none of its own."""
+    return RECIPES.get(dataset, OWN_IMAGES)

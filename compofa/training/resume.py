@@ -19,6 +19,7 @@ from compofa.training.recipes import CHAINS
 from compofa.training.run_folder import CONFIG, has_checkpoint, newest
 
 if TYPE_CHECKING:
+    from compofa.training.adviser import Adviser
     from compofa.training.predecessors import Origin
 
 COMMAND = ("python", "train_ofa_net.py")
@@ -77,15 +78,15 @@ def _config(data: Any, path: Path) -> TrainConfig:
 
 
 def resumed_plan(
-    config: TrainConfig, given: Mapping[str, Any], output: Path, auto: bool = False
-) -> tuple[TrainConfig, tuple[TrainConfig, ...]]:
-    """Return the settings of the run to resume, and those of its phases.
+    adviser: Adviser, given: Mapping[str, Any], output: Path, auto: bool = False
+) -> tuple[TrainConfig, ...]:
+    """Return the settings of the phases of the run to resume; those of the run go to ``adviser``.
 
     The run is the unfinished one in its folder, of the given task and phase if any. Settings come
     from the run, except those that are given again.
 
     Args:
-        config: Settings of a new run, planned if the folder holds no such run.
+        adviser: Adviser of a new run, which is planned if the folder holds no such run.
         given: Settings that were given.
         output: Folder of the run.
         auto: Whether the task and phase are those of ``config``, as for a run that is started and
@@ -98,17 +99,20 @@ def resumed_plan(
     folders = [path for path in sorted(output.glob("*")) if path.is_dir()]
     found = {path.name: saved_phase(path) for path in folders}
     saved = {name: phase for name, phase in found.items() if phase is not None}
+    config = adviser.given
     chosen = given if not auto else {"task": config.task, "phase": config.phase}
     run = _run_to_resume(saved, chosen, output)
-    if run is None:
-        run = config
-    else:
-        run = replace(run, **{k: v for k, v in given.items() if k not in ("task", "phase")})
-    phases = plan(run)
-    return run, tuple(
-        _with_saved(phase, saved.get(phase.recipe_phase.folder), given, config.device)
-        for phase in phases
-    )
+    if run is not None:
+        again = {name: value for name, value in given.items() if name not in ("task", "phase")}
+        adviser.use(replace(run, **again))
+
+    def resolve(phase: TrainConfig) -> TrainConfig:
+        started = saved.get(phase.recipe_phase.folder)
+        if started is None:
+            return adviser.resolve(phase)
+        return _with_saved(phase, started, given, config.device)
+
+    return plan(adviser.given, resolve)
 
 
 def keep_completed(phase: TrainConfig, output: Path) -> TrainConfig:
@@ -206,14 +210,12 @@ def _run_to_resume(
 
 
 def _with_saved(
-    phase: TrainConfig, saved: SavedPhase | None, given: Mapping[str, Any], device: str
+    phase: TrainConfig, saved: SavedPhase, given: Mapping[str, Any], device: str
 ) -> TrainConfig:
-    """Return the settings of a phase: its own if it was started, but for the ``given`` ones.
+    """Return the settings of a phase that was started: its own, but for the ``given`` ones.
 
     ``device`` replaces the phase's if this machine lacks that.
     """
-    if saved is None:
-        return phase
     again = dict(given) if is_available(saved.config.device) else {"device": device, **given}
     for name in {"task", "phase", *(phase.unused() if saved.run.task in CHAINS else ())}:
         again.pop(name, None)

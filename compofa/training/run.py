@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint, save_checkpoint
 from compofa.io.locks import exclusive_by_main
 from compofa.io.open import OpenedNetwork
+from compofa.training.adviser import Adviser
 from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.loggers import open_loggers, require_logger
@@ -35,10 +37,9 @@ from compofa.training.run_folder import (
     BEST,
     LAST,
     PREVIOUS,
-    has_checkpoint,
     prepare_new,
     prepare_resume,
-    require_no_run,
+    started_folders,
     write_settings,
 )
 from compofa.training.shutdown import Saver, Stopping
@@ -111,23 +112,26 @@ def train(
         CompofaError: Another user error; no file is left half-written.
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
-    run, phases = config, ()
-    from_run = resume is not False and given is not None
+    ranks = backend.gather(platform.node()).count(platform.node())
+    adviser = Adviser(config, output, initial, ranks, resumed=resume is True)
+    from_run, phases = resume is not False and given is not None, ()
     if output is None or not from_run:
-        phases = backend.local_main_first(lambda: plan(config))
+        phases = backend.from_main(lambda: plan(config, adviser.resolve))
     if output is None:
         output = backend.from_main(lambda: default_output(phases[-1], resume is not False))
-    output = Path(output)
+    adviser.output = output = Path(output)
     with exclusive_by_main(backend, output, folder=True):
         if from_run:
             if backend.size > 1:  # the process group was formed for this device
                 given = {"device": config.device, **given}
             auto = resume is None
-            run, phases = backend.from_main(lambda: resumed_plan(config, given, output, auto))
+            phases = backend.from_main(lambda: resumed_plan(adviser, given, output, auto))
+            adviser.use(backend.from_main(lambda: adviser.given))
+        run = adviser.given
         backend.from_main(lambda: require_logger(run.logger))
         stop.advice = f"continue with: {resume_command(run, output)}"
         folders = [output / phase.recipe_phase.folder for phase in phases]
-        started = backend.from_main(lambda: _started(folders, resume, overwrite))
+        started = backend.from_main(lambda: started_folders(folders, resume, overwrite))
         resume = bool(started) if resume is None else resume
         stale = folders[1:] if overwrite and not resume else []
         results = [
@@ -142,21 +146,13 @@ def train(
                 stop=stop,
                 initial=initial,
                 discard=stale if folder == folders[0] else (),
-                run=run,
+                adviser=adviser,
                 final=folder == folders[-1],
             )
             for phase, folder in zip(phases, folders, strict=True)
         ]
     cost = sum((Counter(result.cost) for result in results), Counter())
     return replace(results[-1], seconds=sum(result.seconds for result in results), cost=dict(cost))
-
-
-def _started(folders: list[Path], resume: bool | None, overwrite: bool) -> list[Path]:
-    """Return the folders with a checkpoint, which a new run must not have unless it overwrites."""
-    if resume is False and not overwrite:
-        for folder in folders:
-            require_no_run(folder)
-    return [folder for folder in folders if has_checkpoint(folder)]
 
 
 def train_phase(
@@ -171,26 +167,28 @@ def train_phase(
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
     discard: Sequence[Path] = (),
-    run: TrainConfig | None = None,
+    adviser: Adviser | None = None,
     final: bool = True,
 ) -> RunResult:
     """Train one phase as :func:`train` does, for callers that hold the lock on ``output``.
 
     ``config`` must be resolved. The folders of later phases, ``discard``, are cleared when this one
-    starts. ``run`` has the settings of the run that the phase is part of, in which it is the
-    ``final`` one or one that others build on.
+    starts. ``adviser`` is that of the run that the phase is part of, in which it is the ``final``
+    one or one that others build on.
     """
-    backend, stop, run = backend or SingleProcess(), stop or Stopping(), run or config
+    backend, stop, adviser = (
+        backend or SingleProcess(), stop or Stopping(), adviser or Adviser(config, output)
+    )  # fmt: skip
     if resume and not final:
         config = backend.from_main(lambda: keep_completed(config, output))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
         if unfinished:
             first = backend.from_main(lambda: with_progress(first, output))
+        first = backend.from_main(lambda: adviser.resolve(first))
         return train_phase(
-            first.resolved(), output, resume=unfinished, bar=bar, backend=backend, stop=stop,
-            run=run,
-        ).best  # fmt: skip
+            first, output, resume=unfinished, bar=bar, backend=backend, stop=stop, adviser=adviser
+        ).best
 
     with cpu_threads(config.threads):
         if any(backend.gather(stop.requested)):  # while the phase before this one was ending
@@ -199,7 +197,9 @@ def train_phase(
         start = start_phase(
             config, output, folder, resume, overwrite, train_first, backend, initial, bar
         )
-        return Run(config, folder, start, stop, bar, run).fit(after_epoch, discard)
+        for level, text in adviser.notes.get(folder.name, ()):
+            log.log(level, "%s", text)
+        return Run(config, folder, start, stop, bar, adviser.given).fit(after_epoch, discard)
 
 
 class Run:

@@ -48,6 +48,18 @@ def require_no_run(folder: Path) -> None:
         )
 
 
+def started_folders(folders: list[Path], resume: bool | None, overwrite: bool) -> list[Path]:
+    """Return the folders with a checkpoint.
+
+    Raises:
+        ConfigError: There is one, and the run is a new one that must not overwrite it.
+    """
+    if resume is False and not overwrite:
+        for folder in folders:
+            require_no_run(folder)
+    return [folder for folder in folders if has_checkpoint(folder)]
+
+
 def load_resumable(
     config: TrainConfig, folder: Path, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:

@@ -38,6 +38,13 @@ MOBILENET_V3_SMALL_IMAGES = replace(
     stem=(replace(MOBILENET_V3.stem[0], stride=1), MOBILENET_V3.stem[1]),
     stages=(replace(_FIRST, stride=1), *_OTHERS),
 )
-"""For images of 8 to 64 pixels: the first two stride-2 steps are dropped."""
+"""For images up to about 48 pixels: the first two stride-2 steps are dropped, stride 8 remains."""
 
-BACKBONES = (MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES)
+MOBILENET_V3_MEDIUM_IMAGES = replace(
+    MOBILENET_V3,
+    name="mobilenet_v3_medium_images",
+    stages=(replace(_FIRST, stride=1), *_OTHERS),
+)
+"""For images of 48 to 128 pixels: the second stride-2 step is dropped, stride 16 remains."""
+
+BACKBONES = (MOBILENET_V3, MOBILENET_V3_SMALL_IMAGES, MOBILENET_V3_MEDIUM_IMAGES)

@@ -40,6 +40,6 @@ PROXYLESS_SMALL_IMAGES = replace(
     stem=(replace(PROXYLESS.stem[0], stride=1), PROXYLESS.stem[1]),
     stages=(replace(_FIRST, stride=1), *_OTHERS),
 )
-"""For images of 8 to 64 pixels: the first two stride-2 steps are dropped."""
+"""For images up to about 48 pixels: the first two stride-2 steps are dropped."""
 
 BACKBONES = (PROXYLESS, PROXYLESS_SMALL_IMAGES)

@@ -161,7 +161,7 @@ RESNET50D_SMALL_IMAGES = replace(
         *RESNET50D.stages[2:],
     ),
 )
-"""For images of 8 to 64 pixels: the first two stride-2 steps are dropped, the pool with them."""
+"""For images up to about 48 pixels: the first two stride-2 steps and the pool are dropped."""
 
 BACKBONES = (RESNET50D, RESNET50D_SMALL_IMAGES)
 

@@ -1,0 +1,355 @@
+"""Settings of a run that depend on its images, on the network it starts from and on free memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from compofa.data import dataset_info, load_dataset
+from compofa.data.loaders import most_workers
+from compofa.data.survey import Survey, survey
+from compofa.errors import ConfigError
+from compofa.io.open import OpenedNetwork, open_network
+from compofa.io.untrusted import parse_json, read_text
+from compofa.networks.kinds import LayerSpec
+from compofa.networks.layout import at_resolution
+from compofa.networks.network_spec import Network
+from compofa.networks.zoo import NETWORKS, entry, warn_of_size
+from compofa.training.config import TrainConfig, flag
+from compofa.training.memory import ERROR, Need, cpus, free_bytes, readable
+from compofa.training.own_images import (
+    Before,
+    Suggestion,
+    filled,
+    heading,
+    suggest,
+    table,
+)
+from compofa.training.recipes import OWN_IMAGES, Phase, recipe_for
+from compofa.training.run_folder import CONFIG
+
+log = logging.getLogger(__name__)
+
+FEW_IMAGES = 1000
+"""Photographs that are decoded without loader workers: starting them takes as long."""
+_CLASSES = 1000  # assumed for the memory of a classifier before the data set is read
+
+
+class _Fit(NamedTuple):
+    """A batch size, a line about memory, and whether memory is short."""
+
+    batch: int
+    text: str
+    short: bool
+
+
+class Adviser:
+    """Resolves the settings of phases, on one rank for all.
+
+    Args:
+        config: Settings of the task, as given.
+        output: Folder of the run; ``None`` for the default.
+        initial: The network of ``config.init_path``, if it is open already.
+        ranks: Ranks on this machine, which share its memory and CPUs.
+        resumed: Whether the run is resumed: its settings stay, whatever memory is free.
+
+    Attributes:
+        notes: Lines to log before a phase is trained, by the name of its folder: pairs (level,
+            text).
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        output: str | Path | None = None,
+        initial: OpenedNetwork | None = None,
+        ranks: int = 1,
+        resumed: bool = False,
+    ) -> None:
+        self.given, self.ranks, self.resumed = config, ranks, resumed
+        self.output = None if output is None else Path(output)
+        self._initial = initial
+        self.notes: dict[str, list[tuple[int, str]]] = {}
+
+    def use(self, config: TrainConfig) -> None:
+        """Take other settings of the task, such as those of a run that is resumed."""
+        if config == self.given:
+            return
+        for name in ("found", "initial"):
+            self.__dict__.pop(name, None)
+        if config.init_path != self.given.init_path:
+            self._initial = None
+        self.given = config
+
+    @cached_property
+    def found(self) -> Survey:
+        """What the data set holds."""
+        config, logger = self.given, logging.getLogger("compofa.data")
+        level = logger.level
+        logger.setLevel(logging.WARNING)  # the phase reads the data set again, and says how
+        try:
+            splits = load_dataset(
+                config.dataset,
+                config.data_path,
+                seed=config.seed,
+                validation_images=config.validation_images,
+            )
+        finally:
+            logger.setLevel(level)
+        return survey(splits)
+
+    @cached_property
+    def initial(self) -> OpenedNetwork | None:
+        """The network that the run starts from."""
+        if self._initial is None and self.given.init_path and not self.resumed:
+            return open_network(self.given.init_path)
+        return self._initial
+
+    def resolve(self, config: TrainConfig) -> TrainConfig:
+        """Return the settings of a phase with all defaults filled in and validated.
+
+        Raises:
+            ConfigError: Settings are unknown or out of range, or a step needs more memory than is
+                free.
+            DataError: The data set cannot be read.
+        """
+        resolved = config.resolved()  # faults are reported before images are read
+        suggested, lines = {}, []
+        if recipe_for(config.dataset) is OWN_IMAGES and not _complete(config):
+            before = self._before(config)
+            suggested = suggest(config, self.found, before)
+            resolved = filled(config, suggested).resolved()
+            lines.append((logging.INFO, heading(self.found)))
+            if before is not None and before.image_size and config.net is None:
+                lines += self._differences(config, resolved, before)
+        fit = self._fit(config, resolved)
+        memory = fit.text
+        if fit.batch < resolved.batch_size:
+            smaller, usual = replace(config, batch_size=fit.batch), resolved
+            if suggested:
+                suggested = suggest(smaller, self.found, self._before(config))
+                resolved = filled(smaller, suggested).resolved()
+                reason = f"{usual.batch_size} need more memory than is free"
+                suggested["batch_size"] = Suggestion(fit.batch, reason)
+            else:
+                resolved = smaller.resolved()
+            memory = (
+                f"--batch-size {fit.batch} instead of {usual.batch_size}, --lr {resolved.lr:.4g} "
+                f"instead of {usual.lr:.4g}: {fit.text}"
+            )
+        workers, largest = self._workers(config, resolved), max(resolved.image_size)
+        if config.workers is None:
+            resolved = replace(resolved, workers=workers.value)
+        if suggested:
+            suggested["workers"] = workers
+            suggested["threads"] = Suggestion(resolved.threads, "one up to 64 pixels")
+            lines.append((logging.INFO, "settings (options that are given win):"))
+            lines += [(logging.INFO, text) for text in table(resolved, config, suggested)]
+        elif workers.value and config.workers is None:
+            lines.append((logging.INFO, f"{workers.value} loader workers: {workers.why}"))
+        if fit.short or (memory and suggested):
+            lines.append((logging.WARNING if fit.short else logging.INFO, memory))
+        spec, label = self._spec(resolved), resolved.net or resolved.init_path
+        if spec is not None and (text := warn_of_size(spec, largest, label)):
+            lines.append((logging.WARNING, text))
+        self.notes[resolved.recipe_phase.folder] = lines
+        return resolved
+
+    # --- what came before ---
+
+    def _before(self, config: TrainConfig) -> Before | None:
+        """Return the network that a phase starts from or is taught by."""
+        phase = config.recipe_phase
+        for option in ("init_path", "teacher_path"):
+            path = getattr(config, option)
+            settings = path and _settings(Path(path).parent / CONFIG)
+            if settings and settings["dataset"] == config.dataset and not phase.single:
+                return _as_trained(settings, flag(option), phase)
+        if config.init_path is not None:
+            return self._trained(config) if self.initial is not None else None
+        if config.teacher_path is not None or phase.starts_from is None:
+            return None
+        if self.given.task != config.task:  # one phase of several
+            return None
+        folder = recipe_for(config.dataset).phase(*phase.starts_from).folder
+        found = {
+            path.parent: settings
+            for path in self._candidates(config, folder)
+            if (settings := _settings(path)) and _same_folder(settings, config)
+        }
+        if len(found) > 1:  # several runs on these images: the one that they suggest, if any
+            net = suggest(config, self.found)["net"].value if config.net is None else config.net
+            found = {path: each for path, each in found.items() if each["net"] == net}
+        if len(found) != 1:
+            return None
+        path, settings = found.popitem()
+        return _as_trained(settings, f"the {folder} in {path.parent}", phase)
+
+    def _candidates(self, config: TrainConfig, folder: str) -> list[Path]:
+        if self.output is not None:
+            return [self.output / folder / CONFIG]
+        return sorted(Path("runs").glob(f"*/{folder}/{CONFIG}"))
+
+    def _trained(self, config: TrainConfig) -> Before:
+        """Return the network of ``--init-path``."""
+        opened = self.initial
+        same = bool(opened.classes) and opened.classes == self.found.classes
+        net = None if config.recipe_phase.single else _net_id(opened.spec, config)
+        return Before("--init-path", net, opened.image_size, same_classes=same)
+
+    def _differences(
+        self, config: TrainConfig, resolved: TrainConfig, before: Before
+    ) -> list[tuple[int, str]]:
+        """Return a line if the images alone would lead to another network or other sizes."""
+        alone = {name: each.value for name, each in suggest(config, self.found).items()}
+        names = ("net", "image_size")
+        if all(
+            alone.get(name, getattr(resolved, name)) == getattr(resolved, name) for name in names
+        ):
+            return []
+        sizes = ",".join(map(str, alone.get("image_size", resolved.image_size)))
+        text = (
+            f"network and sizes are those of {before.source}; the images alone suggest "
+            f"{alone.get('net', resolved.net)} at {sizes} pixels"
+        )
+        return [(logging.WARNING, text)]
+
+    # --- what there is to compute with ---
+
+    def _fit(self, config: TrainConfig, resolved: TrainConfig) -> _Fit:
+        """Compare what a step needs with the free memory.
+
+        Raises:
+            ConfigError: A given batch size, or any, needs more memory than is free.
+        """
+        batch, size = resolved.batch_size, max(resolved.image_size)
+        layers = self._layers(resolved)
+        free = free_bytes(resolved.device) if layers else None
+        if free is None:
+            return _Fit(batch, "", False)
+        free //= 1 if resolved.device.startswith("cuda") else self.ranks
+        need = Need.of(at_resolution(layers, size))
+        taught = resolved.recipe_phase.teacher == "checkpoint" and resolved.kd_ratio > 0
+
+        def step(images: int) -> int:
+            images = min(images, self._training_images)
+            return need.step(images, taught, resolved.workers, resolved.amp)
+
+        single = resolved.recipe_phase.single
+        calibration = 0 if single else min(resolved.calibration_images, self._training_images)
+        tested = Need.of(at_resolution(layers, resolved.eval_size))
+        text = (
+            f"a step of {batch} images at {size} pixels needs about {readable(step(batch))}, "
+            f"{readable(free)} are free"
+        )
+        if self.resumed:
+            return _Fit(batch, text, max(step(batch), tested.validation(batch, calibration)) > free)
+        given, limit = config.batch_size is not None, free / (1 + ERROR)
+        if given and step(batch) > free:
+            most = max((n for n in range(2, batch) if step(n) <= free), default=0)
+            wish = f"at most {most}" if most else "smaller images (--image-size)"
+            raise ConfigError(f"--batch-size: expected {wish}, got {batch}: {text}")
+        if not given and step(2) > limit:
+            raise ConfigError(f"--image-size: expected smaller images, or a smaller --net: {text}")
+        least = tested.validation(batch if given else 2, calibration)
+        if least > free:
+            raise ConfigError(
+                f"--calibration-images: expected fewer than {calibration}: validation at "
+                f"{resolved.eval_size} pixels needs about {readable(least)}, {readable(free)} "
+                "are free"
+            )
+        if given:
+            return _Fit(batch, text, False)
+        reduced = batch
+        while reduced > 2 and (
+            step(reduced) > limit or tested.validation(reduced, calibration) > max(limit, least)
+        ):
+            reduced = max(2, reduced // 2)
+        return _Fit(reduced, text, reduced < batch)
+
+    @property
+    def _training_images(self) -> int:
+        """Number of training images, if they were counted."""
+        return self.found.train if "found" in self.__dict__ else sys.maxsize
+
+    def _layers(self, config: TrainConfig) -> tuple[LayerSpec, ...]:
+        """Return the layers of the largest network to train; none if it is unknown."""
+        spec = self._spec(config)
+        if spec is None:
+            return ()
+        return spec.layers_of(spec.space.largest) if spec.elastic else spec.layers
+
+    def _spec(self, config: TrainConfig) -> Network | None:
+        if config.net is None:  # that of the initial weights
+            return None if self.initial is None else self.initial.spec
+        return config.network(len(self.found.classes) if "found" in self.__dict__ else _CLASSES)
+
+    def _workers(self, config: TrainConfig, resolved: TrainConfig) -> Suggestion:
+        """Suggest the number of loader workers per rank."""
+        info = dataset_info(config.dataset)
+        if info.native_size is not None or ("found" in self.__dict__ and not self.found.files):
+            return Suggestion(0, "images in memory")
+        if "found" in self.__dict__ and self.found.train < FEW_IMAGES:
+            return Suggestion(0, f"fewer than {FEW_IMAGES:,} images")
+        share = max(1, cpus() // self.ranks)
+        on_cpu = resolved.device == "cpu"
+        count = min(4, share // 4) if on_cpu else min(8, share - 1)
+        count = min(
+            count, most_workers(resolved.batch_size, max(resolved.image_size)) // self.ranks
+        )
+        why = f"{share} CPUs per rank, {'which train too' if on_cpu else 'beside the GPU'}"
+        return Suggestion(count, why)
+
+
+def _complete(config: TrainConfig) -> bool:
+    """Whether nothing is left to suggest, as in settings that were read from a run's file."""
+    names = ["image_size", "eval_size", "batch_size", "epochs", "warmup_epochs", "lr"]
+    names += ["validate_every"]
+    names += ["net"] * (not config.recipe_phase.single and not config.follows_weights)
+    return all(getattr(config, name) is not None for name in names)
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    """Return the settings in the file of a run; ``None`` if there are none."""
+    try:
+        found = parse_json(read_text(path))["config"]
+        sizes = [found["eval_size"], *found["image_size"]]
+        known = found["net"] in NETWORKS and all(type(size) is int for size in sizes)
+        return found if known and isinstance(found["dataset"], str) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _same_folder(settings: dict[str, Any], config: TrainConfig) -> bool:
+    paths = (settings.get("data_path"), config.data_path)
+    same = len({path and os.path.realpath(str(path)) for path in paths}) == 1
+    return same and settings["dataset"] == config.dataset
+
+
+def _as_trained(settings: dict[str, Any], source: str, phase: Phase) -> Before:
+    """Return what the settings of an earlier phase say."""
+    free = entry(settings["net"]).coupling == "none"
+    net = settings["net"] if free == phase.free else None
+    return Before(source, net, settings["eval_size"], tuple(settings["image_size"]))
+
+
+def _net_id(spec: Network, config: TrainConfig) -> str | None:
+    """Return the id of the network of the zoo that takes the weights of ``spec`` in this task."""
+    if not spec.elastic:
+        return None
+    if config.init_path in NETWORKS:
+        return config.init_path
+    free = config.recipe_phase.free
+    fits = [
+        (row.coupling == ("none" if free else "simple"), row.elastic_kernel, name)
+        for name, row in NETWORKS.items()
+        if (row.backbone, row.width_mult) == (spec.backbone.name, spec.backbone.width_mult)
+        and not row.shipped
+    ]
+    best = max(fits, key=lambda fit: (fit[0], fit[1] == spec.kernel_transform), default=None)
+    return best[2] if best else None
