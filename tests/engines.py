@@ -22,7 +22,7 @@ NETS = ("compofa-small", "ofa-small")
 TRAIN = (
     "train --name run --epochs 2 --width-mult 0.1 --image-size 8,12 --batch-size 15 --lr 0.05 "
     "--calibration-images 30 --validate-every 1 --dynamic-batch-size 2 --device cpu --quiet "
-    "--teacher-path teacher.pt"
+    "--teacher-path teacher.pt --ema 0.9 --mixup 0.2 --balanced-sampling --clip-grad-norm 5"
 )
 COLLECT = (
     "collect --samples 8 --resolutions 8,12 --calibration-images 30 --device cpu --quiet "
@@ -136,6 +136,8 @@ class EngineTests:
         mine, theirs = (
             load_checkpoint(f / "runs" / "run" / "compound-1" / "last.pt") for f in (folder, whole)
         )
-        assert mine.weights.keys() == theirs.weights.keys()
-        for name, value in theirs.weights.items():
-            assert torch.equal(mine.weights[name], value), name
+        averages = [net.training["trainer"]["average"] for net in (mine, theirs)]
+        for found, expected in ((mine.weights, theirs.weights), averages):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.equal(found[name], value), name

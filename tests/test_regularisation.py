@@ -155,12 +155,14 @@ def imagenet(**settings: Any) -> TrainConfig:
 def test_the_defaults_of_each_optimiser():
     sgd = imagenet(task="teacher", batch_size=256)
     assert (sgd.lr, sgd.momentum, sgd.weight_decay) == (2.6 * 256 / 2048, 0.9, 3e-5)
-    adamw = imagenet(task="teacher", batch_size=1024, optimizer="adamw")
+    adamw = imagenet(task="teacher", batch_size=4096, optimizer="adamw")
     assert (adamw.momentum, adamw.weight_decay) == (None, 0.05)
-    assert adamw.lr == pytest.approx(1e-3)
-    assert imagenet(task="teacher", optimizer="adamw").lr == pytest.approx(5e-4), "a quarter"
-    compound = imagenet(optimizer="adamw", batch_size=1024)
-    assert compound.lr == pytest.approx(1e-3 * 0.08 / 2.6), "the same fraction as with SGD"
+    assert adamw.lr == pytest.approx(4e-3)
+    for batch_size in (64, 1024):
+        small = imagenet(task="teacher", optimizer="adamw", batch_size=batch_size)
+        assert small.lr == pytest.approx(2e-3), "no lower for small batches"
+    compound = imagenet(optimizer="adamw")
+    assert compound.lr == pytest.approx(2e-3 * 0.08 / 2.6), "the same fraction as with SGD"
     rmsprop = imagenet(task="teacher", optimizer="rmsprop")
     assert (rmsprop.momentum, rmsprop.weight_decay) == (0.9, 1e-5)
     assert rmsprop.lr == pytest.approx(0.064 / 4)

@@ -143,10 +143,10 @@ class Options:
         metavar="N", bounds=(1, 100_000), may_change=True)
 
     auto_augment: str = option(
-        "none", f"augment each training image by {' or '.join(AUTO_AUGMENTS)}: few images of "
-        "things that stay the same when they are turned, sheared and recoloured. randaugment is "
-        "the milder; trivialaugment turns by up to 135 degrees", REGULARISATION, metavar="NAME",
-        choices=("none", *AUTO_AUGMENTS))
+        "none", f"automatic augmentation of each training image, {' or '.join(AUTO_AUGMENTS)}: for "
+        "few images whose classes differ neither in orientation nor in colour. randaugment is the "
+        "milder one; trivialaugment rotates by up to 135 degrees and needs images of 32 pixels",
+        REGULARISATION, metavar="NAME", choices=("none", *AUTO_AUGMENTS))
     random_erasing: float = option(
         0.0, "probability of erasing a rectangle of a training image; 0.1 to 0.25 are usual, "
         "against overfitting and for objects that are partly hidden", REGULARISATION, metavar="P",
