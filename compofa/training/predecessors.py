@@ -13,11 +13,11 @@ from typing import Any
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.atomic import require_writable
-from compofa.io.checkpoint import file_hash
+from compofa.io.checkpoint import file_hash, load_checkpoint
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
-from compofa.training.run_folder import BEST, is_unfinished
+from compofa.training.run_folder import BEST, LAST, is_unfinished
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,22 @@ def saved_origins(training: Mapping[str, Any]) -> dict[str, Origin]:
         return {"teacher": Origin(str(training["teacher"]))} if training["teacher"] else {}
     pairs = training["origins"].items()
     return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
+
+
+def is_tuned_from(teacher: str, start: Origin, output: Path) -> bool:
+    """Whether a teacher is one of this run that was fine-tuned from the initial weights.
+
+    Args:
+        teacher: Its checkpoint.
+        start: Origin of the initial weights.
+        output: Folder of the run.
+    """
+    last = Path(teacher).with_name(LAST)
+    if not Path(teacher).is_relative_to(output) or not last.is_file():
+        return False
+    training = load_checkpoint(last).training
+    begun = saved_origins(training).get("start") if training else None
+    return begun is not None and begun.digest == start.digest
 
 
 def taught_by_start(then: Mapping[str, Any], origins: Mapping[str, Origin]) -> bool:

@@ -30,6 +30,7 @@ from compofa.training.predecessors import (
     Origin,
     TrainFirst,
     find_predecessors,
+    is_tuned_from,
     resumed_teacher,
     saved_origins,
     taught_by_start,
@@ -155,9 +156,13 @@ def start_phase(
     if begun is not None:
         load_state(net, begun.weights, str(saved["path"] if saved else config.init_path))
     elif start:
-        weights, before = backend.from_main(
-            lambda: _load_start(net, opened(start), start, config, splits)
-        )
+
+        def load() -> tuple[dict[str, Tensor], Checkpoint]:
+            tuned = teacher_path and is_tuned_from(teacher_path, origins["start"], output)
+            more = opened(teacher_path).checkpoint.weights if tuned else {}
+            return _load_start(net, opened(start), start, more, config, splits)
+
+        weights, before = backend.from_main(load)
         net.load_state_dict(weights)
     if not saved:
         data = backend.from_main(lambda: _identify(splits, config.seed, before))
@@ -240,12 +245,23 @@ def _identify(splits: DataSplits, seed: int, before: Checkpoint | None) -> DataI
 
 
 def _load_start(
-    net: Supernet, opened: OpenedNetwork, start: str, config: TrainConfig, splits: DataSplits
+    net: Supernet,
+    opened: OpenedNetwork,
+    start: str,
+    tuned: Mapping[str, Tensor],
+    config: TrainConfig,
+    splits: DataSplits,
 ) -> tuple[dict[str, Tensor], Checkpoint]:
-    """Load the initial weights, with sorted channels if the phase says so, and their checkpoint."""
+    """Load the initial weights, with sorted channels if the phase says so, and their checkpoint.
+
+    ``tuned`` are the weights of their largest subnet after it was fine-tuned as the teacher. They
+    are all but the kernel matrices, and come with a trained classifier.
+    """
     require_supernet(opened, start, config)
     fitted = with_classes_of(opened, start, splits, config.seed)
     before = load_initial(net, fitted, start)
+    if tuned:
+        load_state(net, {**net.state_dict(), **tuned}, start)
     if config.recipe_phase.sort:
         sort_channels(net, groups=_trained_widths(opened.spec, opened.described, config))
     return net.state_dict(), before
