@@ -221,6 +221,12 @@ def test_the_largest_subnet_teaches_after_it_was_fine_tuned(letters, tmp_path, q
     assert all(torch.equal(begun[name], taught[name]) for name in (*HEAD, "stem.conv.weight"))
     matrices = [name for name in before if ".matrices." in name]
     assert matrices and all(torch.equal(begun[name], before[name]) for name in matrices)
+    # and no teacher of other weights is taken for theirs
+    other = save(
+        tmp_path / "other.pt", spec_of("compofa-elastic-small", 3), classes=("x", "y", "z")
+    )
+    with pytest.raises(CompofaError, match=r"teacher/best\.pt.*--init-path .*other\.pt"):
+        go(tmp_path, other, overwrite=True)
     # without distillation no teacher is asked for
     go(tmp_path / "alone", letters, kd_ratio=0.0)
     assert [path.name for path in (tmp_path / "alone").iterdir()] == ["compound-1"]

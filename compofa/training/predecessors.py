@@ -14,6 +14,7 @@ from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.atomic import require_writable
 from compofa.io.checkpoint import file_hash, load_checkpoint
+from compofa.io.classifier import outputs_of
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import REFERENCE_BATCH, Phase, recipe_for
@@ -33,7 +34,8 @@ def find_predecessors(
     output: Path,
     train_first: TrainFirst,
     backend: Backend,
-    knows_classes: Callable[[str], bool],
+    opened: Callable[[str], OpenedNetwork],
+    classes: tuple[str, ...],
 ) -> tuple[str, str]:
     """Return teacher and initial weights of a new run, training a missing teacher if possible.
 
@@ -47,13 +49,15 @@ def find_predecessors(
         output: Folder of the run.
         train_first: Trains a missing teacher.
         backend: Ranks that all call this.
-        knows_classes: Whether a network was trained on the classes of the data set.
+        opened: Opens a network, on rank 0.
+        classes: Classes of the data set.
 
     Returns:
         What :func:`compofa.io.open.open_network` takes; empty for none.
 
     Raises:
-        ConfigError: The preceding phase is missing or unfinished.
+        ConfigError: The preceding phase is missing or unfinished, or the run's own teacher was
+            fine-tuned from other weights than those of ``--init-path``.
     """
     phase = config.recipe_phase
     taught = phase.teacher == "checkpoint" and config.kd_ratio > 0
@@ -64,12 +68,17 @@ def find_predecessors(
     def best(task: str, number: int, option: str) -> str:
         return str(_best_of(config, output, task, number, option, train_first, backend))
 
+    def knows_classes() -> bool:
+        return outputs_of(opened(start).checkpoint, classes) is not None
+
     if taught and not teacher:
-        if start and not begun and backend.from_main(lambda: knows_classes(start)):
+        if start and not begun and backend.from_main(knows_classes):
             log.info("no teacher given: the largest subnet of %s teaches", start)
             teacher = start
         else:
             teacher = best("teacher", 1, "--teacher-path")
+            if start and begun:
+                backend.from_main(lambda: _require_tuned(teacher, start, opened(start).digest))
     if not start and phase.starts_from is not None:
         from_teacher = phase.starts_from[0] == "teacher"
         start = teacher if from_teacher else ""
@@ -199,20 +208,26 @@ def saved_origins(training: Mapping[str, Any]) -> dict[str, Origin]:
     return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
 
 
-def is_tuned_from(teacher: str, start: Origin, output: Path) -> bool:
-    """Whether a teacher is one of this run that was fine-tuned from the initial weights.
+def tuned_from(teacher: str) -> str:
+    """Return the hash of the weights that the teacher of a run was fine-tuned from; empty for none.
 
     Args:
         teacher: Its checkpoint.
-        start: Origin of the initial weights.
-        output: Folder of the run.
     """
     last = Path(teacher).with_name(LAST)
-    if not Path(teacher).is_relative_to(output) or not last.is_file():
-        return False
-    training = load_checkpoint(last).training
-    begun = saved_origins(training).get("start") if training else None
-    return begun is not None and begun.digest == start.digest
+    training = load_checkpoint(last).training if last.is_file() else None
+    start = saved_origins(training).get("start") if training else None
+    return start.digest if start else ""
+
+
+def _require_tuned(teacher: str, start: str, digest: str) -> None:
+    """Check that the teacher of a run was not fine-tuned from other weights than ``start``."""
+    if tuned_from(teacher) not in ("", digest):
+        raise ConfigError(
+            f"{teacher}: expected a teacher fine-tuned from --init-path {start}, got one of other "
+            "weights: use it with --teacher-path, or choose another --name"
+        )
+    log.info("taught by %s", teacher)
 
 
 def taught_by_start(then: Mapping[str, Any], origins: Mapping[str, Origin]) -> bool:

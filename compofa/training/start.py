@@ -16,7 +16,6 @@ from compofa.data.identity import DataIdentity, identify
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.checkpoint import Checkpoint
-from compofa.io.classifier import outputs_of
 from compofa.io.open import OpenedNetwork
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
@@ -30,10 +29,10 @@ from compofa.training.predecessors import (
     Origin,
     TrainFirst,
     find_predecessors,
-    is_tuned_from,
     resumed_teacher,
     saved_origins,
     taught_by_start,
+    tuned_from,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.run_folder import load_resumable
@@ -129,9 +128,8 @@ def start_phase(
         origins = saved_origins(training)
     else:
         teacher_path, start = find_predecessors(
-            config, output, train_first, backend,
-            lambda source: outputs_of(opened(source).checkpoint, splits.classes) is not None,
-        )  # fmt: skip
+            config, output, train_first, backend, opened, splits.classes
+        )
         sources = {"teacher": teacher_path, "start": start}
         origins = backend.from_main(
             lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
@@ -158,7 +156,8 @@ def start_phase(
     elif start:
 
         def load() -> tuple[dict[str, Tensor], Checkpoint]:
-            tuned = teacher_path and is_tuned_from(teacher_path, origins["start"], output)
+            own = "" if teacher_path in ("", config.teacher_path) else tuned_from(teacher_path)
+            tuned = own and own == origins["start"].digest
             more = opened(teacher_path).checkpoint.weights if tuned else {}
             return _load_start(net, opened(start), start, more, config, splits)
 
