@@ -74,7 +74,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go(output: Path, init: Path | str | None, task: str = "compound", **more: Any) -> RunResult:
-    resume = {name: more.pop(name) for name in ("resume", "after_epoch") if name in more}
+    resume = {
+        name: more.pop(name) for name in ("resume", "after_epoch", "overwrite") if name in more
+    }
     config = TrainConfig(task=task, init_path=init and str(init), **{**TINY, **more})
     return train(config, output, bar=False, **resume)
 
@@ -213,6 +215,18 @@ def test_the_largest_subnet_teaches_after_it_was_fine_tuned(letters, tmp_path, q
     assert origins(result.last)["teacher"] == ["teacher/best.pt", file_hash(teacher)]
     assert load_checkpoint(teacher).normalisation == Normalisation(**NORM)
     assert load_checkpoint(result.last).normalisation == Normalisation(**NORM)
+    # the student begins as its teacher, and with the kernel matrices of the initial weights
+    begun = load_checkpoint(go(tmp_path, letters, overwrite=True, lr=0.0).last).weights
+    taught, before = load_checkpoint(teacher).weights, load_checkpoint(letters).weights
+    assert all(torch.equal(begun[name], taught[name]) for name in (*HEAD, "stem.conv.weight"))
+    matrices = [name for name in before if ".matrices." in name]
+    assert matrices and all(torch.equal(begun[name], before[name]) for name in matrices)
+    # and no teacher of other weights is taken for theirs
+    other = save(
+        tmp_path / "other.pt", spec_of("compofa-elastic-small", 3), classes=("x", "y", "z")
+    )
+    with pytest.raises(CompofaError, match=r"teacher/best\.pt.*--init-path .*other\.pt"):
+        go(tmp_path, other, overwrite=True)
     # without distillation no teacher is asked for
     go(tmp_path / "alone", letters, kd_ratio=0.0)
     assert [path.name for path in (tmp_path / "alone").iterdir()] == ["compound-1"]

@@ -12,13 +12,14 @@ from typing import Any
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.atomic import require_writable
-from compofa.io.checkpoint import file_hash
+from compofa.io.checkpoint import file_hash, load_checkpoint
+from compofa.io.classifier import outputs_of
 from compofa.io.open import OpenedNetwork, open_network
 from compofa.training.config import TrainConfig, flag
 from compofa.training.optimizers import OPTIMIZERS
 from compofa.training.recipes import OWN_IMAGES, Phase, recipe_for
 from compofa.training.resume import resume_command, train_command
-from compofa.training.run_folder import BEST, is_unfinished
+from compofa.training.run_folder import BEST, LAST, is_unfinished
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def find_predecessors(
     output: Path,
     train_first: TrainFirst,
     backend: Backend,
-    knows_classes: Callable[[str], bool],
+    opened: Callable[[str], OpenedNetwork],
+    classes: tuple[str, ...],
 ) -> tuple[str, str]:
     """Return teacher and initial weights of a new run, training a missing teacher if possible.
 
@@ -48,13 +50,15 @@ def find_predecessors(
         output: Folder of the run.
         train_first: Trains a missing teacher.
         backend: Ranks that all call this.
-        knows_classes: Whether a network was trained on the classes of the data set.
+        opened: Opens a network, on rank 0.
+        classes: Classes of the data set.
 
     Returns:
         What :func:`compofa.io.open.open_network` takes; empty for none.
 
     Raises:
-        ConfigError: The preceding phase is missing or unfinished.
+        ConfigError: The preceding phase is missing or unfinished, or the run's own teacher was
+            fine-tuned from other weights than those of ``--init-path``.
     """
     phase = config.recipe_phase
     taught = phase.teacher == "checkpoint" and config.kd_ratio > 0
@@ -65,12 +69,17 @@ def find_predecessors(
     def best(task: str, number: int, option: str) -> str:
         return str(_best_of(config, output, task, number, option, train_first, backend))
 
+    def knows_classes() -> bool:
+        return outputs_of(opened(start).checkpoint, classes) is not None
+
     if taught and not teacher:
-        if start and not begun and backend.from_main(lambda: knows_classes(start)):
+        if start and not begun and backend.from_main(knows_classes):
             log.info("no teacher given: the largest subnet of %s teaches", start)
             teacher = start
         else:
             teacher = best("teacher", 1, "--teacher-path")
+            if start and begun:
+                backend.from_main(lambda: _require_tuned(teacher, start, opened(start).digest))
     if not start and phase.starts_from is not None:
         from_teacher = phase.starts_from[0] == "teacher"
         start = teacher if from_teacher else ""
@@ -200,6 +209,28 @@ def saved_origins(training: Mapping[str, Any]) -> dict[str, Origin]:
         return {"teacher": Origin(str(training["teacher"]))} if training["teacher"] else {}
     pairs = training["origins"].items()
     return {name: Origin(str(path), str(digest)) for name, (path, digest) in pairs}
+
+
+def tuned_from(teacher: str) -> str:
+    """Return the hash of the weights that the teacher of a run was fine-tuned from; empty for none.
+
+    Args:
+        teacher: Its checkpoint.
+    """
+    last = Path(teacher).with_name(LAST)
+    training = load_checkpoint(last).training if last.is_file() else None
+    start = saved_origins(training).get("start") if training else None
+    return start.digest if start else ""
+
+
+def _require_tuned(teacher: str, start: str, digest: str) -> None:
+    """Check that the teacher of a run was not fine-tuned from other weights than ``start``."""
+    if tuned_from(teacher) not in ("", digest):
+        raise ConfigError(
+            f"{teacher}: expected a teacher fine-tuned from --init-path {start}, got one of other "
+            "weights: use it with --teacher-path, or choose another --name"
+        )
+    log.info("taught by %s", teacher)
 
 
 def taught_by_start(then: Mapping[str, Any], origins: Mapping[str, Origin]) -> bool:

@@ -15,7 +15,6 @@ from compofa.data.identity import DataIdentity, identify
 from compofa.distributed.backend import Backend
 from compofa.errors import ConfigError
 from compofa.io.checkpoint import Checkpoint
-from compofa.io.classifier import outputs_of
 from compofa.io.open import OpenedNetwork
 from compofa.io.weights import load_state
 from compofa.networks.network_spec import Network
@@ -33,6 +32,7 @@ from compofa.training.predecessors import (
     resumed_teacher,
     saved_origins,
     taught_by_start,
+    tuned_from,
 )
 from compofa.training.recipes import recipe_for
 from compofa.training.run_folder import load_resumable
@@ -130,9 +130,8 @@ def start_phase(
         origins = saved_origins(training)
     else:
         teacher_path, start = find_predecessors(
-            config, output, train_first, backend,
-            lambda source: outputs_of(opened(source).checkpoint, splits.classes) is not None,
-        )  # fmt: skip
+            config, output, train_first, backend, opened, splits.classes
+        )
         sources = {"teacher": teacher_path, "start": start}
         origins = backend.from_main(
             lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
@@ -157,9 +156,14 @@ def start_phase(
     if begun is not None:
         load_state(net, begun.weights, str(saved["path"] if saved else config.init_path))
     elif start:
-        weights, before = backend.from_main(
-            lambda: _load_start(net, opened(start), start, config, splits)
-        )
+
+        def load() -> tuple[dict[str, Tensor], Checkpoint]:
+            own = "" if teacher_path in ("", config.teacher_path) else tuned_from(teacher_path)
+            tuned = own and own == origins["start"].digest
+            more = opened(teacher_path).checkpoint.weights if tuned else {}
+            return _load_start(net, opened(start), start, more, config, splits)
+
+        weights, before = backend.from_main(load)
         net.load_state_dict(weights)
     if not saved:
         data = backend.from_main(lambda: _identify(splits, config.seed, before))
@@ -242,12 +246,23 @@ def _identify(splits: DataSplits, seed: int, before: Checkpoint | None) -> DataI
 
 
 def _load_start(
-    net: Supernet, opened: OpenedNetwork, start: str, config: TrainConfig, splits: DataSplits
+    net: Supernet,
+    opened: OpenedNetwork,
+    start: str,
+    tuned: Mapping[str, Tensor],
+    config: TrainConfig,
+    splits: DataSplits,
 ) -> tuple[dict[str, Tensor], Checkpoint]:
-    """Load the initial weights, with sorted channels if the phase says so, and their checkpoint."""
+    """Load the initial weights, with sorted channels if the phase says so, and their checkpoint.
+
+    ``tuned`` are the weights of their largest subnet after it was fine-tuned as the teacher. They
+    are all but the kernel matrices, and come with a trained classifier.
+    """
     require_supernet(opened, start, config)
     fitted = with_classes_of(opened, start, splits, config.seed)
     before = load_initial(net, fitted, start)
+    if tuned:
+        load_state(net, {**net.state_dict(), **tuned}, start)
     if config.recipe_phase.sort:
         sort_channels(net, groups=_trained_widths(opened.spec, opened.described, config))
     return net.state_dict(), before
