@@ -248,9 +248,22 @@ def test_weights_decide_network_and_resolution(tmp_path, memory):
     assert config.epochs < usual.epochs and config.lr < usual.lr
 
 
+def test_a_phase_after_one_that_followed_weights_has_its_network(here, memory):
+    folder = photos(here / "photos", (64, 64), [20] * 2)
+    spec = network_spec("compofa-elastic", 2, resolutions=(128,))
+    first = replace(settings(folder, "compound"), image_size=(112, 128), eval_size=128)
+    place = here / "runs" / "photos-compound" / "compound-1"
+    place.mkdir(parents=True)
+    data = {"config": first.to_json(), "network": spec.to_json()}
+    (place / "config.json").write_text(json.dumps(data))
+    second = Adviser(settings(folder, "compound", phase=2))
+    config = second.resolve(second.given)
+    assert (config.net, config.image_size) == ("compofa-elastic", (112, 128))
+
+
 @pytest.mark.parametrize(("side", "expected"), [(24, 128), (64, 128), (180, 176), (800, 224)])
 def test_sizes_near_those_of_the_weights(side, expected):
-    before = Before("--init-path", "compofa-elastic", 224, same_classes=False)
+    before = Before("--init-path", "compofa-elastic", 224, initial=True, same_classes=False)
     row = suggest(settings(Path("DIR"), "compound"), found(2_000, side), before)
     sizes = row["image_size"].value
     assert max(sizes) == expected and all(map(NETWORKS["compofa-elastic"].serves, sizes))
