@@ -11,6 +11,8 @@ import torch
 from calls import called
 from PIL import Image
 
+from compofa.cli.evaluate import main as evaluate
+from compofa.cli.tools import main as tools
 from compofa.cli.train import main
 from compofa.data import load_dataset
 from compofa.data.catalog import DATASETS, DatasetInfo
@@ -409,6 +411,23 @@ def test_a_network_far_from_its_sizes():
     spec = network_spec("compofa", 10, resolutions=(32,))
     assert warn_of_size(spec, 32, "net.pt").startswith("net.pt ")
     assert warn_of_size(spec, 160, "net.pt") == ""
+
+
+def test_the_list_of_networks_says_what_they_are_for(capsys):
+    done = called(tools, ["zoo", "--like", "compofa-medium"], capsys)
+    line = next(line for line in done.out.splitlines() if line.startswith("compofa-medium "))
+    row = NETWORKS["compofa-medium"]
+    assert "{}-{} px".format(*row.sizes) in line and row.description in line
+
+
+def test_an_evaluation_far_from_the_sizes_warns(few_digits, here, capsys, caplog):
+    words = "--net compofa-digits --samples 1 --calibration-images 8 --device cpu --quiet"
+    for size, warned in ((16, 0), (64, 1)):
+        caplog.clear()
+        done = called(evaluate, [*words.split(), "--image-size", str(size)], capsys)
+        assert done.status == 0, done.err
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(warnings) == warned and all("compofa-medium" in text for text in warnings)
 
 
 def test_a_far_network_is_named_before_training(tmp_path, memory):
