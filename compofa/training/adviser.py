@@ -252,8 +252,8 @@ class Adviser:
         calibration = 0 if single else min(resolved.calibration_images, self._training_images)
         tested = Need.of(at_resolution(layers, resolved.eval_size))
         text = (
-            f"a step of {batch} images at {size} pixels needs about {readable(step(batch))}, "
-            f"{readable(free)} are free"
+            f"a step of {min(batch, self._training_images)} images at {size} pixels needs about "
+            f"{readable(step(batch))}, {readable(free)} are free"
         )
         if self.resumed:
             return _Fit(batch, text, max(step(batch), tested.validation(batch, calibration)) > free)
