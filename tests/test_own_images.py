@@ -11,6 +11,8 @@ import torch
 from calls import called
 from PIL import Image
 
+from compofa.cli.evaluate import main as evaluate
+from compofa.cli.tools import main as tools
 from compofa.cli.train import main
 from compofa.data import load_dataset
 from compofa.data.catalog import DATASETS, DatasetInfo
@@ -248,9 +250,22 @@ def test_weights_decide_network_and_resolution(tmp_path, memory):
     assert config.epochs < usual.epochs and config.lr < usual.lr
 
 
+def test_a_phase_after_one_that_followed_weights_has_its_network(here, memory):
+    folder = photos(here / "photos", (64, 64), [20] * 2)
+    spec = network_spec("compofa-elastic", 2, resolutions=(128,))
+    first = replace(settings(folder, "compound"), image_size=(112, 128), eval_size=128)
+    place = here / "runs" / "photos-compound" / "compound-1"
+    place.mkdir(parents=True)
+    data = {"config": first.to_json(), "network": spec.to_json()}
+    (place / "config.json").write_text(json.dumps(data))
+    second = Adviser(settings(folder, "compound", phase=2))
+    config = second.resolve(second.given)
+    assert (config.net, config.image_size) == ("compofa-elastic", (112, 128))
+
+
 @pytest.mark.parametrize(("side", "expected"), [(24, 128), (64, 128), (180, 176), (800, 224)])
 def test_sizes_near_those_of_the_weights(side, expected):
-    before = Before("--init-path", "compofa-elastic", 224, same_classes=False)
+    before = Before("--init-path", "compofa-elastic", 224, initial=True, same_classes=False)
     row = suggest(settings(Path("DIR"), "compound"), found(2_000, side), before)
     sizes = row["image_size"].value
     assert max(sizes) == expected and all(map(NETWORKS["compofa-elastic"].serves, sizes))
@@ -396,6 +411,23 @@ def test_a_network_far_from_its_sizes():
     spec = network_spec("compofa", 10, resolutions=(32,))
     assert warn_of_size(spec, 32, "net.pt").startswith("net.pt ")
     assert warn_of_size(spec, 160, "net.pt") == ""
+
+
+def test_the_list_of_networks_says_what_they_are_for(capsys):
+    done = called(tools, ["zoo", "--like", "compofa-medium"], capsys)
+    line = next(line for line in done.out.splitlines() if line.startswith("compofa-medium "))
+    row = NETWORKS["compofa-medium"]
+    assert "{}-{} px".format(*row.sizes) in line and row.description in line
+
+
+def test_an_evaluation_far_from_the_sizes_warns(few_digits, here, capsys, caplog):
+    words = "--net compofa-digits --samples 1 --calibration-images 8 --device cpu --quiet"
+    for size, warned in ((16, 0), (64, 1)):
+        caplog.clear()
+        done = called(evaluate, [*words.split(), "--image-size", str(size)], capsys)
+        assert done.status == 0, done.err
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(warnings) == warned and all("compofa-medium" in text for text in warnings)
 
 
 def test_a_far_network_is_named_before_training(tmp_path, memory):

@@ -200,8 +200,10 @@ DATASETS: dict[str, DatasetInfo] = {
 def register_dataset(info: DatasetInfo) -> DatasetInfo:
     """Register a data set for :func:`dataset_info`, ``load_dataset`` and ``--dataset``.
 
-    Class folders need only the row, other formats a ``reader``. To use it in a command, register it
-    and call the command's ``main``: ``compofa.cli.train.main(["--dataset", "shapes", …])``.
+    Class folders need only the row, other formats a ``reader``. Network and resolutions are those
+    of the row; batch size, epochs and learning rate follow from the number of images. To use it in
+    a command, register it and call the command's ``main``:
+    ``compofa.cli.train.main(["--dataset", "shapes", …])``.
 
     Args:
         info: The data set.

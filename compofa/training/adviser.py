@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from compofa.io.open import OpenedNetwork, open_network
 from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import at_resolution
-from compofa.networks.network_spec import Network
+from compofa.networks.network_spec import Network, network_from_json
 from compofa.networks.zoo import NETWORKS, entry, warn_of_size
 from compofa.training.config import TrainConfig, flag
 from compofa.training.memory import ERROR, Need, cpus, free_bytes, readable
@@ -73,22 +72,26 @@ class Adviser:
     ) -> None:
         self.given, self.ranks, self.resumed = config, ranks, resumed
         self.output = None if output is None else Path(output)
-        self._initial = initial
+        self._initial, self._found = initial, None
         self.notes: dict[str, list[tuple[int, str]]] = {}
 
     def use(self, config: TrainConfig) -> None:
         """Take other settings of the task, such as those of a run that is resumed."""
         if config == self.given:
             return
-        for name in ("found", "initial"):
-            self.__dict__.pop(name, None)
+        self._found = None
         if config.init_path != self.given.init_path:
             self._initial = None
         self.given = config
 
-    @cached_property
+    @property
     def found(self) -> Survey:
-        """What the data set holds."""
+        """What the data set holds; it is read once, when it is needed."""
+        if self._found is None:
+            self._found = self._survey()
+        return self._found
+
+    def _survey(self) -> Survey:
         config, logger = self.given, logging.getLogger("compofa.data")
         level = logger.level
         logger.setLevel(logging.WARNING)  # the phase reads the data set again, and says how
@@ -103,11 +106,11 @@ class Adviser:
             logger.setLevel(level)
         return survey(splits)
 
-    @cached_property
+    @property
     def initial(self) -> OpenedNetwork | None:
         """The network that the run starts from."""
         if self._initial is None and self.given.init_path and not self.resumed:
-            return open_network(self.given.init_path)
+            self._initial = open_network(self.given.init_path)
         return self._initial
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
@@ -119,7 +122,8 @@ class Adviser:
             DataError: The data set cannot be read.
         """
         resolved = config.resolved()  # faults are reported before images are read
-        suggested, lines = {}, []
+        suggested: dict[str, Suggestion] = {}
+        lines: list[tuple[int, str]] = []
         if recipe_for(config.dataset) is OWN_IMAGES and not _complete(config):
             before = self._before(config)
             suggested = suggest(config, self.found, before)
@@ -127,22 +131,15 @@ class Adviser:
             lines.append((logging.INFO, heading(self.found)))
             if before is not None and before.image_size and config.net is None:
                 lines += self._differences(config, resolved, before)
-        fit = self._fit(config, resolved)
-        memory = fit.text
-        if fit.batch < resolved.batch_size:
-            smaller, usual = replace(config, batch_size=fit.batch), resolved
+        fit, usual = self._fit(config, resolved), resolved
+        if fit.batch < usual.batch_size:
+            smaller = replace(config, batch_size=fit.batch)
             if suggested:
-                suggested = suggest(smaller, self.found, self._before(config))
-                resolved = filled(smaller, suggested).resolved()
+                suggested = suggest(smaller, self.found, before)
                 reason = f"{usual.batch_size} need more memory than is free"
                 suggested["batch_size"] = Suggestion(fit.batch, reason)
-            else:
-                resolved = smaller.resolved()
-            memory = (
-                f"--batch-size {fit.batch} instead of {usual.batch_size}, --lr {resolved.lr:.4g} "
-                f"instead of {usual.lr:.4g}: {fit.text}"
-            )
-        workers, largest = self._workers(config, resolved), max(resolved.image_size)
+            resolved = filled(smaller, suggested).resolved()
+        workers = self._workers(config, resolved)
         if config.workers is None:
             resolved = replace(resolved, workers=workers.value)
         if suggested:
@@ -152,13 +149,32 @@ class Adviser:
             lines += [(logging.INFO, text) for text in table(resolved, config, suggested)]
         elif workers.value and config.workers is None:
             lines.append((logging.INFO, f"{workers.value} loader workers: {workers.why}"))
-        if fit.short or (memory and suggested):
-            lines.append((logging.WARNING if fit.short else logging.INFO, memory))
-        spec, label = self._spec(resolved), resolved.net or resolved.init_path
-        if spec is not None and (text := warn_of_size(spec, largest, label)):
-            lines.append((logging.WARNING, text))
-        self.notes[resolved.recipe_phase.folder] = lines
+        self.notes[resolved.recipe_phase.folder] = lines + self._remarks(resolved, usual, fit)
         return resolved
+
+    def _remarks(
+        self, resolved: TrainConfig, usual: TrainConfig, fit: _Fit
+    ) -> list[tuple[int, str]]:
+        """Return lines about memory, and about a network far from its image sizes.
+
+        Args:
+            resolved: The settings.
+            usual: The settings if memory were enough.
+            fit: What was found about memory.
+        """
+        lines = []
+        if fit.batch < usual.batch_size:
+            text = (
+                f"--batch-size {fit.batch} instead of {usual.batch_size}, --lr {resolved.lr:.4g} "
+                f"instead of {usual.lr:.4g}: {fit.text}"
+            )
+            lines.append((logging.WARNING, text))
+        elif fit.text and (fit.short or self._found):
+            lines.append((logging.WARNING if fit.short else logging.INFO, fit.text))
+        spec, label = self._spec(resolved), resolved.net or resolved.init_path
+        if spec is not None and (text := warn_of_size(spec, max(resolved.image_size), label)):
+            lines.append((logging.WARNING, text))
+        return lines
 
     # --- what came before ---
 
@@ -167,9 +183,9 @@ class Adviser:
         phase = config.recipe_phase
         for option in ("init_path", "teacher_path"):
             path = getattr(config, option)
-            settings = path and _settings(Path(path).parent / CONFIG)
-            if settings and settings["dataset"] == config.dataset and not phase.single:
-                return _as_trained(settings, flag(option), phase)
+            settings = path and _settings(Path(path).parent / CONFIG, config)
+            if settings and _same_folder(settings, config) and not phase.single:
+                return _as_trained(settings, flag(option), phase, option == "init_path")
         if config.init_path is not None:
             return self._trained(config) if self.initial is not None else None
         if config.teacher_path is not None or phase.starts_from is None:
@@ -180,10 +196,10 @@ class Adviser:
         found = {
             path.parent: settings
             for path in self._candidates(config, folder)
-            if (settings := _settings(path)) and _same_folder(settings, config)
+            if (settings := _settings(path, config)) and _same_folder(settings, config)
         }
         if len(found) > 1:  # several runs on these images: the one that they suggest, if any
-            net = suggest(config, self.found)["net"].value if config.net is None else config.net
+            net = filled(config, suggest(config, self.found)).resolved().net
             found = {path: each for path, each in found.items() if each["net"] == net}
         if len(found) != 1:
             return None
@@ -200,7 +216,7 @@ class Adviser:
         opened = self.initial
         same = bool(opened.classes) and opened.classes == self.found.classes
         net = None if config.recipe_phase.single else _net_id(opened.spec, config)
-        return Before("--init-path", net, opened.image_size, same_classes=same)
+        return Before("--init-path", net, opened.image_size, initial=True, same_classes=same)
 
     def _differences(
         self, config: TrainConfig, resolved: TrainConfig, before: Before
@@ -244,8 +260,8 @@ class Adviser:
         calibration = 0 if single else min(resolved.calibration_images, self._training_images)
         tested = Need.of(at_resolution(layers, resolved.eval_size))
         text = (
-            f"a step of {batch} images at {size} pixels needs about {readable(step(batch))}, "
-            f"{readable(free)} are free"
+            f"a step of {min(batch, self._training_images)} images at {size} pixels needs about "
+            f"{readable(step(batch))}, {readable(free)} are free"
         )
         if self.resumed:
             return _Fit(batch, text, max(step(batch), tested.validation(batch, calibration)) > free)
@@ -275,7 +291,7 @@ class Adviser:
     @property
     def _training_images(self) -> int:
         """Number of training images, if they were counted."""
-        return self.found.train if "found" in self.__dict__ else sys.maxsize
+        return self._found.train if self._found else sys.maxsize
 
     def _layers(self, config: TrainConfig) -> tuple[LayerSpec, ...]:
         """Return the layers of the largest network to train; none if it is unknown."""
@@ -287,14 +303,14 @@ class Adviser:
     def _spec(self, config: TrainConfig) -> Network | None:
         if config.net is None:  # that of the initial weights
             return None if self.initial is None else self.initial.spec
-        return config.network(len(self.found.classes) if "found" in self.__dict__ else _CLASSES)
+        return config.network(len(self._found.classes) if self._found else _CLASSES)
 
     def _workers(self, config: TrainConfig, resolved: TrainConfig) -> Suggestion:
         """Suggest the number of loader workers per rank."""
         info = dataset_info(config.dataset)
-        if info.native_size is not None or ("found" in self.__dict__ and not self.found.files):
+        if info.native_size is not None or (self._found and not self._found.files):
             return Suggestion(0, "images in memory")
-        if "found" in self.__dict__ and self.found.train < FEW_IMAGES:
+        if self._found and self._found.train < FEW_IMAGES:
             return Suggestion(0, f"fewer than {FEW_IMAGES:,} images")
         share = max(1, cpus() // self.ranks)
         on_cpu = resolved.device == "cpu"
@@ -314,10 +330,13 @@ def _complete(config: TrainConfig) -> bool:
     return all(getattr(config, name) is not None for name in names)
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def _settings(path: Path, config: TrainConfig) -> dict[str, Any] | None:
     """Return the settings in the file of a run; ``None`` if there are none."""
     try:
-        found = parse_json(read_text(path))["config"]
+        data = parse_json(read_text(path))
+        found = dict(data["config"])
+        if found["net"] is None:  # it followed its initial weights
+            found["net"] = _net_id(network_from_json(data["network"]), config)
         sizes = [found["eval_size"], *found["image_size"]]
         known = found["net"] in NETWORKS and all(type(size) is int for size in sizes)
         return found if known and isinstance(found["dataset"], str) else None
@@ -331,11 +350,13 @@ def _same_folder(settings: dict[str, Any], config: TrainConfig) -> bool:
     return same and settings["dataset"] == config.dataset
 
 
-def _as_trained(settings: dict[str, Any], source: str, phase: Phase) -> Before:
+def _as_trained(
+    settings: dict[str, Any], source: str, phase: Phase, initial: bool = False
+) -> Before:
     """Return what the settings of an earlier phase say."""
     free = entry(settings["net"]).coupling == "none"
     net = settings["net"] if free == phase.free else None
-    return Before(source, net, settings["eval_size"], tuple(settings["image_size"]))
+    return Before(source, net, settings["eval_size"], tuple(settings["image_size"]), initial)
 
 
 def _net_id(spec: Network, config: TrainConfig) -> str | None:

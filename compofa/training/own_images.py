@@ -53,13 +53,15 @@ class Before:
         net: Its id; ``None`` if it is none of the zoo.
         eval_size: Resolution to evaluate it at, in pixels.
         image_size: Resolutions that it was trained at; empty if unknown.
-        same_classes: Whether it has the classes of the images, so that training goes on.
+        initial: Whether ``--init-path`` names it.
+        same_classes: Whether it has the classes of the images.
     """
 
     source: str
     net: str | None
     eval_size: int
     image_size: tuple[int, ...] = ()
+    initial: bool = False
     same_classes: bool = True
 
 
@@ -81,7 +83,11 @@ def suggest(
         chosen["batch_size"] = usual = _batch(found.train)
         batch = usual.value
     steps = steps_per_epoch(found.train, min(batch, found.train), 1)
-    transferred = phase.single or (before is not None and not before.same_classes)
+    transferred = phase.single or (
+        before is not None
+        and before.initial
+        and (phase.starts_from is None or not before.same_classes)
+    )
     row = TRANSFER if transferred else phase
     epochs = max(1, round(row.epochs * min(1, max(0.25, STEPS / steps))))
     often = "step" if steps == 1 else f"{steps:,} steps"
