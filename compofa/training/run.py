@@ -125,7 +125,8 @@ def train(
             auto = resume is None
             run, phases = backend.from_main(lambda: resumed_plan(config, given, output, auto))
         backend.from_main(lambda: require_logger(run.logger))
-        stop.advice = f"continue with: {resume_command(run, output)}"
+        launched = ", under the same launcher," * (backend.size > 1)
+        stop.advice = f"continue{launched} with: {resume_command(run, output)}"
         folders = [output / phase.recipe_phase.folder for phase in phases]
         started = backend.from_main(lambda: _started(folders, resume, overwrite))
         resume = bool(started) if resume is None else resume
