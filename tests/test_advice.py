@@ -154,6 +154,15 @@ def test_what_may_not_change_is_named_with_both_values(call, finished):
     assert before == {path: path.read_bytes() for path in finished.glob("*.*")}
 
 
+def test_the_same_command_with_resume_continues(call, finished):
+    again = ["--task", "teacher", *TINY, *SHALLOW, "--name", "mine"]
+    refused = call(*again)
+    assert refused.status == 1 and "--resume" in refused.err and "--name" in refused.err
+    done = call(*again, "--resume")
+    assert done.status == 0 and "other settings" not in done.err
+    assert call(*again, "--resume", "auto").status == 0
+
+
 def test_several_runs_are_listed(call, finished):
     done = call("--task", "supernet", *TINY, "--name", "mine")
     assert done.status == 0, done.err

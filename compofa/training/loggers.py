@@ -128,7 +128,8 @@ class _Guarded:
         try:
             call(self.tracker)
         except self.errors as error:
-            log.warning("--logger %s: nothing more is logged to it, after: %s", self.name, error)
+            reason = " ".join(str(error).split())
+            log.warning("--logger %s: nothing more is logged to it, after: %s", self.name, reason)
             self.tracker = None
 
 

@@ -1,4 +1,4 @@
-"""Plan of a run: the phases of its task, and its folder."""
+"""Plan of a run: the phases of its task, its folder, and what a phase is about to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from compofa.data import DataSplits
 from compofa.errors import ConfigError
+from compofa.networks.network_spec import Network
 from compofa.training.config import TrainConfig, flag
 from compofa.training.recipes import CHAINS, recipe_for
 
@@ -75,3 +77,24 @@ def default_output(config: TrainConfig, resume: bool = False) -> Path:
         log.info("found no %s: continuing %s, as earlier versions called it", path, earlier)
         return earlier
     return path
+
+
+def describe(config: TrainConfig, splits: DataSplits, spec: Network, steps: int) -> str:
+    """Return what a phase is about to do, in one line.
+
+    Args:
+        config: Resolved settings.
+        splits: The data set.
+        spec: Definition of the network.
+        steps: Steps per epoch.
+    """
+    if spec.elastic:
+        space = config.recipe_phase.within(spec.space)
+        what = f"space {space.name} of {space.size:.4g} subnets"
+    else:
+        what = str(spec.subnet)
+    return (
+        f"{config.recipe_phase.folder}: {config.net or config.init_path} on {config.dataset} "
+        f"({len(splits.train)} training, {len(splits.validation)} validation images, "
+        f"{len(splits.classes)} classes); {what}; {config.epochs} epochs of {steps} steps"
+    )

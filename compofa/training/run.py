@@ -25,7 +25,7 @@ from compofa.training.config import TrainConfig
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.loggers import open_loggers, require_logger
 from compofa.training.pace import Pace
-from compofa.training.plan import default_output, plan
+from compofa.training.plan import default_output, describe, plan
 from compofa.training.resume import (
     keep_completed,
     restart_commands,
@@ -129,7 +129,8 @@ def train(
             adviser.use(backend.from_main(lambda: adviser.given))
         run = adviser.given
         backend.from_main(lambda: require_logger(run.logger))
-        stop.advice = f"continue with: {resume_command(run, output)}"
+        launched = ", under the same launcher," * (backend.size > 1)
+        stop.advice = f"continue{launched} with: {resume_command(run, output)}"
         folders = [output / phase.recipe_phase.folder for phase in phases]
         started = backend.from_main(lambda: started_folders(folders, resume, overwrite))
         resume = bool(started) if resume is None else resume
@@ -249,8 +250,9 @@ class Run:
         if self.backend.is_main:
             loggers = open_loggers(self.config, self.folder)
             journal = Journal(self.folder, first, first * self.trainer.steps, loggers)
-        self._log_start()
-        steps, tally = self.trainer.steps, self.state.tally
+        splits, spec, steps = self.start.splits, self.start.spec, self.trainer.steps
+        log.info("%s; results in %s", describe(self.config, splits, spec, steps), self.folder)
+        tally = self.state.tally
         done = tally.steps if tally.epoch == first else 0
         left = (self.config.epochs - first) * steps - done
         self.trainer.after_step = Pace(steps, left).add
@@ -283,21 +285,6 @@ class Run:
     def _out_of_patience(self) -> bool:
         """Return whether ``--patience`` validations in a row brought no improvement."""
         return self.config.patience is not None and self.state.stale >= self.config.patience
-
-    def _log_start(self) -> None:
-        config, splits, spec = self.config, self.start.splits, self.start.spec
-        if spec.elastic:
-            space = config.recipe_phase.within(spec.space)
-            what = f"space {space.name} of {space.size:.4g} subnets"
-        else:
-            what = str(spec.subnet)
-        log.info(
-            "%s: %s on %s (%d training, %d validation images, %d classes); "
-            "%s; %d epochs of %d steps; results in %s",
-            config.recipe_phase.folder, config.net or config.init_path, config.dataset,
-            len(splits.train), len(splits.validation), len(splits.classes), what,
-            config.epochs, self.trainer.steps, self.folder,
-        )  # fmt: skip
 
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
         """Train one epoch, validate if due, and save."""
