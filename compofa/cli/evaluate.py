@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
-from compofa.data.catalog import DATASETS, dataset_info
-from compofa.errors import ConfigError, DataError
+from compofa.cli.networks import NET_HELP, chosen_subnet, open_data
+from compofa.data.catalog import DATASETS
+from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
-from compofa.io.untrusted import parse_json, printable, read_text
+from compofa.io.untrusted import printable
 from compofa.networks.zoo import NETWORKS
 from compofa.seeds import rng
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
-    from compofa.data import DataSplits, Normalisation
+    from compofa.data import Normalisation
     from compofa.io.checkpoint import Checkpoint
     from compofa.io.records import EvalRecord
-
-log = logging.getLogger(__name__)
 
 PROG = "eval_sampled_config.py"
 DESCRIPTION = """\
@@ -37,10 +34,6 @@ ships with the project are evaluated. A specialised network keeps its BN statist
   eval_sampled_config.py --net note10_lat@8ms_top1@71.4_finetune@25 --imagenet_path DIR
   eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
 """
-NET_HELP = (
-    "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor; a specialised network: a "
-    "folder with net.config, or a .json beside a .pth; or an id that python -m compofa zoo lists"
-)
 
 
 def parser() -> Parser:
@@ -69,7 +62,7 @@ def parser() -> Parser:
         "--subnet",
         metavar="JSON",
         help='one subnet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON or a '
-        "file with it",
+        "file with it, largest or smallest",
     )
     p.add_argument(
         "--seed", type=int, default=0, help="seed for drawing subnets and calibration images"
@@ -141,144 +134,11 @@ def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list
         if given:
             raise ConfigError(f"{given[0]}: {args.net} is a specialised network without subnets")
         return [network.at(resolution).subnet]
+    if args.subnet is not None:
+        return [chosen_subnet(args, checkpoint, "--subnet")]
     space = network.space.restrict(resolutions=(resolution,))
-    if args.subnet is None:
-        samples = 10 if args.samples is None else args.samples
-        return choose_subnets(space, samples, args.seed, args.all)
-    subnet = read_subnet(args.subnet, space, resolution)
-    subnet = subnet if args.image_size is None else subnet.at(resolution)
-    network.check_resolution(subnet.resolution)
-    return [subnet]
-
-
-def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "--subnet") -> Subnet:
-    """Read a subnet given as JSON or as a file with JSON.
-
-    Args:
-        text: Value of the option.
-        space: Space that the subnet must be in.
-        resolution: Resolution of a subnet that has none, in pixels.
-        option: Name of the option, for error messages.
-
-    Raises:
-        ConfigError: ``text`` is neither JSON nor a readable file of it.
-        SpaceError: The subnet is not in the space.
-    """
-    source = option
-    if not text.lstrip().startswith("{"):
-        source = text
-        try:
-            text = read_text(text)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
-    try:
-        config = parse_json(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: expected a subnet as JSON: {error}") from None
-    subnet = space.from_config(config, resolution)
-    space.require(subnet, resolution=False)
-    return subnet
-
-
-def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
-    """Load the data set of the options or of the checkpoint, and check its classes.
-
-    Images that the network was trained on are recognised at any path: a data set that holds some is
-    split as it was in training. In any other data set without parts, all images are test images.
-
-    Raises:
-        ConfigError: Two folders are given.
-        DataError: The data set cannot be found, has classes that the network lacks, or its test or
-            validation part holds images that the network was trained on.
-    """
-    from compofa.data import load_dataset
-    from compofa.data.datasets import match_classes
-    from compofa.data.imagenet import by_wnid, is_imagenet
-
-    name, path = args.dataset or checkpoint.dataset, args.data_path
-    if args.imagenet_path:
-        if path is not None:
-            raise ConfigError("--imagenet-path: expected none beside --data-path")
-        name, path = args.dataset or "imagenet", args.imagenet_path
-    elif path is None and name == checkpoint.dataset:
-        path = checkpoint.data_path or None
-    same_name = name == checkpoint.dataset
-    same_path = same_name and path and Path(path).resolve() == Path(checkpoint.data_path).resolve()
-    as_then = same_path or (same_name and not dataset_info(name).needs_path)
-    by_position = bool(same_path) and checkpoint.data is None
-    splits = load_dataset(
-        name,
-        path,
-        seed=checkpoint.data_seed,
-        validation_images=checkpoint.validation_images if as_then else None,
-        evaluation_only=not by_position,
-        known=checkpoint.data,
-        by_position=by_position,
-    )
-    if is_imagenet(checkpoint.classes, checkpoint.network.classes):
-        splits = by_wnid(splits)
-    if checkpoint.classes:
-        splits = match_classes(splits, checkpoint.classes)
-    elif len(splits.classes) != checkpoint.network.classes:
-        raise DataError(
-            f"expected the network's {checkpoint.network.classes} classes, got "
-            f"{len(splits.classes)} in {name}"
-        )
-    _check_images(checkpoint, splits, str(path or name), by_position)
-    return splits
-
-
-def _check_images(
-    checkpoint: Checkpoint, splits: DataSplits, where: str, by_position: bool
-) -> None:
-    """Check that no test or validation image was trained on, and log which images are used.
-
-    Raises:
-        DataError: The test or the validation part holds images that the network was trained on.
-    """
-    from compofa.data.identity import identify_part
-    from compofa.data.sources import FilesSource
-
-    known, test = checkpoint.data, len(splits.test)
-    for part in ("test", "validation"):
-        source = getattr(splits, part)
-        seen = known.seen_in(source) if known else 0
-        if known and seen and identify_part(source) != getattr(known, part):
-            raise DataError(
-                f"expected {part} images that the network was not trained on, got {seen} or more "
-                f"that it was among {len(source)} in {where}"
-            )
-    present = len({*splits.test.targets.tolist()})
-    if present < len(splits.classes):
-        log.info(
-            "%s has %d of the network's %d classes", where, present, len(splits.classes)
-        )  # fmt: skip
-    files = isinstance(splits.test, FilesSource)
-    if known and files != bool(known.trained) and identify_part(splits.train) != known.train:
-        log.warning(
-            "%s and the training data are of different kinds, files or arrays: its test or "
-            "validation images may have been trained on", where,
-        )  # fmt: skip
-    elif not files:
-        return
-    elif by_position:
-        log.info(
-            "the checkpoint is of an earlier version, without the names of its images: %s is split "
-            "as in training, provided that no file was added or removed since",
-            where,
-        )
-    elif known is None:
-        log.info(
-            "the checkpoint does not say which images it was trained on: %d images of %s are used "
-            "as test images",
-            test, where,
-        )  # fmt: skip
-    elif known.seen_in(splits.train):
-        log.info("%s is the training data: %d images of it were held out for testing", where, test)
-    else:
-        log.info(
-            "%s has no images of the training data: %d of its images are test images", where, test
-        )
+    samples = 10 if args.samples is None else args.samples
+    return choose_subnets(space, samples, args.seed, args.all)
 
 
 def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:

@@ -170,7 +170,7 @@ def _report(result: RunResult) -> None:
 
 def _open_initial(args: argparse.Namespace) -> OpenedNetwork:
     """Open ``--init-path``, read ``--subnet``, and take ``--image-size`` from them by default."""
-    from compofa.cli.evaluate import read_subnet
+    from compofa.cli.networks import read_subnet
     from compofa.io.open import open_network
 
     opened = open_network(args.init_path)
