@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
-from compofa.cli.networks import NET_HELP, chosen_subnet, open_data
+from compofa.cli.networks import (
+    NET_HELP,
+    add_normalisation,
+    chosen_subnet,
+    normalisation,
+    open_data,
+)
 from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
@@ -18,7 +24,6 @@ from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
-    from compofa.data import Normalisation
     from compofa.io.checkpoint import Checkpoint
     from compofa.io.records import EvalRecord
 
@@ -81,15 +86,7 @@ def parser() -> Parser:
         metavar="N",
         help="training images for BN (default: 2000; none for a specialised network)",
     )
-    for name, text in (("mean", "mean"), ("std", "standard deviation")):
-        data.add_argument(
-            f"--{name}",
-            type=float,
-            nargs="+",
-            metavar="X",
-            help=f"{text} that images are normalised with, one value or one per channel (default: "
-            "the checkpoint's)",
-        )
+    add_normalisation(data)
     how = p.add_argument_group("run")
     how.add_argument("--batch-size", type=int, default=256, help="images per batch")
     how.add_argument("--workers", type=int, default=0, help="loader workers")
@@ -139,21 +136,6 @@ def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list
     space = network.space.restrict(resolutions=(resolution,))
     samples = 10 if args.samples is None else args.samples
     return choose_subnets(space, samples, args.seed, args.all)
-
-
-def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:
-    """Return the normalisation of the options, by default that of the checkpoint.
-
-    Raises:
-        DataError: There are not one or three values, or one is out of range.
-    """
-    from compofa.data import Normalisation
-
-    found = []
-    for given, own in ((args.mean, checkpoint.mean), (args.std, checkpoint.std)):
-        values = tuple(own if given is None else given)
-        found.append(values * 3 if len(values) == 1 else values)
-    return Normalisation(*found)
 
 
 def check_numbers(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
     from compofa.cli.common import Parser
-    from compofa.data import DataSplits
+    from compofa.data import DataSplits, Normalisation
     from compofa.io.checkpoint import Checkpoint
     from compofa.io.open import OpenedNetwork
     from compofa.nn.static import StaticNetwork
@@ -59,6 +59,19 @@ def add_calibration(parser: Parser) -> argparse._ArgumentGroup:
     )
     data.add_argument("--seed", type=int, default=0, help="seed of the sampled images")
     return data
+
+
+def add_normalisation(group: argparse._ArgumentGroup) -> None:
+    """Add the options of :func:`normalisation`."""
+    for name, text in (("mean", "mean"), ("std", "standard deviation")):
+        group.add_argument(
+            f"--{name}",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help=f"{text} that images are normalised with, one value or one per channel (default: "
+            "the checkpoint's)",
+        )
 
 
 def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "--subnet") -> Subnet:
@@ -263,3 +276,18 @@ def _check_images(
         log.info(
             "%s has no images of the training data: %d of its images are test images", where, test
         )
+
+
+def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:
+    """Return the normalisation of the options, by default that of the checkpoint.
+
+    Raises:
+        DataError: There are not one or three values, or one is out of range.
+    """
+    from compofa.data import Normalisation
+
+    found = []
+    for given, own in ((args.mean, checkpoint.mean), (args.std, checkpoint.std)):
+        values = tuple(own if given is None else given)
+        found.append(values * 3 if len(values) == 1 else values)
+    return Normalisation(*found)

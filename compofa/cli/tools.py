@@ -1,4 +1,4 @@
-"""``python -m compofa``: export, convert and list networks."""
+"""``python -m compofa``: export, convert, predict with and list networks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compofa.cli import predict
 from compofa.cli.common import Parser, run
 from compofa.cli.networks import (
     NET_HELP,
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 
 PROG = "python -m compofa"
 DESCRIPTION = """\
-Export, convert and list trained networks. Train, evaluate and search with train_ofa_net.py,
-eval_sampled_config.py and run_NAS.py.
+Export, convert, predict with and list trained networks. Train, evaluate and search with
+train_ofa_net.py, eval_sampled_config.py and run_NAS.py.
 
   python -m compofa export compofa-digits largest --to onnx --fold-bn
   python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
+  python -m compofa predict compofa.pt subnet.json photos/ --output predictions.csv
   python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
   python -m compofa zoo --like note10
 """
@@ -80,6 +82,8 @@ def parser() -> Parser:
     sub.add_argument("--fold-bn", action="store_true", help="fold BN into the convolutions")
     add_arch(sub)
     add_calibration(sub)
+
+    predict.add_options(add("predict", predict.HELP, predict.predict))
 
     sub = add(
         "convert",
