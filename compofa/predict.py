@@ -7,7 +7,6 @@ import glob
 import io
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,8 +211,8 @@ class Classifier:
 def class_names(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
     """Return the names of a network's classes, in the order of its logits.
 
-    Networks for ImageNet whose files lack names get torchvision's English ones; those of classes
-    that share one, such as ``crane``, include the class index. Other networks get ``class 0``, …
+    Networks for ImageNet whose files lack names get torchvision's English ones, all other networks
+    without names ``class 0``, ``class 1``, …
 
     Args:
         names: Names in the network's file; may be empty.
@@ -223,12 +222,8 @@ def class_names(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
         return names
     if not is_imagenet(names, outputs):
         return tuple(f"class {index}" for index in range(outputs))
-    models = import_torchvision().models
-    english = models.MobileNet_V3_Large_Weights.IMAGENET1K_V1.meta["categories"]
-    count = Counter(english)
-    return tuple(
-        name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(english)
-    )
+    weights = import_torchvision().models.MobileNet_V3_Large_Weights.IMAGENET1K_V1
+    return tuple(weights.meta["categories"])
 
 
 def calibration_images(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
@@ -24,6 +26,8 @@ from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
+    from compofa.details.outcomes import Observer
+    from compofa.evaluate import Evaluator
     from compofa.io.checkpoint import Checkpoint
     from compofa.io.records import EvalRecord
 
@@ -92,6 +96,12 @@ def parser() -> Parser:
     how.add_argument("--workers", type=int, default=0, help="loader workers")
     how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     how.add_argument("--output", default="results.csv", metavar="FILE", help="CSV file to write")
+    how.add_argument(
+        "--details",
+        metavar="DIR",
+        help="also write, for one network or subnet, accuracy per class, the confusion matrix, "
+        "predictions per image and a page of examples (right, wrong, uncertain) to this folder",
+    )
     how.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -174,7 +184,9 @@ def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = Non
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     check_numbers(args)
-    with exclusive(args.output):
+    with exclusive(args.output), ExitStack() as stack:
+        if args.details:
+            stack.enter_context(exclusive(args.details, folder=True))
         _evaluate(args)
 
 
@@ -183,6 +195,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
+    from compofa.details.outcomes import Observer
     from compofa.evaluate import Evaluator
     from compofa.io.atomic import is_stream, require_other
     from compofa.io.open import open_network
@@ -194,6 +207,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     check_device(device)
     opened = open_network(args.net, arch=args.arch)
     subnets = subnets_to_measure(opened.checkpoint, args)
+    if args.details and len(subnets) != 1:
+        raise ConfigError(
+            f"--details: expected one subnet, such as --subnet largest, got {len(subnets)}"
+        )
     elastic = opened.spec.elastic
     splits = open_data(opened.checkpoint, args)
     network = opened.network.to(device)
@@ -215,8 +232,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     data = (args.data_path, args.imagenet_path, opened.checkpoint.data_path)
     require_other(args.output, *opened.files, args.subnet, *data)
     records: list[EvalRecord] = []
+    observer = Observer() if args.details else None
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
-        records.append(evaluator.measure(network, subnet, args.net, opened.digest))
+        records.append(evaluator.measure(network, subnet, args.net, opened.digest, observer))
         if len(records) == len(subnets) or not is_stream(args.output):
             write_csv(args.output, records)
     print_table(records)
@@ -228,6 +246,27 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if evaluator.broken.paths:
         print(f"{len(evaluator.broken.paths)} broken image(s) were skipped")
+    if observer is not None:
+        _write_details(args, opened.checkpoint, evaluator, observer)
+
+
+def _write_details(
+    args: argparse.Namespace, checkpoint: Checkpoint, evaluator: Evaluator, observer: Observer
+) -> None:
+    """Write the folder of ``--details`` and print which classes are confused most often."""
+    from compofa.data.imagenet import is_imagenet
+    from compofa.details.folder import PAGE, write_details
+    from compofa.predict import class_names
+
+    splits, outcomes = evaluator.splits, evaluator.outcomes(observer)
+    classes = splits.classes
+    if not checkpoint.classes and is_imagenet((), len(classes)):
+        classes = class_names((), len(classes))
+    title = f"{args.net} on {len(outcomes)} {args.part} images of {splits.name}"
+    write_details(args.details, outcomes, classes, evaluator.source, args.part, title)
+    for true, predicted, images in outcomes.confused_pairs(len(classes))[:3]:
+        print(printable(f"{classes[true]} predicted as {classes[predicted]}: {images} image(s)"))
+    print(f"details in {args.details}: open {Path(args.details) / PAGE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

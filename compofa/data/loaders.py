@@ -44,12 +44,14 @@ class Batch(NamedTuple):
         targets: Class indices, int64 [n].
         resolution: Image side in pixels.
         broken: (path, reason) of each skipped image, for :class:`compofa.data.BrokenImages`.
+        indices: Index of each image in its source.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     resolution: int
     broken: tuple[tuple[str, str], ...]
+    indices: tuple[int, ...] = ()
 
 
 class TransformedImages(Dataset[Batch]):
@@ -78,8 +80,10 @@ class TransformedImages(Dataset[Batch]):
             images = train_images(images, seeds, resolution, self.info)
         else:
             images = eval_images(images, resolution, self.info)
-        targets = torch.from_numpy(self.source.targets[indices[kept]])
-        return Batch(normalise(images, self.normalisation), targets, resolution, broken)
+        indices = indices[kept]
+        targets = torch.from_numpy(self.source.targets[indices])
+        images = normalise(images, self.normalisation)
+        return Batch(images, targets, resolution, broken, tuple(indices.tolist()))
 
 
 class BatchLoader:
