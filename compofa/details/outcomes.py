@@ -41,7 +41,7 @@ class Outcomes:
     @property
     def top1(self) -> float:
         """Top-1 accuracy in percent."""
-        return 100 * float(self.right.mean())
+        return 100 * int(self.right.sum()) / len(self)
 
     def confusion(self, classes: int) -> NDArray[np.int64]:
         """Return images by true (row) and predicted (column) class, int64 [classes, classes]."""
