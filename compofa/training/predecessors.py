@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ def find_predecessors(
     Raises:
         ConfigError: The preceding phase is missing or unfinished.
     """
+    if config.teacher:  # which teaches in place of the run's own
+        config = replace(config, kd_ratio=0.0, teacher_path=None)
     phase, distilled = config.recipe_phase, config.kd_ratio > 0
 
     def best(task: str, number: int, option: str) -> str:
@@ -187,7 +189,7 @@ def resumed_teacher(
         if origin is None:
             raise ConfigError(f"cannot resume with another {name}: {before!r} then, {given!r} now")
         origin.locate(given, flag(name), output)
-    if "teacher" not in origins:
+    if "teacher" not in origins or origins["teacher"].path == config.teacher:
         return ""
     given = config.teacher_path
     if given and given == then.get("teacher_path") and not Path(given).is_file():

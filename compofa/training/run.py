@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.threads import cpu_threads
 from compofa.errors import ConfigError, StoppedError, TrainingError
@@ -21,6 +23,7 @@ from compofa.io.checkpoint import Checkpoint, save_checkpoint
 from compofa.io.locks import exclusive_by_main
 from compofa.io.open import OpenedNetwork
 from compofa.training.config import TrainConfig, default_network, flag
+from compofa.training.external import MODULE
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.recipes import CHAINS, recipe_for
 from compofa.training.run_folder import (
@@ -105,6 +108,7 @@ def train(
     backend: Backend | None = None,
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
+    teacher: nn.Module | None = None,
 ) -> RunResult:
     """Train a task: one phase, or those of a chain, and on quick data a missing teacher first.
 
@@ -122,6 +126,9 @@ def train(
             ``output``.
         stop: Requests to stop.
         initial: The network of ``config.init_path``, if it is open already.
+        teacher: A module that teaches, from images [n, 3, r, r] normalised as the student's to
+            logits [n, classes]; :class:`compofa.training.external.ExternalTeacher` for another
+            normalisation. It is moved to the device. A resumed run needs the same.
 
     Returns:
         The result of the last phase, with time and cost of all.
@@ -132,6 +139,8 @@ def train(
         CompofaError: Another user error; no file is left half-written.
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
+    if teacher is not None:
+        config = replace(config, teacher=f"{MODULE}:{type(teacher).__name__}")
     phases = backend.local_main_first(lambda: plan(config))
     if output is None:
         output = Path("runs") / f"{config.dataset}-{phases[-1].net or config.task}"
@@ -152,6 +161,7 @@ def train(
                 backend=backend,
                 stop=stop,
                 initial=initial,
+                teacher=teacher if phase.teacher else None,
                 discard=stale if folder == folders[0] else (),
             )
             for phase, folder in zip(phases, folders, strict=True)
@@ -179,6 +189,7 @@ def train_phase(
     backend: Backend | None = None,
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
+    teacher: nn.Module | None = None,
     discard: Sequence[Path] = (),
 ) -> RunResult:
     """Train one phase as :func:`train` does, for callers that hold the lock on ``output``.
@@ -198,7 +209,7 @@ def train_phase(
             raise stop.error("; continue with --resume")
         folder = output / config.recipe_phase.folder
         start = start_phase(
-            config, output, folder, resume, overwrite, train_first, backend, initial
+            config, output, folder, resume, overwrite, train_first, backend, initial, teacher
         )
         return Run(config, folder, start, stop, bar).fit(after_epoch, discard)
 

@@ -6,10 +6,11 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compofa.data import DataSplits, load_dataset
 from compofa.data.identity import DataIdentity, identify
@@ -23,6 +24,7 @@ from compofa.nn.build import build
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.training.config import TrainConfig
+from compofa.training.external import external_teacher
 from compofa.training.predecessors import (
     Origin,
     TrainFirst,
@@ -74,6 +76,7 @@ def start_phase(
     train_first: TrainFirst,
     backend: Backend,
     initial: OpenedNetwork | None,
+    module: nn.Module | None = None,
 ) -> Start:
     """Load and build what a phase trains from, without writing to its folder.
 
@@ -86,6 +89,7 @@ def start_phase(
         train_first: Trains a missing teacher.
         backend: Ranks that all call this.
         initial: The network of ``config.init_path``, if it is open already.
+        module: The teacher, if it was given from Python.
 
     Raises:
         CompofaError: A user error.
@@ -125,7 +129,13 @@ def start_phase(
             lambda: {k: Origin.of(v, output, opened(v)) for k, v in sources.items() if v}
         )
     teacher = None
-    if teacher_path:
+    if config.teacher:
+        weights = teacher_path or config.teacher_path
+        before = origins.get("teacher")
+        make = partial(external_teacher, config, splits, output, weights, before, module)
+        teacher, origin = make() if module is not None else backend.from_main(make)
+        teacher, origins = teacher.to(device), {**origins, "teacher": origin}
+    elif teacher_path:
         teacher = backend.from_main(
             lambda: teacher_of(opened(teacher_path), teacher_path, spec, splits)
         ).to(device)
