@@ -86,6 +86,7 @@ setup(
         # which tools/install_horovod (make horovod) sets.
         "horovod": ["horovod>=0.28.1"],
         "docs": DOCS,
+        "timm": ["timm>=1.0"],
         "export": EXPORT,
         "mlflow": ["mlflow>=2.14"],
         "wandb": ["wandb>=0.17"],

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from compofa.data import (
     eval_loader,
 )
 from compofa.data.loaders import Batch
+from compofa.details.outcomes import Observer, Outcomes
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.threads import cpu_threads, default_threads
 from compofa.errors import DataError
@@ -54,6 +56,7 @@ def measure_accuracy(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     backend: Backend | None = None,
+    observe: Observer | None = None,
 ) -> Accuracy:
     """Measure the accuracy of ``network`` in evaluation mode.
 
@@ -62,6 +65,7 @@ def measure_accuracy(
         batches: Pairs of images [n, 3, r, r] and targets [n].
         backend: Ranks that call this together, each with its own share of the images, which may be
             empty; every rank gets the accuracy on all of them.
+        observe: Collects what the network says of each image.
 
     Raises:
         DataError: There are no images, or non-finite logits.
@@ -77,12 +81,15 @@ def measure_accuracy(
                 continue
             logits = network(inputs.to(device, memory_format=torch.channels_last)).float()
             targets = targets.to(device)
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+            predicted = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            best = predicted == targets[:, None]
             hits1 += int(best[:, 0].sum())
             hits5 += int(best.sum())
             loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
             images += len(targets)
             broken += int((~logits.isfinite()).any(dim=1).sum())
+            if observe is not None:
+                observe(logits, targets, predicted[:, 0])
     network.train(training)
     sums = (backend or SingleProcess()).sum((hits1, hits5, images, broken, loss))
     hits1, hits5, images, broken, loss = *map(int, sums[:4]), sums[4]
@@ -152,6 +159,7 @@ class Evaluator:
         self.broken = BrokenImages(len(self.source) + self.calibration_images, named)
         self._calibration: tuple[int, list[Tensor]] = (0, [])
         self._evaluation: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
+        self._indices: list[int] = []  # of the images of the last evaluation, in its order
 
     def check_images(self, resolution: int, calibration: bool = True) -> None:
         """Read every image file that a measurement needs; all ranks call this together.
@@ -194,7 +202,8 @@ class Evaluator:
         """Return batches of (images, targets) of the part at ``resolution``."""
         if self._evaluation[0] == resolution:
             return self._evaluation[1]
-        batches = (self._checked(batch) for batch in self._evaluation_loader(resolution))
+        self._indices = []
+        batches = (self._noted(batch) for batch in self._evaluation_loader(resolution))
         if len(self.source) * resolution**2 > 20_000_000:
             return batches
         self._evaluation = (resolution, list(map(_unshared, batches)))
@@ -230,10 +239,20 @@ class Evaluator:
         self.broken.add(batch.broken)
         return batch.images, batch.targets
 
-    def accuracy(self, network: Supernet | StaticNetwork, subnet: Subnet) -> Accuracy:
+    def _noted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self._indices += batch.indices
+        return self._checked(batch)
+
+    def accuracy(
+        self,
+        network: Supernet | StaticNetwork,
+        subnet: Subnet,
+        observe: Observer | None = None,
+    ) -> Accuracy:
         """Measure the accuracy of a subnet at its resolution.
 
         A subnet of a supernet is extracted and calibrated; a plain network keeps its BN statistics.
+        ``observe`` collects what it says of each image, for :meth:`outcomes`.
         """
         resolution = subnet.resolution
         with cpu_threads(default_threads(resolution)):
@@ -242,7 +261,15 @@ class Evaluator:
                 network = calibrate(network, images, subnet, self.backend, self.bar)
             total = -(-len(self.source) // (self.batch_size * self.backend.size))
             batches = self._progress(self.evaluation_batches(resolution), self.part, total)
-            return measure_accuracy(network, batches, self.backend)
+            return measure_accuracy(network, batches, self.backend, observe)
+
+    def outcomes(self, observed: Observer) -> Outcomes:
+        """Return what the last network that was measured said of each image, on every rank.
+
+        Args:
+            observed: The observer of that measurement alone.
+        """
+        return observed.outcomes(np.array(self._indices, dtype=np.int64), self.backend)
 
     def measure(
         self,
@@ -250,6 +277,7 @@ class Evaluator:
         subnet: Subnet,
         net: str = "",
         checkpoint: str = "",
+        observe: Observer | None = None,
     ) -> EvalRecord:
         """Measure ``subnet`` and return its record.
 
@@ -258,13 +286,14 @@ class Evaluator:
             subnet: The subnet, at the resolution to evaluate.
             net: Name or path of the network, for the record.
             checkpoint: Hash of the checkpoint, for the record.
+            observe: See :meth:`accuracy`.
         """
         if isinstance(network, Supernet):
             network.spec.check_resolution(subnet.resolution)
             layers = network.spec.layers_of(subnet)
         else:
             layers = at_resolution(network.specs, subnet.resolution)
-        accuracy = self.accuracy(network, subnet)
+        accuracy = self.accuracy(network, subnet, observe)
         return EvalRecord(
             subnet=subnet,
             top1=accuracy.top1,

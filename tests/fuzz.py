@@ -40,7 +40,7 @@ from damage import damaged
 from PIL import Image
 
 from compofa.cli import evaluate, tools
-from compofa.cli.evaluate import read_subnet
+from compofa.cli.networks import read_subnet
 from compofa.data.archives import TarFolder
 from compofa.data.decoding import UnreadableImageError, decode_rgb
 from compofa.data.folders import read_classes

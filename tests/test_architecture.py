@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compofa/data": (),
     "compofa/nn": (*SPACES, "compofa.distributed"),
     "compofa/io": FILES,
+    "compofa/details": (*FILES, "compofa.plots"),
     "compofa/training": (*FILES, "compofa.evaluate"),
     "nas/cost": (*FILES, "nas.model_file", "nas.tables"),
     "nas/accuracy": (*FILES, "compofa.evaluate", "nas.model_file", "nas.tables", "nas.cost"),

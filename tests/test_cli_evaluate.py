@@ -96,6 +96,19 @@ def save(path: Path, classes: tuple[str, ...] = ("cat", "dog"), **more: object) 
 # --- what it measures ---
 
 
+def test_details_are_those_of_one_subnet(call, net):
+    done = call("--net", net, "--subnet", "largest", "--details", "details")
+    assert done.status == 0, done.err
+    (record,) = read()
+    with Path("details/images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == record.images and str(Path("details/images.html")) in done.out
+    right = sum(row["true"] == row["predicted"] for row in rows)
+    assert 100 * right / len(rows) == pytest.approx(record.top1)
+    done = call("--net", net, "--samples", "2", "--details", "more")
+    assert done.status == 1 and "--details" in done.err and not Path("more").exists()
+
+
 def test_a_checkpoint_needs_no_other_flags(call, net):
     done = call("--net", net)
     assert done.status == 0, done.err

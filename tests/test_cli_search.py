@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import nas.report.figure
-from compofa.cli.evaluate import read_subnet
+from compofa.cli.networks import read_subnet
 from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace

@@ -83,7 +83,8 @@ def tiny(command: str) -> list[str]:
             place = words.index("--width-mult")
             del words[place : place + 2]
     elif script == "eval_sampled_config.py":
-        words += [*EVALUATE.split(), *([] if "--samples" in words else ["--samples", "1"])]
+        chosen = {"--samples", "--subnet"} & {*words}
+        words += [*EVALUATE.split(), *([] if chosen else ["--samples", "1"])]
     elif script == "run_NAS.py":
         measured = any(word.endswith(".pt") for word in words) and "--samples" not in words
         words += ["--quiet", *(["--samples", "24"] if measured else [])]

@@ -5,21 +5,30 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compofa.cli.common import Parser, run
-from compofa.data.catalog import DATASETS, dataset_info
-from compofa.errors import ConfigError, DataError
+from compofa.cli.networks import (
+    NET_HELP,
+    add_normalisation,
+    chosen_subnet,
+    normalisation,
+    open_data,
+)
+from compofa.data.catalog import DATASETS
+from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
-from compofa.io.untrusted import parse_json, printable, read_text
+from compofa.io.untrusted import printable
 from compofa.networks.zoo import NETWORKS, warn_of_size
 from compofa.seeds import rng
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
-    from compofa.data import DataSplits, Normalisation
+    from compofa.details.outcomes import Observer
+    from compofa.evaluate import Evaluator
     from compofa.io.checkpoint import Checkpoint
     from compofa.io.records import EvalRecord
 
@@ -37,10 +46,6 @@ ships with the project are evaluated. A specialised network keeps its BN statist
   eval_sampled_config.py --net note10_lat@8ms_top1@71.4_finetune@25 --imagenet_path DIR
   eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
 """
-NET_HELP = (
-    "a checkpoint of this library, of Once-for-All, CompOFA or MMRazor; a specialised network: a "
-    "folder with net.config, or a .json beside a .pth; or an id that python -m compofa zoo lists"
-)
 
 
 def parser() -> Parser:
@@ -69,7 +74,7 @@ def parser() -> Parser:
         "--subnet",
         metavar="JSON",
         help='one subnet: {"ks", "e", "d", "r"} (ResNet50D: {"d", "e", "w", "r"}) as JSON or a '
-        "file with it",
+        "file with it, largest or smallest",
     )
     p.add_argument(
         "--seed", type=int, default=0, help="seed for drawing subnets and calibration images"
@@ -88,20 +93,18 @@ def parser() -> Parser:
         metavar="N",
         help="training images for BN (default: 2000; none for a specialised network)",
     )
-    for name, text in (("mean", "mean"), ("std", "standard deviation")):
-        data.add_argument(
-            f"--{name}",
-            type=float,
-            nargs="+",
-            metavar="X",
-            help=f"{text} that images are normalised with, one value or one per channel (default: "
-            "the checkpoint's)",
-        )
+    add_normalisation(data)
     how = p.add_argument_group("run")
     how.add_argument("--batch-size", type=int, default=256, help="images per batch")
     how.add_argument("--workers", type=int, default=0, help="loader workers")
     how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     how.add_argument("--output", default="results.csv", metavar="FILE", help="CSV file to write")
+    how.add_argument(
+        "--details",
+        metavar="DIR",
+        help="also write, for one network or subnet, accuracy per class, the confusion matrix, "
+        "predictions per image and a page of examples (right, wrong, uncertain) to this folder",
+    )
     how.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -141,159 +144,11 @@ def subnets_to_measure(checkpoint: Checkpoint, args: argparse.Namespace) -> list
         if given:
             raise ConfigError(f"{given[0]}: {args.net} is a specialised network without subnets")
         return [network.at(resolution).subnet]
+    if args.subnet is not None:
+        return [chosen_subnet(args, checkpoint, "--subnet")]
     space = network.space.restrict(resolutions=(resolution,))
-    if args.subnet is None:
-        samples = 10 if args.samples is None else args.samples
-        return choose_subnets(space, samples, args.seed, args.all)
-    subnet = read_subnet(args.subnet, space, resolution)
-    subnet = subnet if args.image_size is None else subnet.at(resolution)
-    network.check_resolution(subnet.resolution)
-    return [subnet]
-
-
-def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "--subnet") -> Subnet:
-    """Read a subnet given as JSON or as a file with JSON.
-
-    Args:
-        text: Value of the option.
-        space: Space that the subnet must be in.
-        resolution: Resolution of a subnet that has none, in pixels.
-        option: Name of the option, for error messages.
-
-    Raises:
-        ConfigError: ``text`` is neither JSON nor a readable file of it.
-        SpaceError: The subnet is not in the space.
-    """
-    source = option
-    if not text.lstrip().startswith("{"):
-        source = text
-        try:
-            text = read_text(text)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
-    try:
-        config = parse_json(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: expected a subnet as JSON: {error}") from None
-    subnet = space.from_config(config, resolution)
-    space.require(subnet, resolution=False)
-    return subnet
-
-
-def open_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataSplits:
-    """Load the data set of the options or of the checkpoint, and check its classes.
-
-    Images that the network was trained on are recognised at any path: a data set that holds some is
-    split as it was in training. In any other data set without parts, all images are test images.
-
-    Raises:
-        ConfigError: Two folders are given.
-        DataError: The data set cannot be found, has classes that the network lacks, or its test or
-            validation part holds images that the network was trained on.
-    """
-    from compofa.data import load_dataset
-    from compofa.data.datasets import match_classes
-    from compofa.data.imagenet import by_wnid, is_imagenet
-
-    name, path = args.dataset or checkpoint.dataset, args.data_path
-    if args.imagenet_path:
-        if path is not None:
-            raise ConfigError("--imagenet-path: expected none beside --data-path")
-        name, path = args.dataset or "imagenet", args.imagenet_path
-    elif path is None and name == checkpoint.dataset:
-        path = checkpoint.data_path or None
-    same_name = name == checkpoint.dataset
-    same_path = same_name and path and Path(path).resolve() == Path(checkpoint.data_path).resolve()
-    as_then = same_path or (same_name and not dataset_info(name).needs_path)
-    by_position = bool(same_path) and checkpoint.data is None
-    splits = load_dataset(
-        name,
-        path,
-        seed=checkpoint.data_seed,
-        validation_images=checkpoint.validation_images if as_then else None,
-        evaluation_only=not by_position,
-        known=checkpoint.data,
-        by_position=by_position,
-    )
-    if is_imagenet(checkpoint.classes, checkpoint.network.classes):
-        splits = by_wnid(splits)
-    if checkpoint.classes:
-        splits = match_classes(splits, checkpoint.classes)
-    elif len(splits.classes) != checkpoint.network.classes:
-        raise DataError(
-            f"expected the network's {checkpoint.network.classes} classes, got "
-            f"{len(splits.classes)} in {name}"
-        )
-    _check_images(checkpoint, splits, str(path or name), by_position)
-    return splits
-
-
-def _check_images(
-    checkpoint: Checkpoint, splits: DataSplits, where: str, by_position: bool
-) -> None:
-    """Check that no test or validation image was trained on, and log which images are used.
-
-    Raises:
-        DataError: The test or the validation part holds images that the network was trained on.
-    """
-    from compofa.data.identity import identify_part
-    from compofa.data.sources import FilesSource
-
-    known, test = checkpoint.data, len(splits.test)
-    for part in ("test", "validation"):
-        source = getattr(splits, part)
-        seen = known.seen_in(source) if known else 0
-        if known and seen and identify_part(source) != getattr(known, part):
-            raise DataError(
-                f"expected {part} images that the network was not trained on, got {seen} or more "
-                f"that it was among {len(source)} in {where}"
-            )
-    present = len({*splits.test.targets.tolist()})
-    if present < len(splits.classes):
-        log.info(
-            "%s has %d of the network's %d classes", where, present, len(splits.classes)
-        )  # fmt: skip
-    files = isinstance(splits.test, FilesSource)
-    if known and files != bool(known.trained) and identify_part(splits.train) != known.train:
-        log.warning(
-            "%s and the training data are of different kinds, files or arrays: its test or "
-            "validation images may have been trained on", where,
-        )  # fmt: skip
-    elif not files:
-        return
-    elif by_position:
-        log.info(
-            "the checkpoint is of an earlier version, without the names of its images: %s is split "
-            "as in training, provided that no file was added or removed since",
-            where,
-        )
-    elif known is None:
-        log.info(
-            "the checkpoint does not say which images it was trained on: %d images of %s are used "
-            "as test images",
-            test, where,
-        )  # fmt: skip
-    elif known.seen_in(splits.train):
-        log.info("%s is the training data: %d images of it were held out for testing", where, test)
-    else:
-        log.info(
-            "%s has no images of the training data: %d of its images are test images", where, test
-        )
-
-
-def normalisation(checkpoint: Checkpoint, args: argparse.Namespace) -> Normalisation:
-    """Return the normalisation of the options, by default that of the checkpoint.
-
-    Raises:
-        DataError: There are not one or three values, or one is out of range.
-    """
-    from compofa.data import Normalisation
-
-    found = []
-    for given, own in ((args.mean, checkpoint.mean), (args.std, checkpoint.std)):
-        values = tuple(own if given is None else given)
-        found.append(values * 3 if len(values) == 1 else values)
-    return Normalisation(*found)
+    samples = 10 if args.samples is None else args.samples
+    return choose_subnets(space, samples, args.seed, args.all)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -332,7 +187,9 @@ def print_table(records: Iterable[EvalRecord], names: Iterable[str] | None = Non
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     check_numbers(args)
-    with exclusive(args.output):
+    with exclusive(args.output), ExitStack() as stack:
+        if args.details:
+            stack.enter_context(exclusive(args.details, folder=True))
         _evaluate(args)
 
 
@@ -341,6 +198,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
+    from compofa.details.outcomes import Observer
     from compofa.evaluate import Evaluator
     from compofa.io.atomic import is_stream, require_other
     from compofa.io.open import open_network
@@ -352,6 +210,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     check_device(device)
     opened = open_network(args.net, arch=args.arch)
     subnets = subnets_to_measure(opened.checkpoint, args)
+    if args.details and len(subnets) != 1:
+        raise ConfigError(
+            f"--details: expected one subnet, such as --subnet largest, got {len(subnets)}"
+        )
     elastic = opened.spec.elastic
     if text := warn_of_size(opened.spec, subnets[0].resolution, printable(args.net)):
         log.warning("%s", text)
@@ -375,8 +237,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     data = (args.data_path, args.imagenet_path, opened.checkpoint.data_path)
     require_other(args.output, *opened.files, args.subnet, *data)
     records: list[EvalRecord] = []
+    observer = Observer() if args.details else None
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
-        records.append(evaluator.measure(network, subnet, args.net, opened.digest))
+        records.append(evaluator.measure(network, subnet, args.net, opened.digest, observer))
         if len(records) == len(subnets) or not is_stream(args.output):
             write_csv(args.output, records)
     print_table(records)
@@ -388,6 +251,27 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if evaluator.broken.paths:
         print(f"{len(evaluator.broken.paths)} broken image(s) were skipped")
+    if observer is not None:
+        _write_details(args, opened.checkpoint, evaluator, observer)
+
+
+def _write_details(
+    args: argparse.Namespace, checkpoint: Checkpoint, evaluator: Evaluator, observer: Observer
+) -> None:
+    """Write the folder of ``--details`` and print which classes are confused most often."""
+    from compofa.data.imagenet import is_imagenet
+    from compofa.details.folder import PAGE, write_details
+    from compofa.predict import class_names
+
+    splits, outcomes = evaluator.splits, evaluator.outcomes(observer)
+    classes = splits.classes
+    if not checkpoint.classes and is_imagenet((), len(classes)):
+        classes = class_names((), len(classes))
+    title = f"{args.net} on {len(outcomes)} {args.part} images of {splits.name}"
+    write_details(args.details, outcomes, classes, evaluator.source, args.part, title)
+    for true, predicted, images in outcomes.confused_pairs(len(classes))[:3]:
+        print(printable(f"{classes[true]} predicted as {classes[predicted]}: {images} image(s)"))
+    print(f"details in {args.details}: open {Path(args.details) / PAGE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

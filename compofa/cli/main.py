@@ -36,6 +36,7 @@ COMMANDS = {
     "search": Command("nas.cli.search", "find the best subnets for a device's budgets", False),
     "export": Command(_OURS, "export a subnet to ONNX, torch.export, TorchScript or safetensors"),
     "convert": Command(_OURS, "convert weights or subnets to the format of another program"),
+    "predict": Command(_OURS, "print the most probable classes of images"),
     "zoo": Command(_OURS, "list the named networks and where their weights are"),
     "devices": Command(_NAS, "list the devices that a search knows"),
     "estimate": Command(_NAS, "add predicted accuracy and costs to a table of subnets"),

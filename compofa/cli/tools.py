@@ -1,4 +1,4 @@
-"""``python -m compofa``: export, convert and list networks."""
+"""``python -m compofa``: export, convert, predict with and list networks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compofa.cli import predict
 from compofa.cli.common import Parser, run
-from compofa.cli.evaluate import NET_HELP, open_data, read_subnet
-from compofa.data.catalog import DATASETS
+from compofa.cli.networks import (
+    NET_HELP,
+    add_arch,
+    add_calibration,
+    chosen_subnet,
+    read_subnet,
+    specialise,
+)
 from compofa.errors import ConfigError
 from compofa.io.atomic import is_stream
 from compofa.io.formats.names import FORMATS
@@ -21,21 +28,21 @@ from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.backbone import Backbone
 from compofa.networks.families import BACKBONES, format_of
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
-from compofa.networks.zoo import NETWORKS, network_spec
+from compofa.networks.zoo import network_spec
 from compofa.space.subnet import Subnet
 
 if TYPE_CHECKING:
     from compofa.io.checkpoint import Checkpoint
     from compofa.io.open import OpenedNetwork
-    from compofa.nn.static import StaticNetwork
 
 PROG = "python -m compofa"
 DESCRIPTION = """\
-Export, convert and list trained networks. Train, evaluate and search with train_ofa_net.py,
-eval_sampled_config.py and run_NAS.py.
+Export, convert, predict with and list trained networks. Train, evaluate and search with
+train_ofa_net.py, eval_sampled_config.py and run_NAS.py.
 
   python -m compofa export compofa-digits largest --to onnx --fold-bn
   python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
+  python -m compofa predict compofa.pt subnet.json photos/ --output predictions.csv
   python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
   python -m compofa zoo --like note10
 """
@@ -73,23 +80,10 @@ def parser() -> Parser:
         "--output", metavar="FILE", help="file to write (default: NET with the format's suffix)"
     )
     sub.add_argument("--fold-bn", action="store_true", help="fold BN into the convolutions")
-    _add_arch(sub)
-    data = sub.add_argument_group("calibration (default: on the data set of the checkpoint)")
-    data.add_argument(
-        "--no-calibrate", action="store_true", help="keep the supernet's BN statistics"
-    )
-    data.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    data.add_argument("--data-path", metavar="DIR", help="folder of the data set")
-    data.add_argument("--imagenet-path", metavar="DIR", help="folder of ImageNet: train/ and val/")
-    data.add_argument("--image-size", type=int, metavar="R", help="resolution in pixels")
-    data.add_argument(
-        "--calibration-images",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="training images for BN calibration",
-    )
-    data.add_argument("--seed", type=int, default=0, help="seed of the sampled images")
+    add_arch(sub)
+    add_calibration(sub)
+
+    predict.add_options(add("predict", predict.HELP, predict.predict))
 
     sub = add(
         "convert",
@@ -110,7 +104,7 @@ def parser() -> Parser:
     sub.add_argument(
         "--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS)
     )
-    _add_arch(sub)
+    add_arch(sub)
 
     sub = add(
         "zoo",
@@ -120,15 +114,6 @@ def parser() -> Parser:
     )
     sub.add_argument("--like", default="", metavar="TEXT", help="list only those that match TEXT")
     return p
-
-
-def _add_arch(sub: Parser) -> None:
-    sub.add_argument(
-        "--arch",
-        metavar="ID",
-        help="network of weights without a definition, or of a subnet (default: recognised): "
-        f"{', '.join(NETWORKS)}",
-    )
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -144,7 +129,7 @@ def _export(args: argparse.Namespace) -> None:
     for chatty in ("onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     opened = open_network(args.net, arch=args.arch)
-    subnet = _subnet(args, opened.checkpoint)
+    subnet = chosen_subnet(args, opened.checkpoint)
     source = Path(args.net)
     stem = source.stem if source.is_file() else source.name  # ids may contain dots
     output = Path(args.output or stem + SUFFIXES[args.to])
@@ -161,7 +146,7 @@ def _export_subnet(
     """Export a subnet to ``output``."""
     from compofa.io.export import card_path, export, subnet_card
 
-    network, calibration = _network(args, opened, subnet)
+    network, calibration = specialise(args, opened, subnet)
     checkpoint = opened.checkpoint
     card = {
         **subnet_card(checkpoint.network, subnet),
@@ -180,53 +165,6 @@ def _export_subnet(
         f"{output}: {subnet}, {card['params']:,} parameters, {card['macs']:,} MACs; "
         f"maximal difference from PyTorch {difference:.2g}; {where}",
     )
-
-
-def _subnet(args: argparse.Namespace, checkpoint: Checkpoint) -> Subnet:
-    size = checkpoint.image_size if args.image_size is None else args.image_size
-    checkpoint.network.check_resolution(size)
-    if not checkpoint.network.elastic:
-        if args.subnet is not None:
-            raise ConfigError(f"SUBNET: {args.net} is a specialised network, without subnets")
-        return checkpoint.network.at(size).subnet
-    space = checkpoint.network.space.restrict(resolutions=(size,))
-    if args.subnet is None:
-        raise ConfigError(
-            f"SUBNET: expected a subnet of the supernet {args.net}, largest or smallest, got none"
-        )
-    if args.subnet in ("largest", "smallest"):
-        return getattr(space, args.subnet)
-    subnet = read_subnet(args.subnet, space, size, "SUBNET")
-    subnet = subnet if args.image_size is None else subnet.at(size)
-    checkpoint.network.check_resolution(subnet.resolution)
-    return subnet
-
-
-def _network(
-    args: argparse.Namespace, opened: OpenedNetwork, subnet: Subnet
-) -> tuple[StaticNetwork, dict[str, Any] | None]:
-    """Return the network to export and how it was calibrated; ``None`` if it was not."""
-    from compofa.distributed.threads import cpu_threads, default_threads
-    from compofa.evaluate import Evaluator
-    from compofa.nn.calibrate import calibrate
-    from compofa.nn.extract import extract
-    from compofa.nn.supernet import Supernet
-
-    supernet = opened.network
-    if not isinstance(supernet, Supernet):
-        return supernet, None
-    if args.no_calibrate:
-        return extract(supernet, subnet), None
-    evaluator = Evaluator(
-        open_data(opened.checkpoint, args),
-        normalisation=opened.normalisation,
-        calibration_images=args.calibration_images,
-        seed=args.seed,
-    )
-    with cpu_threads(default_threads(subnet.resolution)):
-        network = calibrate(supernet, evaluator.calibration_batches(subnet.resolution), subnet)
-    used = {"dataset": evaluator.splits.name, "images": evaluator.calibration_images}
-    return network, {**used, "seed": args.seed}
 
 
 def _figures(checkpoint: Checkpoint, subnet: Subnet) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def _report(result: RunResult) -> None:
 
 def _open_initial(given: dict[str, Any], resumed: bool) -> OpenedNetwork:
     """Open ``init_path``, read ``subnet``, and take ``image_size`` from them if it is not given."""
-    from compofa.cli.evaluate import read_subnet
+    from compofa.cli.networks import read_subnet
     from compofa.io.open import open_network
 
     opened = open_network(given["init_path"])

@@ -239,7 +239,7 @@ def read_classes(folder: Folder, size: int | None) -> tuple[tuple[str, ...], Fil
     paths: list[bytes] = []
     counts = []
     for name in classes:
-        images = _image_paths(folder, folder / name)
+        images = image_paths(folder, folder / name)
         if not images:
             raise DataError(f"class folder {folder / name} has no images ({_suffixes()})")
         paths += images
@@ -287,7 +287,14 @@ def _has_images(folder: Folder) -> bool:
         raise DataError(f"cannot read {folder}: {error.strerror}") from error
 
 
-def _image_paths(root: Folder, folder: Folder) -> list[bytes]:
+def image_paths(root: Folder, folder: Folder) -> list[bytes]:
+    """Return the sorted paths, relative to ``root``, of the images at any depth in ``folder``.
+
+    Hidden files and folders are ignored.
+
+    Raises:
+        DataError: A folder cannot be read, or a symbolic link leads into a folder again.
+    """
     if isinstance(folder, TarFolder):
         inside = folder.inside.removeprefix(root.inside)
         parts = ((name, name.split("/")) for name in folder.members)

@@ -45,12 +45,14 @@ class Batch(NamedTuple):
         targets: Class indices, int64 [n].
         resolution: Image side in pixels.
         broken: (path, reason) of each skipped image, for :class:`compofa.data.BrokenImages`.
+        indices: Index of each image in its source.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     resolution: int
     broken: tuple[tuple[str, str], ...]
+    indices: tuple[int, ...] = ()
 
 
 class TransformedImages(Dataset[Batch]):
@@ -78,15 +80,16 @@ class TransformedImages(Dataset[Batch]):
         indices = np.array([key.index for key in keys])
         images, kept, broken = self.source.load_all(indices)
         resolution = keys[0].resolution
-        targets = torch.from_numpy(self.source.targets[indices[kept]])
+        indices = indices[kept]
+        rest = (torch.from_numpy(self.source.targets[indices]), resolution, broken)
         if self.augment is None:
             images = normalise(eval_images(images, resolution, self.info), self.normalisation)
-            return Batch(images, targets, resolution, broken)
+            return Batch(images, *rest, tuple(indices.tolist()))
         seeds = np.array([key.seed for key in keys], dtype=np.uint64)[kept]
         images = train_images(images, seeds, resolution, self.info, self.augment)
         images = normalise(images, self.normalisation)
         images = random_erasing(images, seeds, self.augment.random_erasing)
-        return Batch(images, targets, resolution, broken)
+        return Batch(images, *rest, tuple(indices.tolist()))
 
 
 class BatchLoader:

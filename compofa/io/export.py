@@ -151,10 +151,7 @@ def load_exported(path: str | Path) -> StaticNetwork:
     """
     from safetensors import SafetensorError
 
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    content = _read(path)
     _check_card(Path(path), hashlib.sha256(content).hexdigest())
     try:
         return _network_of(content, str(path))
@@ -163,19 +160,56 @@ def load_exported(path: str | Path) -> StaticNetwork:
         raise CheckpointError(f"{path}: expected a subnet that export wrote: {reason}") from error
 
 
-def _check_card(path: Path, found: str) -> None:
-    """Compare a file's SHA-256 with that of its card; earlier versions wrote cards without it."""
+def load_onnx(path: str | Path) -> tuple[Run, dict[str, Any]]:
+    """Load an ONNX file that :func:`export` wrote into ONNX Runtime, on the CPU.
+
+    Returns:
+        A function from images [n, 3, r, r] to logits [n, classes], both float32, and the card.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        CheckpointError: The file or its card is missing, or the file does not match its card.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ConfigError(f"{path}: running it needs onnxruntime: pip install 'compofa[export]'")
+    path, content = Path(path), _read(path)
+    card = _check_card(path, hashlib.sha256(content).hexdigest())
+    if card is None:
+        raise CheckpointError(
+            f"{path}: expected its card {card_path(path).name} beside it, as export writes"
+        )
+    if card.get("format") != "onnx" or "sha256" not in card:
+        raise CheckpointError(
+            f"{card_path(path)}: expected the card that export writes of an ONNX file, with its "
+            "SHA-256"
+        )
+    return _load(content, "onnx"), card
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _check_card(path: Path, found: str) -> dict[str, Any] | None:
+    """Return a file's card, None if it has none, after comparing the file's SHA-256 with it.
+
+    Cards that earlier versions wrote have no SHA-256.
+    """
     try:
         card = parse_json(read_text(card_path(path)))
     except FileNotFoundError:
-        return
+        return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {card_path(path)}: {error}") from error
-    wanted = card.get("sha256", found) if isinstance(card, Mapping) else None
+    wanted = card.get("sha256", found) if isinstance(card, dict) else None
     if wanted != found:
         raise CheckpointError(
             f"{path}: expected SHA-256 {str(wanted)[:64]} as in {card_path(path).name}, got {found}"
         )
+    return card
 
 
 def _network_of(content: bytes, source: str) -> StaticNetwork:
@@ -249,4 +283,9 @@ def _load(content: bytes, format: str) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    def run(images: Tensor) -> Tensor:
+        arrays = {"images": images.contiguous().numpy()}
+        return torch.from_numpy(session.run(["logits"], arrays)[0])
+
+    return run

@@ -53,7 +53,11 @@ class TrainConfig(Options):
         taught = phase.teacher in ("checkpoint", "given") and self.kd_ratio > 0
         if not taught and not starts:
             names.append("teacher_path")
-        if phase.teacher == "none" or (phase.teacher == "given" and not self.teacher_path):
+        if not taught:
+            names.append("teacher")
+        if phase.teacher == "none" or (
+            phase.teacher == "given" and not self.teacher_path and not self.teacher
+        ):
             names += ["kd_ratio", "kd_type"]
         if phase.largest_only or phase.single:
             names.append("dynamic_batch_size")

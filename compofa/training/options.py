@@ -136,6 +136,10 @@ class Options:
     kd_type: str = option(
         "ce", "distillation loss: ce (cross entropy) or mse (on the logits)", TRAINING,
         metavar="TYPE", choices=("ce", "mse"))
+    teacher: str | None = option(
+        None, "teacher of another library, timm:NAME or torchvision:NAME, with its weights in "
+        "--teacher-path; without them, for ImageNet's classes, with the pretrained weights that "
+        "the library downloads", TRAINING, metavar="NAME")
     validate_every: int | None = option(
         None, "epochs between validations", TRAINING, metavar="N", bounds=(1, 100_000))
     patience: int | None = option(

@@ -60,6 +60,8 @@ def find_predecessors(
         ConfigError: The preceding phase is missing or unfinished, or the run's own teacher was
             fine-tuned from other weights than those of ``--init-path``.
     """
+    if config.teacher:  # which teaches in place of the run's own
+        config = replace(config, kd_ratio=0.0, teacher_path=None)
     phase = config.recipe_phase
     taught = phase.teacher == "checkpoint" and config.kd_ratio > 0
     own = output / recipe_for(config.dataset).phase("teacher").folder
@@ -266,7 +268,7 @@ def resumed_teacher(
         if origin is None:
             raise ConfigError(f"cannot resume with another {name}: {before!r} then, {given!r} now")
         origin.locate(given, flag(name), output)
-    if "teacher" not in origins:
+    if "teacher" not in origins or origins["teacher"].path == config.teacher:
         return ""
     given = config.teacher_path
     if given and given == then.get("teacher_path") and not Path(given).is_file():

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from compofa.distributed.backend import Backend, SingleProcess
 from compofa.distributed.threads import cpu_threads
 from compofa.errors import StoppedError, TrainingError
@@ -22,6 +24,7 @@ from compofa.io.locks import exclusive_by_main
 from compofa.io.open import OpenedNetwork
 from compofa.training.adviser import Adviser
 from compofa.training.config import TrainConfig
+from compofa.training.external import MODULE
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.loggers import open_loggers, require_logger
 from compofa.training.pace import Pace
@@ -80,6 +83,7 @@ def train(
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
     given: Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
 ) -> RunResult:
     """Train a task: one phase, or those of a chain, and on quick data a missing teacher first.
 
@@ -102,6 +106,9 @@ def train(
         given: The settings of ``config`` that were given: a resumed run takes all others from its
             own ``config.json``, and the task and phase, too, if it is the only unfinished run in
             ``output``. By default all of ``config``.
+        teacher: A module that teaches, from images [n, 3, r, r] normalised as the student's to
+            logits [n, classes]; :class:`compofa.training.external.ExternalTeacher` for another
+            normalisation. It is moved to the device. A resumed run needs the same.
 
     Returns:
         The result of the last phase, with time and cost of all.
@@ -112,6 +119,8 @@ def train(
         CompofaError: Another user error; no file is left half-written.
     """
     backend, stop = backend or SingleProcess(), stop or Stopping()
+    if teacher is not None:
+        config = replace(config, teacher=f"{MODULE}:{type(teacher).__name__}")
     ranks = backend.gather(platform.node()).count(platform.node())
     adviser = Adviser(config, output, initial, ranks, resumed=resume is True)
     from_run, phases = resume is not False and given is not None, ()
@@ -146,6 +155,7 @@ def train(
                 backend=backend,
                 stop=stop,
                 initial=initial,
+                teacher=teacher if phase.teacher else None,
                 discard=stale if folder == folders[0] else (),
                 adviser=adviser,
                 final=folder == folders[-1],
@@ -167,6 +177,7 @@ def train_phase(
     backend: Backend | None = None,
     stop: Stopping | None = None,
     initial: OpenedNetwork | None = None,
+    teacher: nn.Module | None = None,
     discard: Sequence[Path] = (),
     adviser: Adviser | None = None,
     final: bool = True,
@@ -196,7 +207,7 @@ def train_phase(
             raise stop.error(f"; {stop.advice}")
         folder = output / config.recipe_phase.folder
         start = start_phase(
-            config, output, folder, resume, overwrite, train_first, backend, initial, bar
+            config, output, folder, resume, overwrite, train_first, backend, initial, bar, teacher
         )
         for level, text in adviser.notes.get(folder.name, ()):
             log.log(level, "%s", text)

@@ -6,9 +6,10 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compofa.data import DataSplits, load_dataset
 from compofa.data.identity import DataIdentity, identify
@@ -25,6 +26,7 @@ from compofa.nn.supernet import Supernet
 from compofa.space.subnet import Number
 from compofa.training.config import TrainConfig
 from compofa.training.device import check_device
+from compofa.training.external import external_teacher
 from compofa.training.predecessors import (
     Origin,
     TrainFirst,
@@ -85,6 +87,7 @@ def start_phase(
     backend: Backend,
     initial: OpenedNetwork | None,
     bar: bool = False,
+    module: nn.Module | None = None,
 ) -> Start:
     """Load and build what a phase trains from, without writing to its folder.
 
@@ -98,6 +101,7 @@ def start_phase(
         backend: Ranks that all call this.
         initial: The network of ``config.init_path``, if it is open already.
         bar: Whether to show progress bars.
+        module: The teacher, if it was given from Python.
 
     Raises:
         CompofaError: A user error.
@@ -148,7 +152,13 @@ def start_phase(
         )
         initial_path = teacher_path if taught_by_start(training["config"], origins) else None
     teacher = None
-    if teacher_path:
+    if config.teacher:
+        weights = teacher_path or config.teacher_path
+        before = origins.get("teacher")
+        make = partial(external_teacher, config, splits, output, weights, before, module)
+        teacher, origin = make() if module is not None else backend.from_main(make)
+        teacher, origins = teacher.to(device), {**origins, "teacher": origin}
+    elif teacher_path:
         teacher = backend.from_main(
             lambda: teacher_of(opened(teacher_path), teacher_path, spec, config, splits)
         ).to(device)
