@@ -184,10 +184,10 @@ class LocalDevice(Device):
             batch: Images per batch; 0 for the device's default.
             runtime: One of :data:`nas.cost.timing.RUNTIMES`.
         """
-        from nas.cost.timing import Settings
+        from nas.cost import measured
 
         how = {} if runtime == "torch" else {"runtime": runtime, "rounds": 3, "networks": 60}
-        return Settings(self.name, self.torch_device, batch or self.batch, **how)
+        return measured.Settings(self.name, self.torch_device, batch or self.batch, **how)
 
     def cost(self, networks: Networks) -> Cost:
         """Time the space and return the latency of its subnets."""
