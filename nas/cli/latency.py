@@ -93,8 +93,8 @@ def fit_latency(args: argparse.Namespace) -> None:
     require_model(args.output, source)
     table = read_csv(source)
     card: dict[str, object] = {"source": source.name}
-    folder = DeviceFolder.of_table(source)
-    if folder is not None and args.net is None:
+    folder = DeviceFolder.of_table(source) if args.net is None else None
+    if folder is not None:
         backbone, classes, width = folder.network.backbone, folder.network.classes, args.width_mult
         card |= {"net": folder.net, "batch": folder.batch}
         if width is not None:
