@@ -25,7 +25,8 @@ SCRIPT_LINES = 10
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "tensorboard")
 LIGHT = ("compofa/space", "compofa/networks", "nas/search", "nas/cost", "nas/report")
 """Folders whose modules load without them, but for those of ``MEASURING``."""
-MEASURING = ("nas/cost/fit", "nas/cost/block_regression", "nas/search/from_checkpoint")
+MEASURING = ("nas/cost/fit", "nas/cost/block_regression", "nas/cost/sampling",
+             "nas/search/from_checkpoint")  # fmt: skip
 """Beginnings of the paths of modules that measure and fit."""
 
 DEFINITIONS = ("compofa/space", "compofa/networks")

@@ -282,9 +282,10 @@ def test_measured_tables_are_read_back(call, tmp_path):
     result = call("measure", *argv, "--output", "tables", "--device", "cpu", "--batch-size", "2")
     assert result.status == 0 and "3 random subnets" in result.out
     assert sorted(path.name for path in Path("tables").iterdir()) == [
-        "16_lookup_table.yaml", "24_lookup_table.yaml",
+        "16_lookup_table.yaml", "24_lookup_table.yaml", "tables.json",
     ]  # fmt: skip
     backbone, space, _ = pipeline.named_space("compofa-small", 0.1, (16, 24))
+    assert load_cost("tables", backbone).error in result.out, "it travels with the tables"
     write_subnets("in.csv", space.arrays(space.enumerate_genes()), FORMAT, {})
     argv = [*argv[:4], "--input", "in.csv", "--output", "out.csv", "--latency-table", "tables"]
     assert call("predict", *argv, "--columns", "latency:cpu").status == 0

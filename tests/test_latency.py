@@ -15,8 +15,8 @@ from compofa.space.subnet import Subnet
 from nas.cost.base import macs_cost
 from nas.cost.devices import DEVICES, FittedDevice, load_cost
 from nas.cost.fit import fit_network
-from nas.cost.fitted import load_model
 from nas.cost.lookup import TableCost, layer_key, read_table, table_files
+from nas.cost.models import load_model
 from nas.model_file import MODELS
 from nas.tables import read_subnets
 from tools.fit.__main__ import main as fit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,12 @@ from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.objectives import column_names
+from nas.cost.served import served_resolutions
+from nas.cost.timing import RUNTIMES
 from nas.search import pipeline
+from nas.search.comparisons import require_priced, unless_unpriced
 from nas.search.evolution import extreme
+from nas.search.timed import ABOVE, time_found
 
 if TYPE_CHECKING:
     from nas.cost.base import Cost
@@ -127,6 +132,13 @@ def parser() -> Parser:
         metavar="N",
         help="images per batch when this machine is timed; 0 for 1 (cpu) or 64 (gpu)",
     )
+    p.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="what runs networks when this machine is timed: torch, in eager mode, or onnxruntime, "
+        "as they are exported (default: torch)",
+    )
     own = p.add_argument_group("with a trained checkpoint")
     own.add_argument("--data-path", "--imagenet-path", metavar="DIR", help="folder of its data set")
     own.add_argument(
@@ -151,6 +163,7 @@ def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, clas
         space=space,
         batch=args.batch_size,
         progress=not args.quiet,
+        runtime=args.runtime,
     )
 
 
@@ -199,6 +212,32 @@ def _comparisons(args: argparse.Namespace) -> list[str]:
     return names
 
 
+def _compared(args: argparse.Namespace, names: Sequence[str]) -> list[pipeline.Target]:
+    """Return the targets to compare with; those that nobody asked for may be left out."""
+
+    def opened(net: str) -> pipeline.Target:
+        target = _named_target(args, net)
+        require_priced(target.space, target.cost)
+        return target
+
+    if args.compare:
+        return [opened(net) for net in names]
+    found = [unless_unpriced(net, partial(opened, net)) for net in names]
+    return [target for target in found if target is not None]
+
+
+def _usual_resolutions(args: argparse.Namespace) -> tuple[int, ...]:
+    """Return the published resolutions, or those of them that the device serves."""
+    usual = pipeline.RESOLUTIONS
+    sizes = served_resolutions(args.target_hardware, usual, args.latency_table)
+    if sizes != usual:
+        log.info(
+            "resolutions %s, which %s was measured at", " ".join(map(str, sizes)),
+            args.latency_table or args.target_hardware,
+        )  # fmt: skip
+    return sizes
+
+
 def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[float]:
     if args.constraints:
         return args.constraints
@@ -213,7 +252,7 @@ def print_found(outcome: pipeline.Outcome) -> None:
     """Print the found subnets as a table, and the errors of cost and accuracy."""
     target, columns = outcome.targets[0], pipeline.found_columns(outcome)
     measured = "".join(f"  {name.replace('_', ' '):>16}" for name in outcome.measured)
-    unit = target.cost.unit
+    unit, above = target.cost.unit, outcome.measured.get(ABOVE, [0.0] * len(outcome.found))
     heading = f"{'budget':>9}  {'cost ' + unit:>12}  {'top-1 %':>8}{measured}"
     print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
     for row, found in enumerate(outcome.found):
@@ -222,6 +261,8 @@ def print_found(outcome: pipeline.Outcome) -> None:
             f"{found.budget:>9g}  {found.cost:>12.6g}  {found.accuracy:>8.2f}{cells}  "
             f"{columns['macs'][row]:>12,}  {columns['params'][row]:>10,}  {found.subnet}"
         )
+        if above[row]:
+            print(f"{'':>9}  its measured latency is above the budget")
         if found.slack:
             print(f"{'':>9}  every subnet of {target.name} meets this budget: it is not binding")
     how = "all of them compared" if outcome.found[0].exact else "evolution"
@@ -254,9 +295,13 @@ def _search(args: argparse.Namespace, output: Path) -> None:
 
         outcome = search_checkpoint(args, output, _cost, _run_search)
     else:
-        args.resolutions = args.resolutions or pipeline.RESOLUTIONS
-        targets = [_named_target(args, net) for net in [args.net, *_comparisons(args)]]
+        args.resolutions = args.resolutions or _usual_resolutions(args)
+        names = _comparisons(args)
+        targets = [_named_target(args, args.net), *_compared(args, names)]
         outcome = _run_search(args, targets)
+    outcome = time_found(
+        outcome, args.target_hardware, args.batch_size, args.runtime, not args.quiet
+    )
     paths = pipeline.write_outcome(outcome, output)
     print_found(outcome)
     print(f"written to {output}: {', '.join(path.name for path in paths)}")

@@ -13,6 +13,7 @@ from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.open import open_network
 from compofa.training.start import check_device
+from nas.cost.served import served_resolutions
 from nas.search import pipeline
 from nas.search.from_checkpoint import (
     Trained,
@@ -46,6 +47,8 @@ def search_checkpoint(
     check_device(device)
     opened = open_network(args.net)
     resolutions = search_resolutions(opened.checkpoint, args.resolutions)
+    if not args.resolutions:
+        resolutions = served_resolutions(args.target_hardware, resolutions, args.latency_table)
     trained = Trained(pipeline.network_name(args.net), opened, resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(opened.checkpoint, data)
@@ -75,7 +78,4 @@ def search_checkpoint(
         bar=not args.quiet,
     )
     outcome = run_search(args, targets)
-    bar = not args.quiet
-    return measure_found(
-        outcome, trained, evaluator("test"), args.target_hardware, args.batch_size, bar
-    )
+    return measure_found(outcome, trained, evaluator("test"))

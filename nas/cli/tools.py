@@ -13,13 +13,14 @@ import numpy as np
 
 from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
 from compofa.errors import ConfigError, SpaceError, TableError
-from compofa.io.atomic import is_stream, require_other
+from compofa.io.atomic import require_other
 from compofa.io.locks import exclusive
 from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays, arrays_of
 from compofa.space.search_space import SearchSpace
+from nas.cli import latency, sample
 from nas.cost.base import macs_cost, params_cost
-from nas.cost.devices import DEVICES, LocalDevice, load_cost
+from nas.cost.devices import DEVICES, load_cost
 from nas.search import pipeline
 from nas.search.evolution import require_finite
 from nas.tables import (
@@ -43,6 +44,8 @@ Devices, predictions for tables of subnets, measurements and fits. For example:
   python -m nas collect --net compofa-digits --samples 100 --output records.jsonl
   python -m nas fit-accuracy --input records.jsonl --output predictor.npz
   python -m nas measure --net compofa --output tables
+  python -m nas sample --net compofa --samples 60 --export onnx phone
+  python -m nas fit-latency --input phone/latency.csv --output phone.npz
 """
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -99,28 +102,12 @@ def parser() -> Parser:
         help="accuracy predictor to use instead of the shipped one",
     )
 
-    sub = add(
-        "measure", "time the layers of a space on this machine and write lookup tables", _measure
-    )
+    sub = add("sample", sample.TEXT, sample.sample)
+    sample.add_sample_options(sub)
+
+    sub = add("measure", latency.MEASURE, latency.measure)
     _add_network(sub)
-    local = [name for name, device in DEVICES.items() if isinstance(device, LocalDevice)]
-    sub.add_argument("--device", choices=local, default="cpu", help="device to time")
-    sub.add_argument(
-        "--batch-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="images per batch; 0 for 1 (cpu) or 64 (gpu)",
-    )
-    sub.add_argument(
-        "--resolutions",
-        type=int_list,
-        nargs="+",
-        metavar="R",
-        help="input resolutions (default: 160 176 192 208 224)",
-    )
-    sub.add_argument("--output", required=True, metavar="DIR", help="folder of R_lookup_table.yaml")
-    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    latency.add_measure_options(sub)
 
     sub = add(
         "collect", "measure the accuracy of random subnets of a checkpoint; resumable", _collect
@@ -174,16 +161,16 @@ def parser() -> Parser:
     )
     sub.add_argument("--name", default="custom", help="name of the model")
 
-    sub = add("fit-latency", "fit a latency model to measured networks", _fit_latency)
-    _add_fit(sub, "CSV with ks, e, d, r and latency_ms", "model (.npz)")
-    sub.add_argument("--column", default="latency_ms", help="column of the latency in ms")
-    sub.add_argument("--name", default="custom", help="name of the device")
-    _add_network(sub)
+    sub = add("fit-latency", latency.FIT, latency.fit_latency)
+    latency.add_fit_options(sub)
+    _add_network(sub, None)
     return p
 
 
-def _add_network(sub: Parser) -> None:
-    sub.add_argument("--net", default="compofa", metavar="ID", help=f"one of {', '.join(NETWORKS)}")
+def _add_network(sub: Parser, default: str | None = "compofa") -> None:
+    usual = "" if default else " (default: what network.json beside the table says, or compofa)"
+    known = f"one of {', '.join(NETWORKS)}{usual}"
+    sub.add_argument("--net", default=default, metavar="ID", help=known)
     sub.add_argument(
         "--width-mult",
         type=float,
@@ -266,20 +253,6 @@ def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str
         raise
 
 
-def _measure(args: argparse.Namespace) -> None:
-    from nas.cost.measured import measure
-
-    wanted = sorted({r for group in args.resolutions or [pipeline.RESOLUTIONS] for r in group})
-    backbone, space, classes = pipeline.named_space(args.net, args.width_mult, wanted)
-    device = DEVICES[args.device]
-    assert isinstance(device, LocalDevice)  # a choice of --device
-    settings = device.settings(args.batch_size)
-    cost = measure(backbone, space, classes, settings, progress=not args.quiet)
-    paths = cost.export(args.output, space)
-    print(f"{cost.name}: {cost.error}")
-    print(f"{len(paths)} lookup tables in {args.output}")
-
-
 def _collect(args: argparse.Namespace) -> None:
     import torch
 
@@ -338,7 +311,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     from nas.accuracy.fit import fit_accuracy
 
     source = Path(args.input)
-    _require_model(args.output, source)
+    latency.require_model(args.output, source)
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
         arrays, top1 = without_repeats(arrays, columns["top1"])
@@ -361,25 +334,6 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     print(f"{args.name}: {model.error}; written to {args.output}")
 
 
-def _fit_latency(args: argparse.Namespace) -> None:
-    from nas.cost.fit import fit_network
-
-    source = Path(args.input)
-    _require_model(args.output, source)
-    arrays, columns = read_subnets(source, [args.column])
-    backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
-    model = fit_network(arrays, columns[args.column], backbone, args.name)
-    model.save(args.output)
-    print(f"{args.name}: {model.error}; written to {args.output}")
-
-
-def _require_model(output: str, source: Path) -> None:
-    if is_stream(output):
-        raise ConfigError(f"--output: expected a file, for its card goes beside it, got {output}")
-    for file in (output, Path(output).with_suffix(".json")):
-        require_other(file, source)
-
-
 def _main(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if args.command in (
@@ -388,7 +342,7 @@ def _main(argv: Sequence[str] | None) -> None:
     ):  # the first writes nothing, the second has many ranks
         args.call(args)
         return
-    with exclusive(args.output, folder=args.command == "measure"):
+    with exclusive(args.output, folder=args.command in ("measure", "sample")):
         args.call(args)
 
 

@@ -21,8 +21,9 @@ from compofa.networks.kinds import LayerSpec
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 from nas.cost.base import Cost, LayerSumCost
-from nas.cost.fitted import LAYERS_NEAR, LayerModel, NetworkModel, load_model
+from nas.cost.fitted import LAYERS_NEAR, LayerModel
 from nas.cost.lookup import TableCost
+from nas.cost.models import LatencyModel, load_model
 from nas.cost.objectives import LayersCost
 from nas.model_file import MODELS, measured_width
 
@@ -41,6 +42,7 @@ class Networks:
         batch: Images per batch where this machine is timed; 0 for the device's default.
         cache: Folder of this machine's timings; by default the user's cache folder.
         progress: Whether to show a progress bar while timing.
+        runtime: What runs them there, one of :data:`nas.cost.timing.RUNTIMES`.
     """
 
     backbone: Backbone = MOBILENET_V3
@@ -49,6 +51,7 @@ class Networks:
     batch: int = 0
     cache: str | Path | None = None
     progress: bool = True
+    runtime: str = "torch"
 
     def require_space(self, device: str) -> SearchSpace:
         """Return the space.
@@ -137,12 +140,12 @@ class FittedDevice(Device):
     @property
     def error(self) -> str:
         """Held-out error, from the model's card."""
-        return self._load().error
+        return self.open().error
 
     @property
     def widths(self) -> str:
         """The width multipliers that the model serves."""
-        model = self._load()
+        model = self.open()
         width = measured_width(model.card) or 1.0
         if isinstance(model, LayerModel):
             return f"w{width / LAYERS_NEAR:g} to {width * LAYERS_NEAR:g}"
@@ -152,7 +155,8 @@ class FittedDevice(Device):
         """Return the cost of networks."""
         return _model_cost(MODELS / f"{self.model}.npz", networks)
 
-    def _load(self) -> LayerModel | NetworkModel:
+    def open(self) -> LatencyModel:
+        """Return its model."""
         return load_model(MODELS / f"{self.model}.npz")
 
 
@@ -173,28 +177,37 @@ class LocalDevice(Device):
         """Error of its cost."""
         return "compared with end-to-end latency when it is timed"
 
-    def settings(self, batch: int = 0) -> Settings:
-        """Return how to time it with ``batch`` images at once; 0 for the default."""
+    def settings(self, batch: int = 0, runtime: str = "torch") -> Settings:
+        """Return how to time it.
+
+        Args:
+            batch: Images per batch; 0 for the device's default.
+            runtime: One of :data:`nas.cost.timing.RUNTIMES`.
+        """
         from nas.cost import measured
 
-        return measured.Settings(self.name, self.torch_device, batch or self.batch)
+        how = {} if runtime == "torch" else {"runtime": runtime, "rounds": 3, "networks": 60}
+        return measured.Settings(self.name, self.torch_device, batch or self.batch, **how)
 
     def cost(self, networks: Networks) -> Cost:
-        """Time the layers of the space and return the latency of its subnets."""
+        """Time the space and return the latency of its subnets."""
+        settings = self.settings(networks.batch, networks.runtime)
+        of = (networks.backbone, networks.require_space(self.name), networks.classes)
+        if settings.runtime == "onnxruntime":
+            from nas.cost.measured_onnx import measure_onnx
+
+            return measure_onnx(*of, settings, networks.cache, networks.progress)
         from nas.cost.measured import measure
 
-        return measure(
-            networks.backbone, networks.require_space(self.name), networks.classes,
-            self.settings(networks.batch), networks.cache, networks.progress,
-        )  # fmt: skip
+        return measure(*of, settings, networks.cache, networks.progress)
 
     def time(self, subnets: Sequence[Subnet], networks: Networks) -> np.ndarray:
         """Return the end-to-end latency of each subnet, ms [n]."""
         from nas.cost.measured import time_networks
 
         return time_networks(
-            subnets, networks.backbone, networks.classes, self.settings(networks.batch),
-            networks.cache, networks.progress,
+            subnets, networks.backbone, networks.classes,
+            self.settings(networks.batch, networks.runtime), networks.cache, networks.progress,
         )  # fmt: skip
 
 
@@ -263,6 +276,7 @@ def load_cost(
     batch: int = 0,
     cache: str | Path | None = None,
     progress: bool = True,
+    runtime: str = "torch",
 ) -> Cost:
     """Return the cost of networks on a device.
 
@@ -276,16 +290,22 @@ def load_cost(
         batch: Images per batch on a device of this machine; 0 for its default.
         cache: Folder of this machine's timings.
         progress: Whether to show a progress bar while timing.
+        runtime: What runs networks on a device of this machine, one of
+            :data:`nas.cost.timing.RUNTIMES`.
 
     Raises:
-        ConfigError: The device is unknown, or its batch size cannot be chosen.
+        ConfigError: The device is unknown, or its batch size or runtime cannot be chosen.
         TableError: It was measured on another backbone or width, or its file cannot be used.
     """
-    networks = Networks(backbone, classes, space, batch, cache, progress)
+    networks = Networks(backbone, classes, space, batch, cache, progress, runtime)
     entry = DEVICES.get(str(device))
     if batch and (table is not None or not isinstance(entry, LocalDevice)):
         raise ConfigError(
             f"expected no batch size for {table or device}, which is not timed here, got {batch}"
+        )
+    if runtime != "torch" and (table is not None or not isinstance(entry, LocalDevice)):
+        raise ConfigError(
+            f"expected no runtime for {table or device}, which is not timed here, got {runtime}"
         )
     if table is not None:
         cost = TableCost(table, backbone, classes)

@@ -22,7 +22,11 @@ WORTH = 0.98
 
 
 def fit_network(
-    arrays: SubnetArrays, latency_ms: np.ndarray, backbone: Backbone, name: str = "network"
+    arrays: SubnetArrays,
+    latency_ms: np.ndarray,
+    backbone: Backbone,
+    name: str = "network",
+    progress: bool = False,
 ) -> NetworkModel:
     """Fit a model to measured networks and measure its held-out error.
 
@@ -31,6 +35,7 @@ def fit_network(
         latency_ms: Their latencies in ms, [n], above 0.
         backbone: Backbone of the networks.
         name: Name of the device.
+        progress: Whether to show a progress bar.
 
     Raises:
         TableError: Too few rows, latencies that are not positive, or networks with elastic widths,
@@ -47,7 +52,7 @@ def fit_network(
     if not (np.isfinite(latency_ms).all() and latency_ms.min() > 0):
         raise TableError("expected latencies above 0 ms, got others")
     design = BlockRegression(backbone, arrays)
-    held_out = _held_out(design, arrays, latency_ms)
+    held_out = _held_out(design, arrays, latency_ms, progress)
     corrected = held_out["corrected"]["mape"] < WORTH * held_out["sum"]["mape"]
     chosen = held_out["corrected" if corrected else "sum"]
     model = _fit(design, arrays, latency_ms, corrected)
@@ -90,15 +95,22 @@ def _fit(
     return NetworkModel(model, {"name": "network", "kind": NetworkModel.kind})
 
 
+def network_folds(arrays: SubnetArrays) -> np.ndarray:
+    """Return the fold of each row, [n]: equal for one network at several resolutions."""
+    held = np.concatenate([*arrays.blocks.values(), arrays.outer], axis=1)
+    _, network = np.unique(held, axis=0, return_inverse=True)
+    network = network.reshape(-1)
+    return rng("latency-folds").permutation(network.max() + 1)[network] % FOLDS
+
+
 def _held_out(
-    design: BlockRegression, arrays: SubnetArrays, latency_ms: np.ndarray
+    design: BlockRegression, arrays: SubnetArrays, latency_ms: np.ndarray, progress: bool
 ) -> dict[str, dict[str, float]]:
     """Return the held-out errors (percent) of the sum, of the corrected sum and of the ridge."""
+    from tqdm import tqdm
+
     ks, e, r = arrays.blocks["kernel"], arrays.blocks["expand"], arrays.resolutions
-    _, network = np.unique(np.concatenate([ks, e], axis=1), axis=0, return_inverse=True)
-    network = network.reshape(-1)
-    order = rng("latency-folds").permutation(network.max() + 1)
-    fold = order[network] % FOLDS
+    fold = network_folds(arrays)
     size = (r[:, None] - r.mean()) / 32
     hot = np.concatenate(
         [ks[:, :, None] == design.kernels, e[:, :, None] == design.expands], axis=2
@@ -106,7 +118,7 @@ def _held_out(
     hot = np.concatenate([hot, np.ones((len(r), 1))], axis=1)
     x = np.concatenate([hot, hot * size, hot * size**2], axis=1)
     predicted = {name: np.empty(len(r)) for name in ("sum", "corrected", "ridge")}
-    for index in range(FOLDS):
+    for index in tqdm(range(FOLDS), desc="cross-validation", disable=not progress):
         train, test = fold != index, fold == index
         kept, left = (arrays[rows] for rows in (train, test))
         model = _fit(design, kept, latency_ms[train], corrected=True)
@@ -115,10 +127,11 @@ def _held_out(
         gram = x[train].T @ x[train] + np.eye(x.shape[1])
         ridge = np.linalg.solve(gram, x[train].T @ latency_ms[train])
         predicted["ridge"][test] = x[test] @ ridge
-    return {name: _errors(values, latency_ms) for name, values in predicted.items()}
+    return {name: errors(values, latency_ms) for name, values in predicted.items()}
 
 
-def _errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    """Return the relative error of predictions, percent: ``mape``, ``median`` and ``p95``."""
     error = 100 * np.abs(predicted / measured - 1)
     figures = {"mape": error.mean(), "median": np.median(error), "p95": np.percentile(error, 95)}
     return {name: round(float(value), 3) for name, value in figures.items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compofa.errors import CompofaError, SpaceError, TableError
+from compofa.errors import SpaceError, TableError
 from compofa.networks.backbone import Backbone
 from compofa.networks.kinds import LayerSpec
 from compofa.space.arrays import SubnetArrays
@@ -25,7 +25,6 @@ from nas.model_file import (
     card_text,
     check_arrays,
     measured_width,
-    read_model,
     require_near,
     write_model,
 )
@@ -133,6 +132,28 @@ class FittedModel:
         """Held-out error, from the card."""
         return card_text(self.card, "error", "error not recorded")
 
+    def serves(self, resolution: int) -> bool:
+        """Whether the model predicts networks of this resolution."""
+        raise NotImplementedError
+
+    @property
+    def measured_resolutions(self) -> tuple[int, ...]:
+        """Resolutions of the measured networks, as far as they were recorded."""
+        return ()
+
+    def require_measured(self, backbone: Backbone) -> None:
+        """Check that networks are of the measured backbone and width.
+
+        Raises:
+            TableError: They are of another.
+        """
+        name, width = self.card.get("backbone"), self.card.get("width_mult")
+        if name != backbone.name or width != backbone.width_mult:
+            raise TableError(
+                f"the latency model {self.name} was measured on {name} of width multiplier "
+                f"{width}, not on {backbone.name} of {backbone.width_mult:g}"
+            )
+
     def save(self, path: str | Path) -> None:
         """Write the arrays to ``path`` (.npz, no pickle) and the card beside it (.json)."""
         write_model(path, self.arrays, self.card)
@@ -183,6 +204,11 @@ class LayerModel(FittedModel):
         name = f"the latency model {self.name}"
         require_near(name, measured_width(self.card), backbone.width_mult, LAYERS_NEAR)
         return _LayerModelCost(self, backbone, classes)
+
+    def serves(self, resolution: int) -> bool:
+        """Whether the resolution is within the measured range."""
+        low, high = self.arrays["resolution_range"].tolist()
+        return low <= resolution <= high
 
 
 class _LayerModelCost(LayerSumCost):
@@ -313,30 +339,14 @@ class NetworkModel(FittedModel):
         Raises:
             TableError: It was measured on another backbone or width.
         """
-        name, width = self.card.get("backbone"), self.card.get("width_mult")
-        if name != backbone.name or width != backbone.width_mult:
-            raise TableError(
-                f"the latency model {self.name} was measured on {name} of width multiplier "
-                f"{width}, not on {backbone.name} of {backbone.width_mult:g}"
-            )
+        self.require_measured(backbone)
         return self
 
+    def serves(self, resolution: int) -> bool:
+        """Whether networks of this resolution were measured."""
+        return resolution in self.measured_resolutions
 
-_KINDS = {model.kind: model for model in (LayerModel, NetworkModel)}
-
-
-def load_model(path: str | Path) -> LayerModel | NetworkModel:
-    """Read a latency model: ``path`` (.npz) and its card (.json).
-
-    Raises:
-        TableError: A file is missing, malformed or something else.
-    """
-    expected = "a latency model written by fit-latency"
-    arrays, card = read_model(path, expected)
-    kind = card.get("kind")
-    if kind not in _KINDS:
-        raise TableError(f"{path}: expected {expected}, got a card of kind {kind!r:.40}")
-    try:
-        return _KINDS[kind](arrays, card)
-    except CompofaError as error:
-        raise TableError(f"{path}: expected {expected}, got: {error}") from error
+    @property
+    def measured_resolutions(self) -> tuple[int, ...]:
+        """The resolutions of the measured networks."""
+        return tuple(int(value) for value in self.arrays["resolutions"])

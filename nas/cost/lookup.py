@@ -9,6 +9,7 @@ This module needs NumPy and PyYAML alone.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from compofa.errors import SpaceError, TableError
-from compofa.io.untrusted import parse_yaml, printable, read_text
+from compofa.io.atomic import write_text_atomic
+from compofa.io.untrusted import parse_json, parse_yaml, printable, read_text
 from compofa.networks.backbone import Backbone
 from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import layout
 from nas.cost.base import LayerSumCost
+from nas.model_file import card_text
 
 MAX_FILE_BYTES = 8 << 20
 WIDTHS = (0.25, 0.35, 0.5, 0.65, 0.75, 0.8, 1.0, 1.1, 1.2, 1.25, 1.3, 1.4, 1.5, 1.75, 2.0)
 """Width multipliers that are tried to say which network a table was measured on."""
+
+CARD = "tables.json"
+"""File beside tables that were measured here: name of the device, and error of their sums."""
 
 _FILE = re.compile(r"(\d{1,4})_lookup_table\.ya?ml")
 _KEY = re.compile(r"[A-Za-z]\w*-[A-Za-z0-9_:-]+:", re.ASCII)
@@ -159,7 +165,7 @@ class TableCost(LayerSumCost):
             self._unused,
             printable(self.folder.name),
             "ms",
-            "sums of measured layers",
+            card_text(_read_card(self.folder), "error", "sums of measured layers"),
         )
 
     @staticmethod
@@ -202,6 +208,56 @@ class TableCost(LayerSumCost):
         else:
             reason = f"which fits width multiplier {fits:g}, not {width:g}"
         raise TableError(f"{self.files[resolution]}: no entry for the layer {key}, {reason}")
+
+
+def write_tables(
+    folder: str | Path,
+    tables: Mapping[int, Mapping[str, tuple[float, int]]],
+    name: str,
+    error: str,
+) -> list[Path]:
+    """Write lookup tables in the published format, and beside them what is known of their error.
+
+    Args:
+        folder: Their folder.
+        tables: By resolution and layer key: mean in ms, and number of samples.
+        name: Name of the device.
+        error: Error of the sums.
+
+    Returns:
+        The files of the tables.
+    """
+    paths = []
+    for r, table in tables.items():
+        lines = [
+            line
+            for key, (mean, count) in table.items()
+            for line in (f"{key}:", f"  count: {count}", f"  mean: {mean:.9f}")
+        ]
+        paths.append(Path(folder) / f"{r}_lookup_table.yaml")
+        write_text_atomic(paths[-1], "\n".join(lines) + "\n")
+    write_text_atomic(
+        Path(folder) / CARD, json.dumps({"name": name, "error": error}, indent=2) + "\n"
+    )
+    return paths
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """Return what stands beside tables of their error; empty where nothing does.
+
+    Raises:
+        TableError: It is no such file.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    try:
+        card = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: expected the card of lookup tables, got: {error}") from None
+    if not isinstance(card, dict):
+        raise TableError(f"{path}: expected a JSON object, got {type(card).__name__}")
+    return card
 
 
 def table_files(folder: str | Path) -> dict[int, Path]:

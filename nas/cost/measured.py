@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from compofa.errors import TableError
-from compofa.io.atomic import write_text_atomic
 from compofa.networks.backbone import Backbone
 from compofa.networks.kinds import LayerSpec
 from compofa.networks.layout import layout
@@ -30,7 +29,7 @@ from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 from nas.cost.base import LayerSumCost
-from nas.cost.lookup import layer_key
+from nas.cost.lookup import layer_key, write_tables
 from nas.cost.timing import Samples, Settings, Stopwatch, cache_folder, machine
 
 NETWORK_VISIT = 20
@@ -150,18 +149,15 @@ class MachineCost(LayerSumCost):
         that of the first layer (which is kept at 0 or above).
         """
         intercept, slope = self.line
-        paths = []
+        tables: dict[int, dict[str, tuple[float, int]]] = {}
         for r, layers in space_layers(self.backbone, space, self.classes).items():
-            lines = []
+            tables[r] = {}
             for layer in layers:
                 key = layer_key(layer)
                 mean = slope * self.samples.latency_ms(key)
                 mean = max(mean + intercept, 0.0) if layer.name == "stem" else mean
-                count = self.samples.count(key)
-                lines += [f"{key}:", f"  count: {count}", f"  mean: {mean:.9f}"]
-            paths.append(Path(folder) / f"{r}_lookup_table.yaml")
-            write_text_atomic(paths[-1], "\n".join(lines) + "\n")
-        return paths
+                tables[r][key] = mean, self.samples.count(key)
+        return write_tables(folder, tables, self.name, self.error)
 
 
 def measure(
@@ -195,7 +191,7 @@ def measure(
     with Samples.alone(folder or cache_folder(), identity) as samples:
         _rounds(timed, samples, settings, progress)
     cost = MachineCost(backbone, classes, samples, identity, settings.device)
-    measured = np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])
+    measured = np.array([samples.latency_ms(network_key(backbone, s, classes)) for s in subnets])
     half = settings.networks
     cost.fit_line(space.arrays_of(subnets[:half]), measured[:half])
     cost.check_error(space.arrays_of(subnets[half:]), measured[half:])
@@ -225,7 +221,7 @@ def _timed_networks(
         shape = [watch.settings.batch, 3, subnet.resolution, subnet.resolution]
         return watch.run(module, shape, NETWORK_VISIT * watch.settings.visit_ms)
 
-    return {_network_key(backbone, subnet, classes): partial(timed, subnet) for subnet in subnets}
+    return {network_key(backbone, subnet, classes): partial(timed, subnet) for subnet in subnets}
 
 
 def _rounds(
@@ -244,7 +240,8 @@ def _rounds(
                     bar.update()
 
 
-def _network_key(backbone: Backbone, subnet: Subnet, classes: int) -> str:
+def network_key(backbone: Backbone, subnet: Subnet, classes: int) -> str:
+    """Return the key of a whole network's samples in the cache."""
     text = json.dumps([backbone.name, backbone.width_mult, classes, subnet.to_config()])
     return f"network-{derive_seed(text):016x}"
 
@@ -259,7 +256,12 @@ def time_networks(
 ) -> np.ndarray:
     """Time networks end to end on this machine, ms [n]; arguments as for :func:`measure`."""
     settings = settings or Settings()
-    timed = _timed_networks(subnets, backbone, classes, Stopwatch(settings))
+    if settings.runtime == "onnxruntime":
+        from nas.cost.measured_onnx import timed_networks
+
+        timed = timed_networks(subnets, backbone, classes, settings)
+    else:
+        timed = _timed_networks(subnets, backbone, classes, Stopwatch(settings))
     with Samples.alone(folder or cache_folder(), machine(settings)) as samples:
         _rounds(timed, samples, settings, progress)
-    return np.array([samples.latency_ms(_network_key(backbone, s, classes)) for s in subnets])
+    return np.array([samples.latency_ms(network_key(backbone, s, classes)) for s in subnets])

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
+RUNTIMES = ("torch", "onnxruntime")
+"""What can run networks on this machine: torch in eager mode, ONNX Runtime as exported."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to time.
@@ -41,8 +46,10 @@ class Settings:
         batch: Images per batch.
         rounds: Passes over all layers; a layer's latency is the mean of its two best samples.
         visit_ms: Time per layer and round, at least five runs; the best one is the sample.
-        networks: Random subnets timed end to end to fit the line, and as many again to check it.
+        networks: Random subnets timed end to end to fit the line, and as many again to check it; in
+            ONNX Runtime the subnets that the model is fitted to.
         seed: Seed of those subnets.
+        runtime: What runs them, one of :data:`RUNTIMES`.
     """
 
     device: str = "cpu"
@@ -52,6 +59,7 @@ class Settings:
     visit_ms: float = 5.0
     networks: int = 10
     seed: int = 0
+    runtime: str = "torch"
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.rounds < 1 or self.visit_ms <= 0 or self.networks < 3:
@@ -70,12 +78,15 @@ def machine(settings: Settings) -> dict[str, Any]:
     import torch
 
     kind = torch.device(settings.torch_device).type
+    versions = {"torch": torch.__version__}
+    if settings.runtime == "onnxruntime":
+        versions = {"onnxruntime": metadata.version("onnxruntime")}
     if kind != "cpu" and not torch.get_device_module(kind).is_available():
         raise ConfigError(f"expected a {kind.upper()} device for {settings.device}, got none")
     return {
         "device": settings.device,
         "processor": torch.cuda.get_device_name() if kind == "cuda" else _cpu_name(),
-        "torch": torch.__version__,
+        **versions,
         "threads": torch.get_num_threads(),
         "batch": settings.batch,
     }

@@ -22,7 +22,7 @@ from compofa.space.subnet import Subnet
 from nas.accuracy.base import AccuracyModel
 from nas.accuracy.collect import collect, draw_subnets
 from nas.cost.base import Cost
-from nas.cost.devices import DEVICES, LocalDevice, Networks
+from nas.search.comparisons import require_priced, unless_unpriced
 from nas.search.pipeline import Outcome, Target, accuracy_model
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,19 @@ def trained_targets(
         accuracy = accuracy_model(predictor, network.backbone.width_mult)
     else:
         subnets = _drawn(spaces, samples, seed)
-    costs = [load_cost(network.backbone, space, network.classes) for space in spaces]
+    costs = [load_cost(network.backbone, trained.space, network.classes)]
+    if len(spaces) > 1:
+
+        def priced() -> Cost:
+            cost = load_cost(network.backbone, spaces[1], network.classes)
+            require_priced(spaces[1], cost)
+            return cost
+
+        free = unless_unpriced(spaces[1].name, priced)
+        costs += [free] if free is not None else []
+    if len(costs) < len(spaces):
+        spaces = spaces[:1]
+        subnets = _drawn(spaces, samples, seed) if predictor is None else []
     if predictor is None:
         records = collect(
             trained.opened, trained.name, subnets,
@@ -167,18 +179,13 @@ def fit_records(
     return fit_accuracy(arrays, top1, name=name, card=card)
 
 
-def measure_found(
-    outcome: Outcome, trained: Trained, evaluator: Evaluator, device: str, batch: int, bar: bool
-) -> Outcome:
-    """Measure the accuracy of the found subnets, and their latency if this machine is the device.
+def measure_found(outcome: Outcome, trained: Trained, evaluator: Evaluator) -> Outcome:
+    """Measure the accuracy of the found subnets.
 
     Args:
         outcome: Outcome of the search.
         trained: The supernet.
         evaluator: Measures accuracy on the test images.
-        device: Device of the search; one of this machine is timed end to end.
-        batch: Batch size for timing; 0 for the device's default.
-        bar: Whether to show progress bars.
     """
     supernet = trained.opened.network.to(evaluator.device)
     subnets = [found.subnet for found in outcome.found]
@@ -187,12 +194,6 @@ def measure_found(
             evaluator.measure(supernet, subnet, trained.name).top1 for subnet in subnets
         ]
     }
-    entry = DEVICES.get(device)
-    if isinstance(entry, LocalDevice):
-        network = trained.opened.spec
-        networks = Networks(network.backbone, network.classes, batch=batch, progress=bar)
-        times = entry.time(subnets, networks)
-        measured["measured_latency_ms"] = [float(value) for value in times]
     return replace(outcome, measured=measured)
 
 
