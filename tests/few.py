@@ -9,6 +9,7 @@ from sklearn.utils import Bunch
 from compofa.space.arrays import SubnetArrays
 from compofa.space.choice import Choice
 from compofa.space.stage_space import StageSpace
+from compofa.training.context import Callback
 
 
 def first_digits(count: int = 150) -> Bunch:
@@ -53,3 +54,13 @@ def floats(arrays: SubnetArrays) -> SubnetArrays:
         {name: values.astype(float) for name, values in arrays.blocks.items()},
         *(values.astype(float) for values in (arrays.depths, arrays.resolutions, arrays.outer)),
     )
+
+
+class AfterEpoch(Callback):
+    """Calls a function with the number of epochs done after each."""
+
+    def __init__(self, call) -> None:
+        self.call = call
+
+    def on_epoch(self, run, metrics) -> None:
+        self.call(metrics["epoch"] + 1)

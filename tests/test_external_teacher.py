@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from calls import called
+from few import AfterEpoch
 from torch import nn
 
 from compofa.cli import train as command
@@ -197,7 +198,7 @@ def test_a_module_teaches_and_is_needed_again(start, tmp_path) -> None:
 
     part = tmp_path / "part"
     with pytest.raises(Stop):
-        train(config, part, bar=False, teacher=Mean(), after_epoch=stop)
+        train(config, part, bar=False, teacher=Mean(), callbacks=[AfterEpoch(stop)])
     for wrong in (None, Mean(seed=1), nn.Identity()):
         with pytest.raises(ConfigError, match="teacher"):
             train(config, part, bar=False, resume=True, teacher=wrong)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from few import AfterEpoch
 
 import compofa.io.open
 from compofa.cli import evaluate
@@ -142,7 +143,7 @@ def test_resumed_is_uninterrupted(supernet, tmp_path):
 
     whole = go(config_of(supernet), tmp_path / "whole")
     with pytest.raises(StopError):
-        go(config_of(supernet), tmp_path / "cut", after_epoch=stop)
+        go(config_of(supernet), tmp_path / "cut", callbacks=[AfterEpoch(stop)])
     resumed = go(config_of(supernet), tmp_path / "cut", resume=True)
     mine, other = (load_checkpoint(r.last).weights for r in (resumed, whole))
     assert all(torch.equal(value, other[name]) for name, value in mine.items())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from few import AfterEpoch
 from torch import Tensor, nn
 
 from compofa.data import load_dataset
@@ -466,7 +467,7 @@ def test_with_everything_on_a_resumed_run_equals_an_uninterrupted_one(tmp_path: 
     with suppress(StoppedError):  # after the first step of the second epoch
         train(
             config, tmp_path / "cut", bar=False, stop=stop,
-            after_epoch=lambda done: setattr(stop, "requested", signal.SIGTERM),
+            callbacks=[AfterEpoch(lambda done: setattr(stop, "requested", signal.SIGTERM))],
         )  # fmt: skip
     cut = load_checkpoint(tmp_path / "cut" / "supernet-1" / "last.pt")
     assert cut.training["trainer"]["tally"]["steps"] == 1

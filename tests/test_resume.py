@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sklearn.datasets
 import torch
+from few import AfterEpoch
 from sklearn.utils import Bunch
 
 from compofa.errors import CheckpointError, CompofaError, ConfigError
@@ -59,7 +60,7 @@ def go(folder: Path, stop_after: int | None = None, **more: Any) -> RunResult:
             raise StopError
 
     config = TrainConfig(**{**SMALL, **more})
-    return train(config, folder, bar=False, after_epoch=after_epoch, **keywords)
+    return train(config, folder, bar=False, callbacks=[AfterEpoch(after_epoch)], **keywords)
 
 
 @pytest.fixture(scope="module")

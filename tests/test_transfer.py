@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from few import AfterEpoch
 
 from compofa.cli.train import main
 from compofa.data import Normalisation, load_dataset
@@ -74,9 +75,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go(output: Path, init: Path | str | None, task: str = "compound", **more: Any) -> RunResult:
-    resume = {
-        name: more.pop(name) for name in ("resume", "after_epoch", "overwrite") if name in more
-    }
+    resume = {name: more.pop(name) for name in ("resume", "callbacks", "overwrite") if name in more}
     config = TrainConfig(task=task, init_path=init and str(init), **{**TINY, **more})
     return train(config, output, bar=False, **resume)
 
@@ -245,7 +244,7 @@ def test_resumed_is_uninterrupted(letters, tmp_path, quick, monkeypatch, after):
 
     if after == "compound":
         with pytest.raises(StopError):
-            go(tmp_path / "cut", letters, epochs=2, after_epoch=stop)
+            go(tmp_path / "cut", letters, epochs=2, callbacks=[AfterEpoch(stop)])
     else:
         with monkeypatch.context() as patch:
             real = starting.build
@@ -280,7 +279,7 @@ def test_the_largest_subnet_teaches_as_it_is_if_it_knows_the_classes(tmp_path, m
     whole = go(tmp_path / "whole", path, epochs=2)
     assert [p.name for p in (tmp_path / "whole").iterdir() if p.is_dir()] == ["compound-1"]
     with pytest.raises(StopError):
-        go(tmp_path / "cut", path, epochs=2, after_epoch=stop)
+        go(tmp_path / "cut", path, epochs=2, callbacks=[AfterEpoch(stop)])
     resumed = go(tmp_path / "cut", path, epochs=2, resume=True)
     mine, other = (load_checkpoint(result.last).weights for result in (resumed, whole))
     assert all(torch.equal(value, other[name]) for name, value in mine.items())

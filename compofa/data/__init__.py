@@ -22,6 +22,7 @@ _LAZY = {
     "ImageSource": "sources",
     "MemorySource": "sources",
     "FilesSource": "sources",
+    "DatasetSource": "torch_datasets",
     "DataSplits": "datasets",
     "load_dataset": "datasets",
     "SampleKey": "sampling",

@@ -38,6 +38,17 @@ class ImageSource(ABC):
             UnreadableImageError: The file cannot be decoded.
         """
 
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """Return width and height of one image, in pixels.
+
+        Raises:
+            UnreadableImageError: The file cannot be decoded.
+        """
+        image = self.load(index)
+        if isinstance(image, Image.Image):
+            return image.size
+        return image.shape[-1], image.shape[-2]
+
     @abstractmethod
     def subset(self, indices: NDArray[np.integer]) -> "ImageSource":
         """Return a source of the images at ``indices``, in this order."""

@@ -8,12 +8,12 @@ import numpy as np
 
 from compofa.data.datasets import DataSplits
 from compofa.data.decoding import UnreadableImageError
-from compofa.data.sources import FilesSource, ImageSource
+from compofa.data.sources import ImageSource
 from compofa.errors import DataError
 from compofa.seeds import rng
 
 SAMPLE = 256
-"""Images whose headers are read, at most."""
+"""Images whose sizes are read, at most; of files, from their headers."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def survey(splits: DataSplits) -> Survey:
     counts = np.bincount(splits.train.targets, minlength=len(splits.classes))
     sides = _shorter_sides(splits.train)
     low, side, high = (int(value) for value in np.percentile(sides, (10, 50, 90)))
-    files = isinstance(splits.train, FilesSource) and splits.train.size is None
+    files = splits.train.size is None
     return Survey(
         len(splits.train), len(splits.validation), splits.classes, int(counts.min()),
         int(counts.max()), side, (low, high), files,
@@ -66,9 +66,9 @@ def survey(splits: DataSplits) -> Survey:
 
 
 def _shorter_sides(source: ImageSource) -> list[int]:
-    """Return the shorter sides of at most :data:`SAMPLE` images, from their files' headers."""
-    if source.size is not None or not isinstance(source, FilesSource):
-        return [source.size or 0]
+    """Return the shorter sides of at most :data:`SAMPLE` images."""
+    if source.size is not None:
+        return [source.size]
     count = min(SAMPLE, len(source))
     sides, broken = [], []
     for index in rng(0, "survey").choice(len(source), count, replace=False):

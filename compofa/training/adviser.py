@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compofa.data import dataset_info, load_dataset
+from compofa.data import DataSplits, dataset_info, load_dataset
 from compofa.data.loaders import most_workers
 from compofa.data.survey import Survey, survey
 from compofa.errors import ConfigError
@@ -56,6 +56,7 @@ class Adviser:
         initial: The network of ``config.init_path``, if it is open already.
         ranks: Ranks on this machine, which share its memory and CPUs.
         resumed: Whether the run is resumed: its settings stay, whatever memory is free.
+        splits: The data set, if it was given from Python.
 
     Attributes:
         notes: Lines to log before a phase is trained, by the name of its folder: pairs (level,
@@ -69,10 +70,11 @@ class Adviser:
         initial: OpenedNetwork | None = None,
         ranks: int = 1,
         resumed: bool = False,
+        splits: DataSplits | None = None,
     ) -> None:
         self.given, self.ranks, self.resumed = config, ranks, resumed
         self.output = None if output is None else Path(output)
-        self._initial, self._found = initial, None
+        self._initial, self._found, self._splits = initial, None, splits
         self.notes: dict[str, list[tuple[int, str]]] = {}
 
     def use(self, config: TrainConfig) -> None:
@@ -92,6 +94,8 @@ class Adviser:
         return self._found
 
     def _survey(self) -> Survey:
+        if self._splits is not None:
+            return survey(self._splits)
         config, logger = self.given, logging.getLogger("compofa.data")
         level = logger.level
         logger.setLevel(logging.WARNING)  # the phase reads the data set again, and says how

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compofa.data import DataSplits, load_dataset
 from compofa.data.identity import DataIdentity, identify
@@ -25,6 +25,7 @@ from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.space.subnet import Number
 from compofa.training.config import TrainConfig
+from compofa.training.context import RunContext
 from compofa.training.device import check_device
 from compofa.training.external import external_teacher
 from compofa.training.predecessors import (
@@ -79,36 +80,29 @@ class Start:
 
 def start_phase(
     config: TrainConfig,
-    output: Path,
-    folder: Path,
+    context: RunContext,
     resume: bool,
     overwrite: bool,
     train_first: TrainFirst,
-    backend: Backend,
-    initial: OpenedNetwork | None,
-    bar: bool = False,
-    module: nn.Module | None = None,
 ) -> Start:
     """Load and build what a phase trains from, without writing to its folder.
 
     Args:
         config: Resolved settings.
-        output: Folder of the run.
-        folder: Folder of the phase.
+        context: What the phases of the run share.
         resume: Whether to continue from the phase's last checkpoint.
         overwrite: Whether an existing run may be replaced.
         train_first: Trains a missing teacher.
-        backend: Ranks that all call this.
-        initial: The network of ``config.init_path``, if it is open already.
-        bar: Whether to show progress bars.
-        module: The teacher, if it was given from Python.
 
     Raises:
         CompofaError: A user error.
     """
+    backend, output, initial = context.backend, context.output, context.initial
+    folder = output / config.recipe_phase.folder
     saved = backend.from_main(lambda: load_resumable(config, folder, resume, overwrite))
     begun: Checkpoint | None = saved["checkpoint"] if saved else None
-    splits = _load_data(config, backend, by_position=begun is not None and begun.data is None)
+    by_position = begun is not None and begun.data is None
+    splits = _load_data(config, backend, context.splits, by_position)
     single = config.recipe_phase.single
     spec: Network | None = config.network(len(splits.classes)) if config.net else None
     teacher_path, initial_path = "", config.init_path
@@ -155,8 +149,8 @@ def start_phase(
     if config.teacher:
         weights = teacher_path or config.teacher_path
         before = origins.get("teacher")
-        make = partial(external_teacher, config, splits, output, weights, before, module)
-        teacher, origin = make() if module is not None else backend.from_main(make)
+        make = partial(external_teacher, config, splits, output, weights, before, context.teacher)
+        teacher, origin = make() if context.teacher is not None else backend.from_main(make)
         teacher, origins = teacher.to(device), {**origins, "teacher": origin}
     elif teacher_path:
         teacher = backend.from_main(
@@ -177,7 +171,7 @@ def start_phase(
         net.load_state_dict(weights)
     if not saved:
         data = backend.from_main(lambda: _identify(splits, config.seed, before))
-    trainer = Trainer(config, net.to(device), teacher, splits, backend, bar)
+    trainer = Trainer(config, net.to(device), teacher, splits, backend, context.bar)
     if saved:
         trainer.state.load_state_dict(training, saved["ranks"])
         if saved["ranks"] != backend.size:
@@ -192,10 +186,12 @@ def start_phase(
     return Start(splits, spec, trainer, origins, data, saved["path"] if saved else None)
 
 
-def _load_data(config: TrainConfig, backend: Backend, by_position: bool) -> DataSplits:
-    """Load the data set, which must be the same on all ranks."""
+def _load_data(
+    config: TrainConfig, backend: Backend, given: DataSplits | None, by_position: bool
+) -> DataSplits:
+    """Load the data set, which must be the same on all ranks, unless it is given."""
     backend.local_main_first(lambda: check_device(config.device, config.amp, backend.size))
-    splits = backend.local_main_first(
+    splits = given or backend.local_main_first(
         lambda: load_dataset(
             config.dataset,
             config.data_path,

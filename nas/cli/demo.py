@@ -50,13 +50,16 @@ def _demo(args: argparse.Namespace) -> None:
     from compofa.io.checkpoint import load_checkpoint, save_checkpoint
     from compofa.io.records import write_csv
     from compofa.plots import plot_accuracy
+    from compofa.training.adviser import Adviser
+    from compofa.training.context import RunContext
     from compofa.training.run import train_phase
 
     started = time.perf_counter()
     config = TrainConfig(fixed_kernel=True, seed=args.seed, epochs=args.epochs).resolved()
     shutil.rmtree(args.output / "teacher", ignore_errors=True)
     with logging_redirect_tqdm():
-        result = train_phase(config, args.output, overwrite=True, bar=not args.quiet)
+        context = RunContext(args.output, Adviser(config, args.output), bar=not args.quiet)
+        result = train_phase(config, context, overwrite=True)
     path = args.output / "compofa-digits.pt"
     save_checkpoint(path, load_checkpoint(result.best).slim())
     checkpoint = load_checkpoint(path)

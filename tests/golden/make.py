@@ -191,7 +191,7 @@ def make_files(folder: Path) -> None:
     with suppress(StoppedError):  # after the first step of the second epoch
         train(
             TrainConfig(**RESUMABLE), "begun", bar=False, stop=stop,
-            after_epoch=lambda done: setattr(stop, "requested", signal.SIGTERM),
+            callbacks=[AfterEpoch(lambda done: setattr(stop, "requested", signal.SIGTERM))],
         )  # fmt: skip
     freeze(work / "begun/supernet-1/last.pt", "resumable.pt")
     for text in ("config.json", "metrics.jsonl"):
