@@ -19,7 +19,7 @@ from compofa.nn.extract import extract
 from compofa.nn.sorting import sort_channels
 from compofa.nn.supernet import Supernet
 from compofa.seeds import rng
-from compofa.training import run, start
+from compofa.training import phase_run, run, start
 from compofa.training.config import TrainConfig
 from compofa.training.recipes import Phase, register_task
 from compofa.training.run import plan, train
@@ -190,14 +190,14 @@ class StopError(Exception):
 def test_a_chain_is_resumed_where_it_was(tmp_path, whole, monkeypatch):
     config = TrainConfig(task="progressive", **SMALL)
     with monkeypatch.context() as patch:
-        real = run.save_checkpoint
+        real = phase_run.save_checkpoint
 
         def stop(path: Path, *rest: Any) -> None:
             if path.parent.name == "depth-2":
                 raise StopError
             real(path, *rest)
 
-        patch.setattr(run, "save_checkpoint", stop)
+        patch.setattr(phase_run, "save_checkpoint", stop)
         with pytest.raises(StopError):
             train(config, tmp_path, bar=False)
     assert sorted(path.name for path in tmp_path.glob("*/last.pt")) == ["last.pt"] * 3

@@ -13,7 +13,7 @@ from sklearn.utils import Bunch
 
 from compofa.errors import CheckpointError, CompofaError, ConfigError
 from compofa.io.checkpoint import load_checkpoint
-from compofa.training import run
+from compofa.training import phase_run
 from compofa.training.config import TrainConfig
 from compofa.training.journal import Journal
 from compofa.training.recipes import RECIPES, SMALL_IMAGES, Phase, Recipe
@@ -142,8 +142,8 @@ def test_stopped_after_every_epoch(folder, whole):
     [
         (Trainer, "train_step", 4, False),  # within the second epoch
         (Journal, "write", 2, False),  # where it is noted
-        (run, "save_checkpoint", 2, True),  # its best.pt: the first epoch wrote last.pt alone
-        (run, "save_checkpoint", 3, True),  # its last.pt
+        (phase_run, "save_checkpoint", 2, True),  # its best.pt: the first epoch wrote last.pt alone
+        (phase_run, "save_checkpoint", 3, True),  # its last.pt
     ],
 )
 def test_stopped_within_an_epoch(folder, whole, monkeypatch, owner, name, call, late):

@@ -187,6 +187,9 @@ def make_files(folder: Path) -> None:
         best[name] = train(config, name, bar=False).best.absolute()
         shutil.copy(best[name], work / f"copy-of-{name}")
         freeze(best[name], name)
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from few import AfterEpoch
+
     stop = Stopping()
     with suppress(StoppedError):  # after the first step of the second epoch
         train(
