@@ -38,6 +38,8 @@ TRAIN = (
 )
 EVALUATE = "--calibration-images 16 --device cpu --quiet"
 QUICK = {
+    "compofa-digits --samples 60": "compofa-digits --samples 50 --resolutions 16",
+    "phone/measure.py": "phone/measure.py --rounds 1 --repeats 2 --threads 1",
     "--all": "--samples 1",
     "--samples 5 ": "--samples 1 ",
     "--samples 500": "--samples 24 --calibration-images 8",
@@ -90,7 +92,7 @@ def tiny(command: str) -> list[str]:
         words += ["--quiet", *(["--samples", "24"] if measured else [])]
     elif "benchmarks.scale" in words:
         words += ["--read", "297"]
-    return [str(ROOT / script) if script.endswith(".py") else script, *words]
+    return [str(ROOT / script) if (ROOT / script).is_file() else script, *words]
 
 
 @pytest.fixture(scope="module")
