@@ -14,7 +14,8 @@ from compofa.data.sampling import steps_per_epoch
 from compofa.data.survey import Survey
 from compofa.networks.zoo import NETWORKS
 from compofa.training.config import TrainConfig, flag
-from compofa.training.recipes import REFERENCE_BATCH, TRANSFER, Phase
+from compofa.training.optimizers import OPTIMIZERS
+from compofa.training.recipes import TRANSFER, Phase
 
 COUPLED = ("compofa-small", "compofa-medium", "compofa")
 FREE = ("ofa-small", "ofa-medium", "ofa_mbv3_d234_e346_k357_w1.0")
@@ -98,7 +99,7 @@ def suggest(
     epochs = epochs if config.epochs is None else config.epochs
     warmup = min(epochs - 1, round(epochs * row.warmup_epochs / row.epochs))
     chosen["warmup_epochs"] = Suggestion(warmup, f"of {epochs} epochs")
-    lr = row.base_lr * batch / REFERENCE_BATCH
+    lr = OPTIMIZERS[config.optimizer].default_lr(row.base_lr, batch)
     chosen["lr"] = Suggestion(lr, f"{start}peak for {batch} images per step")
     chosen["validate_every"] = _interval(config, phase, found, epochs)
     return {name: each for name, each in chosen.items() if getattr(config, name) is None}
