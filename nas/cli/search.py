@@ -16,7 +16,7 @@ from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.objectives import column_names
-from nas.search import pipeline
+from nas.search import pipeline, results
 from nas.search.evolution import extreme
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[floa
 
 def print_found(outcome: pipeline.Outcome) -> None:
     """Print the found subnets as a table, and the errors of cost and accuracy."""
-    target, columns = outcome.targets[0], pipeline.found_columns(outcome)
+    target, columns = outcome.targets[0], results.found_columns(outcome)
     measured = "".join(f"  {name.replace('_', ' '):>16}" for name in outcome.measured)
     unit = target.cost.unit
     heading = f"{'budget':>9}  {'cost ' + unit:>12}  {'top-1 %':>8}{measured}"
@@ -257,7 +257,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
         args.resolutions = args.resolutions or pipeline.RESOLUTIONS
         targets = [_named_target(args, net) for net in [args.net, *_comparisons(args)]]
         outcome = _run_search(args, targets)
-    paths = pipeline.write_outcome(outcome, output)
+    paths = results.write_outcome(outcome, output)
     print_found(outcome)
     print(f"written to {output}: {', '.join(path.name for path in paths)}")
 
