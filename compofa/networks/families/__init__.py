@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, unknown_name
 from compofa.networks.backbone import Backbone
 from compofa.networks.families import mobilenet_v3, proxyless, resnet50d
 from compofa.space.config import ConfigFormat
@@ -37,7 +37,7 @@ def backbone(name: str, width_mult: float = 1.0) -> Backbone:
         SpaceError: The name is unknown, or the multiplier is not in (0, 8].
     """
     if name not in BACKBONES:
-        raise SpaceError(f"unknown backbone {name!r:.80}: expected one of {', '.join(BACKBONES)}")
+        raise SpaceError(unknown_name("backbone", name, BACKBONES))
     if not 0 < width_mult <= 8:
         raise SpaceError(f"expected a width multiplier above 0 and at most 8, got {width_mult}")
     return BACKBONES[name].scaled(width_mult)
