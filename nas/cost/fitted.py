@@ -20,6 +20,7 @@ from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Block
 from nas.cost.base import LayerSumCost
 from nas.cost.block_table import BlockTable
+from nas.cost.units import quantity_in
 from nas.model_file import (
     Shapes,
     card_text,
@@ -119,9 +120,11 @@ class FittedModel:
         arrays: Its parameters, by name.
         card: Source, licence, command, ranges and held-out error.
         name: Name of the measured device, from the card.
+        unit: Of its values; of networks, that of the card.
+        quantity: What it measures; of networks, that of the card.
     """
 
-    kind = ""
+    kind, unit, quantity = "", "ms", "latency"
 
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         self.arrays = dict(arrays)
@@ -200,7 +203,7 @@ class _LayerModelCost(LayerSumCost):
 
 
 class NetworkModel(FittedModel):
-    """Latency of networks of one backbone and width, fitted on measured networks.
+    """Latency, or another measured cost, of networks of one backbone and width.
 
     A sum over blocks, times a correction that depends on the depths, the resolution and the sum:
     a GPU that waits for its host, or a timer that stops early, breaks the sum where networks are
@@ -208,10 +211,11 @@ class NetworkModel(FittedModel):
     """
 
     kind = "network"
-    unit = "ms"
 
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         super().__init__(arrays, card)
+        self.unit = card_text(card, "unit", "ms")
+        self.quantity = quantity_in(self.unit, card_text(card, "quantity", self.name))
         a = self.arrays
         sizes = check_arrays(a, NETWORK_ARRAYS)
         for name in ("kernels", "expands", "depths", "resolutions"):
@@ -231,7 +235,7 @@ class NetworkModel(FittedModel):
         self._table = BlockTable(stages, ("kernel", "expand"), self._block, self._fixed)
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the latency of each subnet in ms, float64 of shape [n].
+        """Return the cost of each subnet in :attr:`unit`, float64 of shape [n].
 
         Raises:
             SpaceError: A choice or resolution that was not measured.
@@ -240,8 +244,8 @@ class NetworkModel(FittedModel):
         total = self._table.sums(arrays)
         if total.min(initial=1) <= 0:
             raise TableError(
-                f"the latency model {self.name}: expected latencies above 0 ms, got "
-                f"{total.min():g} ms for a subnet that is like none that was measured"
+                f"the model {self.name}: expected {self.quantity} above 0 {self.unit}, got "
+                f"{total.min():g} {self.unit} for a subnet that is like none that was measured"
             )
         if self.arrays["grid_ms"].shape[1] and len(total):
             total *= np.exp(self._log_ratio(arrays, total))
