@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
-from compofa.errors import ConfigError, SpaceError, TableError
+from compofa.errors import ConfigError
 from compofa.io.atomic import is_stream, require_other
 from compofa.io.locks import exclusive
-from compofa.networks.zoo import NETWORKS
-from compofa.space.arrays import SubnetArrays, arrays_of
-from compofa.space.search_space import SearchSpace
-from nas.cost.base import macs_cost, params_cost
-from nas.cost.devices import DEVICES, LocalDevice, load_cost
+from compofa.networks.published import zoo_devices
+from compofa.space.arrays import arrays_of
+from nas.cli.predict import add_network, add_predict_options, predict
+from nas.cost.devices import DEVICES, LocalDevice
+from nas.cost.units import column_quantity
 from nas.search import pipeline
-from nas.search.evolution import require_finite
-from nas.tables import (
-    lines,
-    read_csv,
-    read_subnets,
-    require_members,
-    without_repeats,
-    write_columns,
-)
+from nas.tables import read_subnets, without_repeats
 
 if TYPE_CHECKING:
     from compofa.io.records import EvalRecord
@@ -44,8 +34,6 @@ Devices, predictions for tables of subnets, measurements and fits. For example:
   python -m nas fit-accuracy --input records.jsonl --output predictor.npz
   python -m nas measure --net compofa --output tables
 """
-log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 def parser() -> Parser:
@@ -60,44 +48,13 @@ def parser() -> Parser:
 
     add("devices", "list the devices with the source and the error of each", _devices)
 
-    sub = add(
-        "predict", "add accuracy, latency, MACs or parameters to a table of subnets", _predict
-    )
-    _add_network(sub)
-    sub.add_argument(
-        "--columns",
-        required=True,
-        metavar="LIST",
-        help="comma-separated: top1, top1_std, macs, params, latency:DEVICE, an objective's name",
-    )
-    sub.add_argument(
-        "--input",
-        required=True,
-        metavar="CSV",
-        help="table with the columns ks, e, d and r, and any others; may be gzipped",
-    )
-    sub.add_argument(
-        "--output",
-        required=True,
-        metavar="CSV",
-        help="table to write: --input with --columns added; columns of the same name are replaced. "
-        "It may be the file of --input",
-    )
-    sub.add_argument(
-        "--latency-table",
-        metavar="DIR",
-        help="folder of lookup tables, used for every latency:DEVICE",
-    )
-    sub.add_argument(
-        "--accuracy-predictor",
-        metavar="FILE",
-        help="accuracy predictor to use instead of the shipped one",
-    )
+    sub = add("predict", "add accuracy or costs to a table of subnets", predict)
+    add_predict_options(sub)
 
     sub = add(
         "measure", "time the layers of a space on this machine and write lookup tables", _measure
     )
-    _add_network(sub)
+    add_network(sub)
     local = [name for name, device in DEVICES.items() if isinstance(device, LocalDevice)]
     sub.add_argument("--device", choices=local, default="cpu", help="device to time")
     sub.add_argument(
@@ -140,7 +97,7 @@ def parser() -> Parser:
         type=int_list,
         nargs="+",
         metavar="R",
-        help="input resolutions (default: the data set's own)",
+        help="input resolutions (default: those of training)",
     )
     sub.add_argument(
         "--part", choices=("validation", "test"), default="validation", help="images to evaluate on"
@@ -171,20 +128,15 @@ def parser() -> Parser:
 
     sub = add("fit-latency", "fit a latency model to measured networks", _fit_latency)
     _add_fit(sub, "CSV with ks, e, d, r and latency_ms", "model (.npz)")
-    sub.add_argument("--column", default="latency_ms", help="column of the latency in ms")
-    sub.add_argument("--name", default="custom", help="name of the device")
-    _add_network(sub)
-    return p
-
-
-def _add_network(sub: Parser) -> None:
-    sub.add_argument("--net", default="compofa", metavar="ID", help=f"one of {', '.join(NETWORKS)}")
     sub.add_argument(
-        "--width-mult",
-        type=float,
-        metavar="X",
-        help="width multiplier (default: the network's own)",
+        "--column",
+        default="latency_ms",
+        help="measured column: a quantity and its unit, as in energy_mj; any other name is that of "
+        "a column of latencies in ms",
     )
+    sub.add_argument("--name", default="custom", help="name of the device")
+    add_network(sub)
+    return p
 
 
 def _add_fit(sub: Parser, source: str, result: str) -> None:
@@ -199,66 +151,11 @@ def _devices(args: argparse.Namespace) -> None:
         where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
         print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
         print(f"{'':14} {device.source}; {device.error}")
-
-
-def _predict(args: argparse.Namespace) -> None:
-    models = [name.removeprefix("latency:") for name in args.columns.split(",") if ":" in name]
-    for model in filter(None, [args.accuracy_predictor, *models]):
-        require_other(args.output, model, f"{os.path.splitext(model)[0]}.json")
-    table = read_csv(args.input)
-    arrays, _ = read_subnets(table)
-    backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
-    arrays = require_members(arrays, space, args.input)
-
-    def known(rows: SubnetArrays) -> SearchSpace:
-        sizes = np.unique(rows.resolutions).tolist()
-        return pipeline.named_space(args.net, args.width_mult, sizes)[1]
-
-    space = _ask(known, arrays, args.input)
-    columns: dict[str, np.ndarray] = {}
-    for name in args.columns.split(","):
-        if name in ("top1", "top1_std"):
-            model = pipeline.accuracy_model(
-                args.accuracy_predictor or args.net, backbone.width_mult
-            )
-            columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
-            log.info("%s: %s, %s", name, model.name, model.error)
-        elif name in ("macs", "params"):
-            count = macs_cost if name == "macs" else params_cost
-            columns[name] = count(backbone, classes)(arrays).astype(np.int64)
-        elif name.startswith("latency:") or name in DEVICES:
-            cost = load_cost(name.removeprefix("latency:"), backbone, classes,
-                             table=args.latency_table, space=space)  # fmt: skip
-            columns[name] = _ask(cost, arrays, args.input)
-            log.info("%s: %s", name, cost.error)
-        else:
-            raise ConfigError(
-                f"--columns: expected top1, top1_std, macs, params, latency:DEVICE or the "
-                f"name of an objective, got {name!r}"
-            )
-        require_finite(name, columns[name], 0)
-    replaced = write_columns(args.output, table, columns)
-    if replaced:
-        log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
-    print(f"{len(arrays.resolutions)} subnets with {args.columns}: {args.output}")
-
-
-def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str) -> _T:
-    """Call a model; if it refuses some resolutions, name their lines in the table.
-
-    Raises:
-        TableError: A resolution is refused.
-    """
-    try:
-        return question(arrays)
-    except SpaceError:
-        for resolution in np.unique(arrays.resolutions):
-            rows = np.flatnonzero(arrays.resolutions == resolution)
-            try:
-                question(arrays[rows])
-            except SpaceError as error:
-                raise TableError(f"{path}, {lines(rows)}: {error}") from None
-        raise
+    others = [name for name in zoo_devices() if name not in DEVICES]
+    print(
+        f"no latency model, but specialised networks (python -m compofa zoo --like NAME): "
+        f"{', '.join(others)}"
+    )
 
 
 def _measure(args: argparse.Namespace) -> None:
@@ -363,9 +260,11 @@ def _fit_latency(args: argparse.Namespace) -> None:
     _require_model(args.output, source)
     arrays, columns = read_subnets(source, [args.column])
     backbone, _, _ = pipeline.named_space(args.net, args.width_mult)
-    model = fit_network(arrays, columns[args.column], backbone, args.name)
+    quantity, unit = column_quantity(args.column)
+    model = fit_network(arrays, columns[args.column], backbone, args.name, quantity, unit)
     model.save(args.output)
-    print(f"{args.name}: {model.error}; written to {args.output}")
+    what = f"{quantity.replace('_', ' ')} in {unit}"
+    print(f"{args.name}: {what}, {model.error}; written to {args.output}")
 
 
 def _require_model(output: str, source: Path) -> None:
