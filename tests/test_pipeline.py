@@ -37,6 +37,7 @@ class Made:
     """An accuracy and a latency that are easy to work out by hand."""
 
     name, unit, error = "made up", "ms", "none"
+    quantity = "latency"
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
         return (

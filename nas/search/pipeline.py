@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compofa.errors import ConfigError, SearchError
+from compofa.errors import ConfigError, SearchError, unknown_name
 from compofa.io.untrusted import printable
 from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS, network_spec
@@ -70,6 +70,7 @@ class Outcome:
         objectives: Costs minimised together, the target's cost first; empty without such a search.
         pareto_set: Pareto set of accuracy and all objectives; ``None`` without such a search.
         measured: Columns measured afterwards, one value per found subnet.
+        checkpoint: Hash of the searched checkpoint; empty for a network by name.
     """
 
     targets: tuple[Target, ...]
@@ -80,6 +81,12 @@ class Outcome:
     objectives: tuple[Cost, ...] = ()
     pareto_set: Points | None = None
     measured: dict[str, list[float]] = field(default_factory=dict)
+    checkpoint: str = ""
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """The cost that the budgets limit, then those of the limits."""
+        return (self.targets[0].cost, *(cost for cost, _ in self.limits))
 
 
 class Percent:
@@ -114,9 +121,8 @@ def named_space(
         ConfigError: The name is unknown.
     """
     if net not in NETWORKS:
-        raise ConfigError(
-            f"unknown network {net!r}: expected a checkpoint's path or one of {', '.join(NETWORKS)}"
-        )
+        expected = f"expected a checkpoint's path or one of {', '.join(NETWORKS)}"
+        raise ConfigError(unknown_name("network", net, NETWORKS, expected))
     spec = network_spec(net, width_mult=width_mult, resolutions=tuple(resolutions))
     for resolution in resolutions:
         spec.check_resolution(resolution)
@@ -124,10 +130,19 @@ def named_space(
 
 
 def network_name(net: str) -> str:
-    """Return the name of a checkpoint: its file's stem, or its folder's for best.pt and last.pt."""
+    """Return the name of a checkpoint: that of its run, or its file's stem.
+
+    A run keeps ``best.pt`` and ``last.pt`` in one folder per phase, as in
+    ``runs/digits-compofa-small/compound-1/best.pt``.
+    """
+    from compofa.training.recipes import task_names
+
     path = Path(net)
-    own = path.stem in ("best", "last") and path.parent.name
-    return printable(path.parent.name if own else path.stem)
+    if path.stem not in ("best", "last", "previous") or not path.parent.name:
+        return printable(path.stem)
+    task = path.parent.name.rpartition("-")[0] or path.parent.name
+    of_phase = task in task_names() and path.parent.parent.name
+    return printable(path.parent.parent.name if of_phase else path.parent.name)
 
 
 def usual_budgets(target: Target) -> list[float]:

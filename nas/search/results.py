@@ -6,20 +6,32 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compofa.errors import CompofaError, TableError
+from compofa import __version__
+from compofa.errors import CompofaError
 from compofa.io.atomic import require_writable, write_text_atomic
 from compofa.space.arrays import SubnetArrays, concatenate
 from nas.cost.base import Cost, macs_cost, params_cost
-from nas.cost.objectives import column_names
+from nas.cost.objectives import column_names, cost_label
+from nas.cost.units import SHOWN
 from nas.report.html import FoundRow, ReportData, Series, write_report
 from nas.search.evolution import Points
+from nas.search.folder import (
+    FRONTS,
+    OBJECTIVES,
+    PICTURES,
+    REPORT,
+    RESULTS,
+    listed_subnets,
+    subnet_file,
+)
 from nas.search.pipeline import Outcome, Target
-from nas.tables import read_csv, write_subnets
+from nas.tables import rounded, write_subnets
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +41,8 @@ def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
     target = outcome.targets[0]
     arrays = target.space.arrays_of([found.subnet for found in outcome.found])
     top1, spent = ([getattr(f, key) for f in outcome.found] for key in ("accuracy", "cost"))
-    limited = [cost for cost, _ in outcome.limits]
-    values = [np.array(spent), *(cost(arrays) for cost in limited)]
-    costs = dict(zip(column_names([target.cost, *limited]), values, strict=True))
+    values = [np.array(spent), *(cost(arrays) for cost in outcome.costs[1:])]
+    costs = dict(zip(column_names(outcome.costs), values, strict=True))
     return _columns(target, top1, arrays, costs) | outcome.measured
 
 
@@ -44,7 +55,7 @@ def _columns(
         "params": params_cost(target.backbone, target.classes),
     }
     columns: dict[str, list[Any]] = {"top1": [round(value, 4) for value in top1]}
-    columns |= {name: np.round(values, 4).tolist() for name, values in costs.items()}
+    columns |= {name: rounded(values) for name, values in costs.items()}
     return columns | {name: count(arrays).astype(int).tolist() for name, count in counts.items()}
 
 
@@ -65,18 +76,17 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
         "constraint": [found.budget for found in outcome.found],
         "net": [target.name] * len(subnets),
     }
-    results, fronts, report = (
-        folder / name for name in ("results.csv", "pareto.csv", "report.html")
-    )
-    files = [folder / _subnet_file(found.budget) for found in outcome.found]
-    for path, subnet in zip(files, subnets, strict=True):
-        write_text_atomic(path, json.dumps(target.space.to_config(subnet)) + "\n")
+    results, fronts, report = (folder / name for name in (RESULTS, FRONTS, REPORT))
+    files = [folder / subnet_file(found.budget) for found in outcome.found]
+    for path, content in zip(files, _subnet_contents(outcome, columns), strict=True):
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+        write_text_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     for path in filter(Path.is_file, listed_subnets(results) - set(files)):
         path.unlink()
     form = target.space.config_format
     write_subnets(results, target.space.arrays_of(subnets), form, columns, ahead)
     _write_fronts(outcome, fronts)
-    several = folder / "objectives.csv"
+    several = folder / OBJECTIVES
     if outcome.pareto_set is not None:
         _write_pareto_set(target, outcome.objectives, outcome.pareto_set, several)
     else:
@@ -87,23 +97,48 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
     return [results, fronts, *filter(Path.is_file, [several]), *files, report, *drawn]
 
 
-def _subnet_file(budget: float) -> str:
-    return f"subnet_{budget:.12g}.json"
-
-
-def listed_subnets(results: Path) -> set[Path]:
-    """Return the JSON files that a results.csv lists; none if it cannot be read as one."""
-    try:
-        header, rows = read_csv(results)[1:]
-        budgets = {float(row[header.index("constraint")]) for row in rows}
-    except (TableError, ValueError):
-        return set()
-    return {results.with_name(_subnet_file(budget)) for budget in budgets}
+def _subnet_contents(outcome: Outcome, columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return what is written of each found subnet: its choices, and what they were found for."""
+    target = outcome.targets[0]
+    arrays = target.space.arrays_of([found.subnet for found in outcome.found])
+    half = 1.96 * target.accuracy.std(arrays)
+    named = dict(zip(column_names(outcome.costs), outcome.costs, strict=True))
+    limits = [None, *(most for _, most in outcome.limits)]
+    contents = []
+    for row, found in enumerate(outcome.found):
+        costs: dict[str, dict[str, Any]] = {
+            name: {"value": columns[name][row], "unit": cost.unit, "device": cost.name,
+                   "error": cost.error, "limit": found.budget if most is None else most}
+            for (name, cost), most in zip(named.items(), limits, strict=True)
+        }  # fmt: skip
+        for name in ("macs", "params"):
+            costs.setdefault(name, {"value": columns[name][row], "error": "exact"})
+        interval = np.clip([found.accuracy - half[row], found.accuracy + half[row]], 0, 100)
+        contents.append(
+            {
+                **target.space.to_config(found.subnet),
+                "net": target.name,
+                **({"checkpoint": outcome.checkpoint} if outcome.checkpoint else {}),
+                "device": target.cost.name,
+                "budget": found.budget,
+                "unit": target.cost.unit,
+                "top1": {
+                    "predicted": columns["top1"][row],
+                    "interval_95": np.round(interval, 2).tolist(),
+                    "error": target.accuracy.error,
+                },
+                "costs": costs,
+                **{name: values[row] for name, values in outcome.measured.items()},
+                "version": __version__,
+                "date": date.today().isoformat(),
+            }
+        )
+    return contents
 
 
 def _write_pictures(data: ReportData, folder: Path) -> list[Path]:
     """Draw pareto.png and pareto.svg; return those that were written."""
-    drawn = [folder / "pareto.png", folder / "pareto.svg"]
+    drawn = [folder / name for name in PICTURES]
     try:
         from nas.report.figure import write_plot
 
@@ -120,17 +155,20 @@ def report_data(outcome: Outcome) -> ReportData:
     """Return the data of the figures and the report."""
     target, columns = outcome.targets[0], found_columns(outcome)
     cost, accuracy = target.cost, target.accuracy
-    units = {"macs": 1e6, "params": 1e6}
-    labels = {"macs": "MACs (M)", "params": "parameters (M)"}
-    labels |= {name: name.replace("_", " ") for name in outcome.measured}
+    shown = {name: (1.0, name.replace("_", " ")) for name in outcome.measured}
+    for name, limited in zip(column_names(outcome.costs), outcome.costs, strict=True):
+        scale, unit = SHOWN.get(limited.unit, (1.0, limited.unit))
+        shown[name] = scale, f"{cost_label(limited)} ({unit})"
+    shown.pop(column_names([cost])[0])
+    shown |= {"macs": (1e6, "MACs (M)"), "params": (1e6, "parameters (M)")}
     extra = [
-        {label: f"{columns[name][row] / units.get(name, 1):.2f}" for name, label in labels.items()}
+        {label: f"{columns[name][row] / scale:.2f}" for name, (scale, label) in shown.items()}
         for row in range(len(outcome.found))
     ]
-    is_latency = cost.unit == "ms"
+    named = cost_label(cost)
     return ReportData(
-        title=f"{target.name} on {cost.name}",
-        cost_name=f"Latency on {cost.name}" if is_latency else cost.name,
+        title=f"{target.name} {'on ' + cost.name if ' on ' in named else 'by ' + named.lower()}",
+        cost_name=named,
         cost_unit=cost.unit,
         cost_error=cost.error,
         accuracy_name="Predicted top-1",
@@ -155,6 +193,10 @@ def report_data(outcome: Outcome) -> ReportData:
             f"{t.name}: {t.space.size:.3g} subnets; accuracy by the model {t.accuracy.name} "
             f"({t.accuracy.error}); cost {t.cost.name} ({t.cost.error})."
             for t in outcome.targets
+        )
+        + tuple(
+            f"Limit: {cost_label(limited)} at most {most:g} {limited.unit} ({limited.error})."
+            for limited, most in outcome.limits
         ),
     )
 
