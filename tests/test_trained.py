@@ -185,6 +185,9 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
         (["--target-hardware", "flops", "--accuracy-predictor", "nosuch.npz"], "nosuch.npz"),
         (["--target-hardware", "flops", "--accuracy-predictor", "compofa"], "0.1"),
         (["--target-hardware", "flops", "--batch-size", "7"], "batch size"),
+        (["--target-hardware", "flops", "--constraints", "7ms"], "--constraints"),
+        (["--target-hardware", "flops", "--limit", "params=7ms"], "--limit params"),
+        (["--target-hardware", "flops", "--limit", "memori=7"], "did you mean memory"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys, more, message):

@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compofa.cli.common import Parser, int_list, run
 from compofa.errors import ConfigError, unknown_name
@@ -193,54 +193,74 @@ def _limits(args: argparse.Namespace) -> list[tuple[str, Amount]]:
     return found
 
 
-def _run_search(args: argparse.Namespace, targets: Sequence[pipeline.Target]) -> pipeline.Outcome:
-    """Search the targets as the options say."""
-    first = targets[0]
+class Asked(NamedTuple):
+    """What a search is asked for, in the units of the costs."""
+
+    budgets: list[float]
+    limits: list[tuple[Cost, float]]
+    objectives: list[Cost]
+
+
+def _asked(
+    args: argparse.Namespace, cost: Cost, backbone: Backbone, space: SearchSpace, classes: int
+) -> Asked:
+    """Return the budgets, limits and objectives of the options; ``cost`` is that of the target.
+
+    Raises:
+        CompofaError: A cost is unknown or given twice, or an amount is not in a unit of its cost.
+    """
 
     def other(name: str, option: str) -> Cost:
         _, device = split_quantity(name)
         if device == "latency":
             raise ConfigError(
                 f"{option}: expected the name of a device, as in note10=20, for a latency beside "
-                f"{first.cost.name}, got {name!r}"
+                f"{cost.name}, got {name!r}"
             )
-        cost = load_cost(
-            device, first.backbone, first.classes, space=first.space, progress=not args.quiet
-        )
-        return require_quantity(name, cost)
+        found = load_cost(device, backbone, classes, space=space, progress=not args.quiet)
+        return require_quantity(name, found)
 
-    def bound(name: str, amount: Amount, unit: str) -> float:
+    def amount_in(unit: str, amount: Amount, option: str) -> float:
         try:
             return amount.to(unit)
         except ConfigError as error:
-            raise ConfigError(f"--limit {name}: {error}") from None
+            raise ConfigError(f"{option}: {error}") from None
 
-    budgets = [amount.to(first.cost.unit) for amount in args.constraints or ()]
+    budgets = [amount_in(cost.unit, each, "--constraints") for each in args.constraints or ()]
     limits: list[tuple[Cost, float]] = []
     for name, amount in _limits(args):
-        if not _is_target(name, args.target_hardware, first.cost):
-            cost = other(name, "--limit")
-            limits.append((cost, bound(name, amount, cost.unit)))
+        option = f"--limit {name}"
+        if not _is_target(name, args.target_hardware, cost):
+            limited = other(name, "--limit")
+            limits.append((limited, amount_in(limited.unit, amount, option)))
         elif budgets:
             raise ConfigError(
-                f"--limit {name}: expected budgets of {first.cost.name} once, got "
+                f"{option}: expected budgets of {cost.name} once, got "
                 f"{', '.join(f'{budget:g}' for budget in budgets)} and {amount.value:g}"
             )
         else:
-            budgets = [bound(name, amount, first.cost.unit)]
+            budgets = [amount_in(cost.unit, amount, option)]
     objectives = [other(name, "--objectives") for name in args.objectives]
-    for costs in ([cost for cost, _ in limits], objectives):
-        column_names([first.cost, *costs])  # refuses a cost that is given twice
+    for costs in ([each for each, _ in limits], objectives):
+        column_names([cost, *costs])  # refuses a cost that is given twice
+    return Asked(budgets, limits, objectives)
+
+
+def _run_search(args: argparse.Namespace, targets: Sequence[pipeline.Target]) -> pipeline.Outcome:
+    """Search the targets as the options say."""
+    first = targets[0]
+    asked = _asked(args, first.cost, first.backbone, first.space, first.classes)
     return pipeline.run_search(
-        targets, budgets or _budgets(args, first), limits=limits, objectives=objectives,
-        seed=args.seed,
+        targets, asked.budgets or _budgets(args, first), limits=asked.limits,
+        objectives=asked.objectives, seed=args.seed,
     )  # fmt: skip
 
 
 def _is_target(name: str, target: str, cost: Cost) -> bool:
     """Whether a limit is on the cost of the target itself: by its quantity, or by its device."""
     quantity, device = split_quantity(name)
-    same = device == target or (find_device(device) or name) is find_device(target)
+    entry = find_device(device)
+    same = device == target or (entry is not None and entry is find_device(target))
     return name == cost.quantity or (same and quantity in ("", cost.quantity))
 
 
@@ -325,7 +345,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from nas.cli.search_checkpoint import search_checkpoint
 
-        outcome, loaders = search_checkpoint(args, output, _cost, _run_search), None
+        outcome, loaders = search_checkpoint(args, output, _cost, _asked, _run_search), None
     else:
         args.resolutions = args.resolutions or pipeline.RESOLUTIONS
         nets = [args.net, *_comparisons(args)]

@@ -29,6 +29,7 @@ def search_checkpoint(
     args: argparse.Namespace,
     output: Path,
     load_cost: Callable[..., Cost],
+    check: Callable[..., object],
     run_search: Callable[..., pipeline.Outcome],
 ) -> pipeline.Outcome:
     """Collect records, fit a predictor, search, and measure the found subnets.
@@ -37,6 +38,7 @@ def search_checkpoint(
         args: Options of ``run_NAS.py``.
         output: Folder for the results.
         load_cost: Returns the cost of a space for ``args``.
+        check: Raises if ``args`` and a cost do not fit together, before anything is measured.
         run_search: Searches targets as ``args`` say.
     """
     if args.compare not in (None, ["none"], ["free"]):
@@ -57,6 +59,7 @@ def search_checkpoint(
         """Load the cost of a space; nothing has been measured or written in the folder by then."""
         found = load_cost(args, *of)
         search = {"net": trained.name, "checkpoint": opened.digest, "device": found.name}
+        check(args, found, *of)
         claim_folder(output, search, args.overwrite)
         return found
 
