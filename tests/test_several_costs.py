@@ -97,7 +97,7 @@ def test_limits_by_quantity_prefix_and_unit_hold(call):
     assert int(row["peak_memory_bytes"]) <= 2e6 and "." not in row["peak_memory_bytes"]
     assert "peak memory bytes" in result.out and "cost peak_memory: exact" in result.out
     report = Path("out/report.html").read_text()
-    assert "Peak memory in float32 (MB)" in report and "at most 2e+06 bytes" in report
+    assert "Peak memory in float32 (MB)" in report and "at most 2,000,000 bytes" in report
 
 
 @pytest.mark.parametrize(

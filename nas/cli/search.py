@@ -319,8 +319,9 @@ def _heading(cost: Cost) -> str:
 
 
 def _short(value: float, form: str = "g") -> str:
-    """Write a number in a format, but a large one with all its digits."""
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:{form}}"
+    """Write a number in a format, but a whole or large one with all its digits."""
+    whole = isinstance(value, int) or abs(value) >= 1e5
+    return f"{value:,.0f}" if whole else f"{value:{form}}"
 
 
 def search(argv: Sequence[str] | None) -> None:

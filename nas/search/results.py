@@ -195,7 +195,7 @@ def report_data(outcome: Outcome) -> ReportData:
             for t in outcome.targets
         )
         + tuple(
-            f"Limit: {cost_label(limited)} at most {most:g} {limited.unit} ({limited.error})."
+            f"Limit: {cost_label(limited)} at most {most:,.10g} {limited.unit} ({limited.error})."
             for limited, most in outcome.limits
         ),
     )
