@@ -120,16 +120,18 @@ class FittedModel:
         arrays: Its parameters, by name.
         card: Source, licence, command, ranges and held-out error.
         name: Name of the measured device, from the card.
-        unit: Of its values; of networks, that of the card.
-        quantity: What it measures; of networks, that of the card.
+        unit: Unit of the measured values, from the card; ms where it has none.
+        quantity: What was measured, from the card.
     """
 
-    kind, unit, quantity = "", "ms", "latency"
+    kind = ""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         self.arrays = dict(arrays)
         self.card = dict(card)
         self.name = card_text(card, "name", self.kind)
+        self.unit = card_text(card, "unit", "ms")
+        self.quantity = quantity_in(self.unit, card_text(card, "quantity", self.name))
 
     @property
     def error(self) -> str:
@@ -214,8 +216,6 @@ class NetworkModel(FittedModel):
 
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         super().__init__(arrays, card)
-        self.unit = card_text(card, "unit", "ms")
-        self.quantity = quantity_in(self.unit, card_text(card, "quantity", self.name))
         a = self.arrays
         sizes = check_arrays(a, NETWORK_ARRAYS)
         for name in ("kernels", "expands", "depths", "resolutions"):
