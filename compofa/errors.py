@@ -1,5 +1,10 @@
 """Errors that users can cause. Each message is one line: what was expected and what was given."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class CompofaError(Exception):
     """Base class of errors that commands report in one line, without a traceback."""
@@ -63,3 +68,27 @@ class WorkerError(CompofaError):
 
 class OtherWorkerError(CompofaError):
     """Another rank failed and reports its error; this one exits silently."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], expected: str = "") -> str:
+    """Return the message for a name that is not known, with the known names most like it.
+
+    Args:
+        kind: What it should name, such as ``device``.
+        name: The name that was given.
+        known: The names that there are.
+        expected: What is expected; by default one of ``known``, which are all listed.
+    """
+    known = list(known)
+    found = did_you_mean(name, known)
+    wanted = expected or f"expected one of {', '.join(known)}"
+    return f"unknown {kind} {name[:80]!r}: {found}{wanted}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean A or B? `` for the known names most like ``name``, else nothing."""
+    lower: dict[str, str] = {}
+    for each in known:
+        lower.setdefault(each.lower(), each)
+    like = difflib.get_close_matches(name.lower(), lower, 2, 0.6)
+    return f"did you mean {' or '.join(lower[each] for each in like)}? " if like else ""

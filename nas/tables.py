@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compofa.errors import SpaceError, TableError
+from compofa.errors import SpaceError, TableError, did_you_mean
 from compofa.io.atomic import write_atomic
 from compofa.networks.families import format_of
 from compofa.space.arrays import SubnetArrays
@@ -93,8 +93,10 @@ def read_subnets(
     wanted = list(dict.fromkeys((*form.columns, *columns)))
     missing = [key for key in wanted if key not in header]
     if missing:
+        hint = did_you_mean(missing[0], header).rstrip()
         raise TableError(
             f"{path}: expected columns {', '.join(wanted)}, missing {', '.join(missing)}"
+            + (f" ({missing[0]}: {hint})" if hint else "")
         )
     if not rows:
         raise TableError(f"{path}: expected rows, got none")
@@ -150,13 +152,16 @@ def _row(key: str, text: str, before: list[list[float]], many: bool) -> list[flo
     return numbers
 
 
-def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) -> SubnetArrays:
+def require_members(
+    arrays: SubnetArrays, space: SearchSpace, path: str | Path, rows: Sequence[int] | None = None
+) -> SubnetArrays:
     """Check that every subnet is in ``space``, whatever its resolution.
 
     Args:
         arrays: The subnets.
         space: The space.
         path: For messages.
+        rows: For messages, which rows of the table the subnets are, counted from 0; by default all.
 
     Returns:
         The subnets, with 0 past each stage's depth whatever stood there.
@@ -182,7 +187,11 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
         return fits.arrays(fits.genes_of(arrays))
     except SpaceError:
         wrong = [
-            (place, faults[0]) for place, row in enumerate(arrays) if (faults := _faults(row, fits))
+            (place, faults[0])
+            for place, row in zip(
+                range(len(arrays.depths)) if rows is None else rows, arrays, strict=True
+            )
+            if (faults := _faults(row, fits))
         ]
         raise TableError(
             f"{path}: not in space {space.name}: {lines([place for place, _ in wrong])}; "
@@ -190,7 +199,7 @@ def require_members(arrays: SubnetArrays, space: SearchSpace, path: str | Path) 
         ) from None
 
 
-def lines(rows: Sequence[int]) -> str:
+def lines(rows: Sequence[int] | np.ndarray) -> str:
     """Name the lines of a table that rows, counted from 0, stand on: the first few of them."""
     named = ", ".join(str(row + 2) for row in rows[:_NAMED])
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
@@ -232,6 +241,12 @@ def write_subnets(
         behind = [_plain(values[row]) for values in columns.values()]
         rows.append([*ahead, *lists, r, *behind])
     _write(path, rows)
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Return values [n] for a table, with four digits after the point; whole numbers without."""
+    whole = (values == np.rint(values)).all()
+    return (values.astype(np.int64) if whole else np.round(values, 4)).tolist()
 
 
 def write_columns(

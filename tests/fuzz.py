@@ -66,6 +66,7 @@ from nas.cost.devices import load_cost
 from nas.cost.lookup import read_table
 from nas.cost.timing import Samples
 from nas.search import pipeline
+from nas.search.folder import listed_subnets
 from nas.tables import read_subnets, require_members
 
 FIRST = Path(__file__).parent / "golden" / "v0.1"
@@ -223,7 +224,7 @@ def lock(path: Path) -> Hashable:
 
 def earlier_search(path: Path) -> Hashable:
     """Files that the next search removes: of this folder, and none but subnets."""
-    found = pipeline.listed_subnets(path)
+    found = listed_subnets(path)
     for file in found:
         named = re.fullmatch(r"subnet_[\w.+-]+\.json", file.name)
         require(file.parent == path.parent and named, str(file))

@@ -33,7 +33,7 @@ DEFINITIONS = ("compofa/space", "compofa/networks")
 """Folders that never import beyond ``MAY_IMPORT``, not inside a function either."""
 
 # What each folder may import at its modules' top, beside itself and ``FREE``.
-FREE = ("compofa.errors", "compofa.seeds")
+FREE = ("compofa.errors", "compofa.seeds", "compofa.__version__")
 SPACES = ("compofa.space", "compofa.networks")
 FILES = (*SPACES, "compofa.nn", "compofa.distributed", "compofa.data", "compofa.io")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

@@ -82,6 +82,16 @@ def test_everything_comes_back(saved: Path) -> None:
     assert all(torch.equal(found.weights[name], wanted.weights[name]) for name in wanted.weights)
 
 
+def test_training_resolutions_come_back_and_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    save_checkpoint(path, replace(checkpoint(), resolutions=(16, 24)))
+    assert load_checkpoint(path).resolutions == (16, 24)
+    for wrong in ((16, 24.5), (16, True), (2,)):
+        save_checkpoint(path, replace(checkpoint(), resolutions=wrong))
+        with pytest.raises(CheckpointError, match=r"resolutions|image size"):
+            load_checkpoint(path)
+
+
 def test_the_network_is_built_ready_for_use(saved: Path) -> None:
     source = Supernet(checkpoint().network, 3).eval()
     net = load_checkpoint(saved).build()

@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -85,8 +86,9 @@ def table(path: Path, name: str = "compofa", count: int = 40, seed: int = 0) -> 
 
 def test_devices_are_listed_with_source_and_error(call):
     result = call("devices")
-    lines = result.out.splitlines()
+    *lines, last = result.out.splitlines()
     assert result.status == 0 and len(lines) == 2 * len(DEVICES)
+    assert {"tx2", "pixel1", "1080ti"} <= set(re.findall(r"\w+", last)) and "note10" not in last
     for first, second, (name, device) in zip(lines[::2], lines[1::2], DEVICES.items(), strict=True):
         assert first.split()[0] == name and device.description in first
         assert device.source in second and device.error in second
@@ -187,7 +189,7 @@ def test_every_device_and_every_network_answer(predict, tmp_path, net_id):
     table(tmp_path / "in.csv", net_id)
     wide = pipeline.NETWORKS[net_id].width_mult != 1
     names = [name for name in MEASURED if not (wide and DEVICES[name].widths == "w1")]
-    columns = ",".join(["top1", *(f"latency:{name}" for name in [*names, "flops", "params"])])
+    columns = ",".join(["top1", "flops", "memory", *(f"latency:{name}" for name in names)])
     values = predict(tmp_path / "in.csv", columns, "--net", net_id)
     assert (values["top1"] > 60).all() and (values["top1"] < 85).all()
     for name in names:

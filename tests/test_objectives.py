@@ -79,7 +79,7 @@ def test_an_objective_goes_by_its_own_name_everywhere(energy, tmp_path, capsys):
     argv = ["--target-hardware", energy, "--compare", "none", "--output", str(tmp_path / "s")]
     assert main([*argv, "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "cost mJ" in printed and "cost energy: exact" in printed
+    assert "energy mJ" in printed and "cost energy: exact" in printed
     texts = [p.read_text() for p in (tmp_path / "s").iterdir() if p.suffix != ".png"]
     assert len(texts) > 5 and not any("latency" in text.lower() for text in [printed, *texts])
     argv = ["--input", str(tmp_path / "s" / "pareto.csv"), "--output", str(tmp_path / "p.csv")]

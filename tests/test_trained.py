@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
 from compofa.space.arrays import SubnetArrays
+from compofa.training.config import TrainConfig
+from compofa.training.run import train
 from nas.accuracy.predictor import load_accuracy_model
 from nas.cli.search import main
 from nas.cost.timing import Settings
@@ -182,6 +185,9 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
         (["--target-hardware", "flops", "--accuracy-predictor", "nosuch.npz"], "nosuch.npz"),
         (["--target-hardware", "flops", "--accuracy-predictor", "compofa"], "0.1"),
         (["--target-hardware", "flops", "--batch-size", "7"], "batch size"),
+        (["--target-hardware", "flops", "--constraints", "7ms"], "--constraints"),
+        (["--target-hardware", "flops", "--limit", "params=7ms"], "--limit params"),
+        (["--target-hardware", "flops", "--limit", "memori=7"], "did you mean memory"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys, more, message):
@@ -212,6 +218,9 @@ def test_a_file_that_is_no_checkpoint(tmp_path, capsys):
     [
         ("runs/digits/best.pt", "digits"),
         ("runs/digits/last.pt", "digits"),
+        ("runs/digits-compofa-small/compound-2/best.pt", "digits-compofa-small"),
+        ("runs/mine/teacher/last.pt", "mine"),
+        ("compound-1/best.pt", "compound-1"),
         ("checkpoints/tiny.pt", "tiny"),
         ("best.pt", "best"),
         ("compofa-digits", "compofa-digits"),
@@ -237,12 +246,56 @@ def test_predictions_stay_below_100_percent():
     assert (clipped.name, clipped.error) == ("proud", "by far")
 
 
-def test_resolutions_are_those_asked_for_or_the_data_sets(net):
+def test_resolutions_are_those_asked_for_or_those_of_training(net):
     checkpoint = load_checkpoint(net)
     assert search_resolutions(checkpoint, (8, 24)) == (8, 24)
-    assert search_resolutions(checkpoint, None) == (8, 12, 16)
+    assert search_resolutions(checkpoint, None) == (8,), "its own size, as it says no more"
+    assert search_resolutions(replace(checkpoint, image_size=16), None) == (8, 12, 16)
+    own = replace(checkpoint, dataset="imagefolder", image_size=24, resolutions=(16, 24))
+    assert search_resolutions(own, None) == (16, 24), "those of training, not the data set's"
+    many = replace(own, resolutions=tuple(range(8, 80, 4)))
+    assert search_resolutions(many, None) == (8, 24, 40, 60, 76)
+    published = replace(own, resolutions=tuple(range(128, 225, 4)))
+    assert search_resolutions(published, None) == (160, 176, 192, 208, 224)
     with pytest.raises(ConfigError, match="--resolutions"):
         search_resolutions(replace(checkpoint, dataset=""), None)
+
+
+def test_a_run_stores_the_resolutions_that_it_trains_at(tmp_path):
+    config = TrainConfig(
+        task="teacher", width_mult=0.1, epochs=1, batch_size=90, image_size=(8, 12),
+        calibration_images=8, device="cpu", threads=1,
+    )  # fmt: skip
+    checkpoint = load_checkpoint(train(config, tmp_path, bar=False).best)
+    assert checkpoint.resolutions == search_resolutions(checkpoint, None) == (8, 12)
+    assert checkpoint.image_size == 12
+
+
+def test_a_trained_again_checkpoint_is_not_mixed_with_the_search_before(
+    searched, net, tmp_path, capsys
+):
+    folder = tmp_path / "again"
+    shutil.copytree(searched.folder, folder)
+    other = tmp_path / "tiny.pt"
+    save_checkpoint(other, replace(load_checkpoint(net), figures={"epoch": 2}))
+    before = (folder / "records.jsonl").read_bytes()
+    assert main(options(other, folder, "--target-hardware", "cpu", "--compare", "none")) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert "--overwrite" in err[-1] and load_checkpoint(other).digest in err[-1]
+    assert (folder / "records.jsonl").read_bytes() == before
+    more = ["--target-hardware", "flops", "--compare", "none", "--overwrite"]
+    assert main(options(other, folder, *more)) == 0
+    digests = {record.checkpoint for record in read_records(folder / "records.jsonl")}
+    assert digests == {load_checkpoint(other).digest}
+
+
+def test_the_found_subnets_say_what_was_measured(searched, net):
+    for row in searched.rows():
+        path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
+        found = json.loads(path.read_text())
+        assert found["checkpoint"] == load_checkpoint(net).digest and found["device"] == "cpu"
+        assert found["measured_top1"] == float(row["measured_top1"])
+        assert "from end-to-end latency" in found["costs"]["latency_ms"]["error"]
 
 
 def test_the_free_space_undoes_the_coupling(net):

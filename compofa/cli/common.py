@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from compofa.cli.program import as_called
-from compofa.errors import CompofaError, OtherWorkerError, StoppedError
+from compofa.errors import CompofaError, OtherWorkerError, StoppedError, did_you_mean
 from compofa.io.untrusted import printable
 
 if TYPE_CHECKING:
@@ -56,9 +56,26 @@ class Parser(argparse.ArgumentParser):
         """Return the help, with commands spelled as this process was called."""
         return as_called(super().format_help())
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Check a value with choices; names the choices most like it."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message = f"{did_you_mean(str(value), map(str, action.choices))}{error.message}"
+            raise
+
+    def _options(self) -> list[str]:
+        """Return the names of all options, with those of commands."""
+        below = self._subparsers._group_actions if self._subparsers else []
+        commands = [parser for action in below for parser in (action.choices or {}).values()]
+        return [*self._option_string_actions, *(o for each in commands for o in each._options())]
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
-        self.exit(2, as_called(f"{self.prog}: error: {message} (see --help)\n"))
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        hint = did_you_mean(words.split()[0].split("=")[0], self._options()) if unknown else ""
+        text = f"{message}: {hint}".rstrip(": ") if hint else message
+        self.exit(2, as_called(f"{self.prog}: error: {text} (see --help)\n"))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from compofa.data.readers import RawDataset, read_digits, read_torchvision
-from compofa.errors import DataError
+from compofa.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -243,5 +243,5 @@ def dataset_info(name: str) -> DatasetInfo:
         DataError: The name is unknown.
     """
     if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}")
+        raise DataError(unknown_name("data set", name, DATASETS))
     return DATASETS[name]

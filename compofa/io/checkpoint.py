@@ -60,6 +60,8 @@ class Checkpoint:
         data_path: Absolute path of the data set; empty for data sets that come with a package.
         data: Identity of the images, to recognise them at any path; ``None`` in files of earlier
             versions and of other programs.
+        resolutions: Resolutions that it was trained at, in pixels; empty in files of earlier
+            versions and of other programs.
         data_seed: Seed of the split into training and validation images.
         validation_images: Number of validation images; ``None`` for the data set's default.
         image_size: Resolution to evaluate at, in pixels.
@@ -82,6 +84,7 @@ class Checkpoint:
     training: Mapping[str, Any] | None = None
     digest: str = attribute(default="", compare=False)
     data: DataIdentity | None = None
+    resolutions: tuple[int, ...] = ()
 
     @property
     def normalisation(self) -> Normalisation:
@@ -146,6 +149,7 @@ def as_data(checkpoint: Checkpoint) -> dict[str, Any]:
         "figures": _json(checkpoint.figures),
         "training": checkpoint.training,
         **({"data": checkpoint.data.to_json()} if checkpoint.data else {}),
+        **({"resolutions": list(checkpoint.resolutions)} if checkpoint.resolutions else {}),
     }
 
 
@@ -190,7 +194,11 @@ def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Ch
             tuple(map(float, numbers(key, field(data, key, list)))) for key in ("mean", "std")
         )
         Normalisation(mean, std)
-        network.check_resolution(field(data, "image_size", int))
+        trained = field(data, "resolutions", list) if "resolutions" in data else []
+        if any(type(size) is not int for size in trained):
+            raise SpaceError("resolutions: expected whole numbers, got others")
+        for resolution in (field(data, "image_size", int), *trained):
+            network.check_resolution(resolution)
         return Checkpoint(
             network=network,
             weights=field(data, "weights", dict),
@@ -206,6 +214,7 @@ def from_data(path: str | Path, data: Mapping[str, Any], digest: str = "") -> Ch
             training=field(data, "training", dict, NoneType),
             digest=digest,
             data=DataIdentity.from_json(data["data"]) if "data" in data else None,
+            resolutions=tuple(trained),
         )
     except UnregisteredError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from compofa.errors import CheckpointError, CompofaError
 from compofa.io.atomic import write_text_atomic
+from compofa.io.hub import published_path
 from compofa.io.untrusted import parse_json, printable, read_text
 from compofa.io.web import (
     CHUNK,
@@ -95,22 +96,6 @@ def _check_weights(path: Path) -> None:
     from compofa.io.tensors import read_safely
 
     read_safely(path)
-
-
-def published_path(name: str) -> Path:
-    """Return the path of a published file, in ``checkpoints`` of torch hub's folder.
-
-    Raises:
-        CheckpointError: There is no home folder.
-    """
-    import torch
-
-    folder = Path(torch.hub.get_dir())
-    if folder.parts[:1] == ("~",):
-        raise CheckpointError(
-            f"expected a home folder to keep {name} in, got none: set HOME or TORCH_HOME"
-        )
-    return folder / "checkpoints" / name
 
 
 def fetch(

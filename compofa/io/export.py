@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError
+from compofa.errors import CheckpointError, CompofaError, ConfigError, SpaceError, unknown_name
 from compofa.io.atomic import is_stream, write_atomic, write_text_atomic
 from compofa.io.untrusted import parse_json, read_text
 from compofa.io.weights import copy_checked
@@ -72,7 +72,7 @@ def require_packages(format: str) -> None:
         ConfigError: One of them is not.
     """
     if format not in SUFFIXES:
-        raise ConfigError(f"unknown format {format!r}: expected one of {', '.join(SUFFIXES)}")
+        raise ConfigError(unknown_name("format", format, SUFFIXES))
     missing = [name for name in NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(

@@ -9,11 +9,11 @@ github.com/mit-han-lab/once-for-all, and their configurations come with their we
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, unknown_name
+from compofa.networks.backbone import Backbone
 from compofa.networks.families import backbone
 from compofa.networks.layout import layout
 from compofa.networks.network_spec import FixedNetwork
@@ -117,19 +117,31 @@ class Specialised:
     @property
     def network(self) -> FixedNetwork | None:
         """Its definition; ``None`` where that comes with its weights."""
-        if not self.supernet:
+        subnet, table = self.subnet, self.backbone
+        if subnet is None or table is None:
             return None
-        name, width_mult, dropout = _SUPERNETS[self.supernet]
-        table = backbone(name, width_mult)
+        dropout = _SUPERNETS[self.supernet][2]
+        layers = layout(table, subnet)
+        return FixedNetwork(layers, dropout, table.bn_eps, table.bn_momentum, backbone=table.name)
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """Its backbone; ``None`` where the definition comes with the weights."""
+        return backbone(*_SUPERNETS[self.supernet][:2]) if self.supernet else None
+
+    @property
+    def subnet(self) -> Subnet | None:
+        """Its choices; ``None`` where the definition comes with the weights."""
+        table = self.backbone
+        if table is None:
+            return None
         stages = tuple(
             tuple(zip(map(int, kernels), map(int, expands), strict=True))
             for kernels, expands in zip(
                 self.kernels.split("-"), self.expands.split("-"), strict=True
             )
         )
-        subnet = Subnet(self.resolution, stages, format=table.config_format)
-        layers = layout(table, subnet)
-        return FixedNetwork(layers, dropout, table.bn_eps, table.bn_momentum, backbone=table.name)
+        return Subnet(self.resolution, stages, format=table.config_format)
 
     @property
     def folder(self) -> str:
@@ -149,10 +161,28 @@ class Specialised:
     @property
     def target(self) -> str:
         """What it was searched for, such as ``8 ms on note10``."""
-        device = re.sub(r"_(lat|MAC)$", "", self._part("target"))
-        if self._part("unit") != "ms":
+        if not self.device:
             return f"{self._part('value')}{self._part('unit')} MACs"
-        return f"{self._part('value')} ms on {device.replace('_gpu', ', batch ')}"
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        return f"{self.value:g} ms on {self.device}{batch}"
+
+    @property
+    def device(self) -> str:
+        """The device it was searched for; empty where it was searched for multiply-accumulates."""
+        target = re.sub(r"_(lat|MAC|gpu\d+)$", "", self._part("target"))
+        return target if self._part("unit") == "ms" else ""
+
+    @property
+    def batch(self) -> int:
+        """Images per batch on its device."""
+        match = re.search(r"_gpu(\d+)$", self._part("target"))
+        return int(match[1]) if match else 1
+
+    @property
+    def value(self) -> float:
+        """Published latency on its device in ms; without a device, multiply-accumulates."""
+        scale = {"ms": 1.0, "M": 1e6, "B": 1e9}[self._part("unit")]
+        return round(float(self._part("value")) * scale, 3)
 
     def _part(self, name: str) -> str:
         match = _ID.fullmatch(self.net_id)
@@ -164,19 +194,23 @@ def specialised(net_id: str) -> Specialised:
     """Return the row of an id, spelled with ``@`` or, as the published folders are, with ``-``.
 
     Raises:
-        SpaceError: There is none; the message has the nearest ids.
+        SpaceError: There is none; the message has the ids most like it.
     """
     row = SPECIALISED.get(net_id.replace("@", "-"))
     if row is None:
         known = [row.net_id for row in SPECIALISED.values()]
-        raise SpaceError(f"unknown specialised network {net_id!r}: {nearest(net_id, known)}")
+        expected = f"expected one of the {len(known)} ids that python -m compofa zoo lists"
+        raise SpaceError(unknown_name("specialised network", net_id, known, expected))
     return row
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Return a hint at the names most like ``name``."""
-    like = difflib.get_close_matches(name, known, 3, 0.3) or known[:3]
-    return f"nearest are {', '.join(like)} (python -m compofa zoo lists all {len(known)})"
+def zoo_devices() -> dict[str, list[Specialised]]:
+    """Return the specialised networks by the device that they were searched for."""
+    found: dict[str, list[Specialised]] = {}
+    for row in SPECIALISED.values():
+        if row.device:
+            found.setdefault(row.device, []).append(row)
+    return found
 
 
 def _rows() -> dict[str, Specialised]:

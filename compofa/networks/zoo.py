@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, unknown_name
 from compofa.networks.families import backbone
 from compofa.networks.network_spec import FixedNetwork, Network
 from compofa.networks.published import SPECIALISED
@@ -143,7 +143,7 @@ def entry(net_id: str) -> Entry:
         SpaceError: The id is unknown; the message lists the known ones.
     """
     if net_id not in NETWORKS:
-        raise SpaceError(f"unknown network {net_id!r}: expected one of {', '.join(NETWORKS)}")
+        raise SpaceError(unknown_name("network", net_id, NETWORKS))
     return NETWORKS[net_id]
 
 

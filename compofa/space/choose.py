@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, did_you_mean
 from compofa.space.config import DEPTH, RESOLUTION, ConfigFormat, StageFormat
 from compofa.space.search_space import SearchSpace
 from compofa.space.stage_space import expected
@@ -35,7 +35,8 @@ def choose(space: SearchSpace, base: Subnet, values: Mapping[str, Values]) -> Su
     known = {*space.names, DEPTH, *filter(None, [form.outer]), RESOLUTION}
     unknown = [key for name, (key, _) in given.items() if name not in known]
     if unknown:
-        raise SpaceError(f"{unknown[0]}: expected one of {', '.join(form.columns)}")
+        hint = did_you_mean(unknown[0], form.columns)
+        raise SpaceError(f"{unknown[0]}: {hint}expected one of {', '.join(form.columns)}")
     if len(given) < sum(value is not None for value in values.values()):
         raise SpaceError(f"expected each choice once, got {', '.join(values)}")
     _, size = given.get(RESOLUTION, ("r", base.resolution))

@@ -5,7 +5,7 @@ A coupling is a table: pairs (depth, value of the choice coupled with it), one p
 
 from __future__ import annotations
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, unknown_name
 from compofa.space.subnet import Number, as_number
 
 Coupling = tuple[tuple[int, Number], ...]
@@ -30,10 +30,9 @@ def parse_coupling(text: str) -> Coupling | str:
         pairs = [pair.split(":") for pair in text.split(",")]
         coupling = tuple(sorted((int(depth), as_number(float(expand))) for depth, expand in pairs))
     except ValueError:
-        raise SpaceError(
-            f"unknown heuristic {text!r}: expected one of {', '.join(COUPLINGS)}, or "
-            "depth:expand pairs such as 2:3,3:4,4:6"
-        ) from None
+        pairs_too = "or depth:expand pairs such as 2:3,3:4,4:6"
+        expected = f"expected one of {', '.join(COUPLINGS)}, {pairs_too}"
+        raise SpaceError(unknown_name("heuristic", text, COUPLINGS, expected)) from None
     depths = [depth for depth, _ in coupling]
     if len(set(depths)) < len(depths) or min(depths) < 0 or max(depths) > 16:
         raise SpaceError(f"heuristic {text!r}: expected distinct depths between 0 and 16")

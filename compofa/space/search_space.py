@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compofa.errors import SpaceError
+from compofa.errors import SpaceError, did_you_mean
 from compofa.space.arrays import SubnetArrays, arrays_of
 from compofa.space.choice import Choice
 from compofa.space.config import DEPTH, RESOLUTION, ConfigFormat, StageFormat
@@ -327,7 +327,8 @@ class SearchSpace:
         known = [*self.names, DEPTH, *filter(None, [outer])]
         unknown = [key for key in wanted if key not in known]
         if unknown:
-            raise SpaceError(f"{unknown[0]}: expected a choice of {', '.join(known)}")
+            hint = did_you_mean(unknown[0], known)
+            raise SpaceError(f"{unknown[0]}: {hint}expected a choice of {', '.join(known)}")
         stages = []
         for stage, how in zip(self.stages, self.stage_formats, strict=True):
             depths = wanted.get(DEPTH)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compofa.errors import ConfigError
+from compofa.errors import ConfigError, unknown_name
 from compofa.space.config import DEPTH
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Number
@@ -149,7 +149,7 @@ class Recipe:
         numbers = [str(n) for name, n in phases if name == task]
         if numbers:
             raise ConfigError(f"task {task}: expected phase {' or '.join(numbers)}, got {number}")
-        raise ConfigError(f"unknown task {task!r}: expected one of {', '.join(task_names())}")
+        raise ConfigError(unknown_name("task", task, task_names()))
 
     def chain(self, task: str) -> tuple[Phase, ...]:
         """Return the phases of a task of :data:`CHAINS`, first to last."""

@@ -11,6 +11,7 @@ from compofa.io.atomic import is_stream, require_other
 from nas.cost.devices import DEVICES, LocalDevice
 from nas.cost.on_device import SETUP
 from nas.cost.timing import RUNTIMES
+from nas.cost.units import column_quantity
 from nas.search import pipeline
 from nas.tables import Table, lines, read_csv, read_subnets
 
@@ -78,7 +79,12 @@ def add_fit_options(sub: Parser) -> None:
         "the latency.csv of sample",
     )
     sub.add_argument("--output", required=True, metavar="FILE", help="model (.npz) to write")
-    sub.add_argument("--column", default="latency_ms", help="column of the latency in ms")
+    sub.add_argument(
+        "--column",
+        default="latency_ms",
+        help="measured column: a quantity and its unit, as in energy_mj; any other name is that of "
+        "a column of latencies in ms",
+    )
     sub.add_argument("--name", help="name of the device (default: that of the output file)")
     sub.add_argument("--seed", type=int, default=0, help="random seed")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -103,13 +109,15 @@ def fit_latency(args: argparse.Namespace) -> None:
         backbone, _, classes = pipeline.named_space(args.net or "compofa", args.width_mult)
     _require_filled(table, args.column)
     arrays, columns = read_subnets(table, [args.column])
-    card |= _measured_with(table)
+    quantity, unit = column_quantity(args.column)
+    card |= {"quantity": quantity, "unit": unit, **_measured_with(table)}
     name = args.name or Path(args.output).stem
     model = fit_latency(
         arrays, columns[args.column], backbone, classes, name, card, progress=not args.quiet
     )
     model.save(args.output)
-    print(f"{name}: {model.error}; written to {args.output}")
+    what = f"{quantity.replace('_', ' ')} in {unit}"
+    print(f"{name}: {what}, {model.error}; written to {args.output}")
 
 
 def _require_filled(table: Table, column: str) -> None:

@@ -7,22 +7,27 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compofa.cli.common import Parser, int_list, run
-from compofa.errors import ConfigError
+from compofa.errors import ConfigError, unknown_name
 from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
-from compofa.networks.zoo import NETWORKS
+from compofa.networks.zoo import NETWORKS, entry
 from compofa.space.search_space import SearchSpace
-from nas.cost.devices import DEVICES, load_cost
-from nas.cost.objectives import column_names
+from nas.cli.found import heading, print_found, short
+from nas.cli.search_zoo import show_specialised
+from nas.cost.devices import DEVICES, find_device, load_cost
+from nas.cost.objectives import column_names, require_quantity, split_quantity
 from nas.cost.served import served_resolutions
 from nas.cost.timing import RUNTIMES
-from nas.search import pipeline
+from nas.cost.units import Amount
+from nas.search import pipeline, results
 from nas.search.comparisons import require_priced, unless_unpriced
 from nas.search.evolution import extreme
-from nas.search.timed import ABOVE, time_found
+from nas.search.folder import claim_folder
+from nas.search.specialised import CostLoader
+from nas.search.timed import time_found
 
 if TYPE_CHECKING:
     from nas.cost.base import Cost
@@ -67,35 +72,38 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--constraints",
-        type=float,
+        type=_amount,
         nargs="+",
         metavar="X",
-        help="budgets in the device's unit (default: those of the published search, or four "
-        "quantiles of the space). A budget that no subnet meets is skipped with a warning that "
-        "names the least cost; it is an error if no budget can be met",
+        help="budgets in the device's unit, or with one, as in 20ms or 2MB (default: those of the "
+        "published search, or four quantiles of the space). A budget that no subnet meets is "
+        "skipped with a warning that names the least cost; it is an error if none can be met",
     )
     p.add_argument(
         "--limit",
-        nargs=2,
+        nargs="+",
         action="append",
         default=[],
-        metavar=("DEVICE", "X"),
-        help="bound on another cost of the found subnets, as in --limit flops 3e8; repeatable",
+        metavar="COST=X",
+        help="bound on a cost of the found subnets, as in macs=300M, params=5M, memory=2MB, "
+        "v100=9ms or DEVICE X; repeatable. k, M and G are powers of 1,000. A bound on the cost of "
+        "--target-hardware itself, as in latency=20, is its budget",
     )
     p.add_argument(
         "--objectives",
         nargs="+",
         default=[],
-        metavar="DEVICE",
-        help="costs to minimise together with that of --target-hardware, such as flops params; "
-        "writes the Pareto set to objectives.csv",
+        metavar="COST",
+        help="costs to minimise together with that of --target-hardware, such as macs params "
+        "memory; writes the Pareto set to objectives.csv",
     )
     p.add_argument(
         "--resolutions",
         type=int_list,
         nargs="+",
         metavar="R",
-        help="input resolutions (default: 160 176 192 208 224; a checkpoint's own)",
+        help="input resolutions (default: 160 176 192 208 224; those that a checkpoint was "
+        "trained at, five of them at most)",
     )
     p.add_argument(
         "--compare",
@@ -121,8 +129,13 @@ def parser() -> Parser:
     p.add_argument(
         "--output",
         metavar="DIR",
-        help="folder of the results; those of an earlier search in it are replaced (default: "
-        "runs/search-NET-DEVICE)",
+        help="folder of the results; those of the same network and device in it are replaced "
+        "(default: runs/search-NET-DEVICE)",
+    )
+    p.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="empty --output of the results of another search",
     )
     p.add_argument("--seed", type=int, default=0, help="random seed")
     p.add_argument(
@@ -167,29 +180,102 @@ def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, clas
     )
 
 
-def _number(text: str) -> float:
+def _amount(text: str) -> Amount:
     try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"--limit: expected DEVICE and a number, got {text!r}") from None
+        return Amount.parse(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _limits(args: argparse.Namespace) -> list[tuple[str, Amount]]:
+    """Return the names and bounds of ``--limit``, given as ``COST=X`` or as ``COST X``.
+
+    Raises:
+        ConfigError: One is neither.
+    """
+    found = []
+    for words in args.limit:
+        rest = iter(words)
+        for word in rest:
+            name, equals, text = word.rpartition("=")
+            if not equals:
+                name, text = word, next(rest, "")
+            try:
+                found.append((name, Amount.parse(text)))
+            except ConfigError as error:
+                raise ConfigError(f"--limit {name}: {error}") from None
+    return found
+
+
+class Asked(NamedTuple):
+    """What a search is asked for, in the units of the costs."""
+
+    budgets: list[float]
+    limits: list[tuple[Cost, float]]
+    objectives: list[Cost]
+
+
+def _asked(
+    args: argparse.Namespace, cost: Cost, backbone: Backbone, space: SearchSpace, classes: int
+) -> Asked:
+    """Return the budgets, limits and objectives of the options; ``cost`` is that of the target.
+
+    Raises:
+        CompofaError: A cost is unknown or given twice, or an amount is not in a unit of its cost.
+    """
+
+    def other(name: str, option: str) -> Cost:
+        _, device = split_quantity(name)
+        if device == "latency":
+            raise ConfigError(
+                f"{option}: expected the name of a device, as in note10=20, for a latency beside "
+                f"{cost.name}, got {name!r}"
+            )
+        found = load_cost(device, backbone, classes, space=space, progress=not args.quiet)
+        return require_quantity(name, found)
+
+    def amount_in(unit: str, amount: Amount, option: str) -> float:
+        try:
+            return amount.to(unit)
+        except ConfigError as error:
+            raise ConfigError(f"{option}: {error}") from None
+
+    budgets = [amount_in(cost.unit, each, "--constraints") for each in args.constraints or ()]
+    limits: list[tuple[Cost, float]] = []
+    for name, amount in _limits(args):
+        option = f"--limit {name}"
+        if not _is_target(name, args.target_hardware, cost):
+            limited = other(name, "--limit")
+            limits.append((limited, amount_in(limited.unit, amount, option)))
+        elif budgets:
+            raise ConfigError(
+                f"{option}: expected budgets of {cost.name} once, got "
+                f"{', '.join(f'{budget:g}' for budget in budgets)} and {amount.value:g}"
+            )
+        else:
+            budgets = [amount_in(cost.unit, amount, option)]
+    objectives = [other(name, "--objectives") for name in args.objectives]
+    for costs in ([each for each, _ in limits], objectives):
+        column_names([cost, *costs])  # refuses a cost that is given twice
+    return Asked(budgets, limits, objectives)
 
 
 def _run_search(args: argparse.Namespace, targets: Sequence[pipeline.Target]) -> pipeline.Outcome:
     """Search the targets as the options say."""
     first = targets[0]
-
-    def other(device: str) -> Cost:
-        return load_cost(
-            device, first.backbone, first.classes, space=first.space, progress=not args.quiet
-        )
-
-    limits = [(other(device), _number(most)) for device, most in args.limit]
-    objectives = [other(device) for device in args.objectives]
-    for costs in ([cost for cost, _ in limits], objectives):
-        column_names([first.cost, *costs])  # refuses a cost that is given twice
+    asked = _asked(args, first.cost, first.backbone, first.space, first.classes)
     return pipeline.run_search(
-        targets, _budgets(args, first), limits=limits, objectives=objectives, seed=args.seed
-    )
+        targets, asked.budgets or _budgets(args, first), limits=asked.limits,
+        objectives=asked.objectives, seed=args.seed,
+    )  # fmt: skip
+
+
+def _is_target(name: str, target: str, cost: Cost) -> bool:
+    """Whether a limit is on the cost of the target itself: by its quantity, or by its device."""
+    quantity, device = split_quantity(name)
+    entry = find_device(device)
+    same = device == target or (entry is not None and entry is find_device(target))
+    return name == cost.quantity or (same and quantity in ("", cost.quantity))
 
 
 def _named_target(args: argparse.Namespace, net: str) -> pipeline.Target:
@@ -202,12 +288,9 @@ def _named_target(args: argparse.Namespace, net: str) -> pipeline.Target:
 def _comparisons(args: argparse.Namespace) -> list[str]:
     wanted = args.compare or [FREE_SPACES.get(args.net, "none")]
     names = [name for name in wanted if name != "none"]
-    unknown = [name for name in names if name not in NETWORKS]
-    if unknown:
-        raise ConfigError(
-            f"--compare: unknown network {unknown[0]!r}, expected none or one of "
-            f"{', '.join(NETWORKS)}"
-        )
+    for name in names:
+        if name not in NETWORKS:
+            raise ConfigError(f"--compare: {unknown_name('network', name, ['none', *NETWORKS])}")
     pipeline.require_distinct([args.net, *names])
     return names
 
@@ -239,36 +322,11 @@ def _usual_resolutions(args: argparse.Namespace) -> tuple[int, ...]:
 
 
 def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[float]:
-    if args.constraints:
-        return args.constraints
-    device = DEVICES.get(args.target_hardware)
+    device = find_device(args.target_hardware)
     usual = device.budgets if device else ()
     if usual and args.net in FREE_SPACES and min(usual) >= extreme(target.space, target.cost)[1]:
         return usual
     return pipeline.usual_budgets(target)
-
-
-def print_found(outcome: pipeline.Outcome) -> None:
-    """Print the found subnets as a table, and the errors of cost and accuracy."""
-    target, columns = outcome.targets[0], pipeline.found_columns(outcome)
-    measured = "".join(f"  {name.replace('_', ' '):>16}" for name in outcome.measured)
-    unit, above = target.cost.unit, outcome.measured.get(ABOVE, [0.0] * len(outcome.found))
-    heading = f"{'budget':>9}  {'cost ' + unit:>12}  {'top-1 %':>8}{measured}"
-    print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
-    for row, found in enumerate(outcome.found):
-        cells = "".join(f"  {values[row]:>16.2f}" for values in outcome.measured.values())
-        print(
-            f"{found.budget:>9g}  {found.cost:>12.6g}  {found.accuracy:>8.2f}{cells}  "
-            f"{columns['macs'][row]:>12,}  {columns['params'][row]:>10,}  {found.subnet}"
-        )
-        if above[row]:
-            print(f"{'':>9}  its measured latency is above the budget")
-        if found.slack:
-            print(f"{'':>9}  every subnet of {target.name} meets this budget: it is not binding")
-    how = "all of them compared" if outcome.found[0].exact else "evolution"
-    print(f"{target.space.size:.4g} subnets, {how}, {outcome.found[0].evaluated:,} evaluated")
-    print(f"cost {target.cost.name}: {target.cost.error}")
-    print(f"top-1 {target.accuracy.name}: {target.accuracy.error}")
 
 
 def search(argv: Sequence[str] | None) -> None:
@@ -290,21 +348,43 @@ def search(argv: Sequence[str] | None) -> None:
 
 def _search(args: argparse.Namespace, output: Path) -> None:
     """Search, write the results to ``output`` and print them."""
+    if not Path(args.net).suffix and not Path(args.net).exists():
+        entry(args.net)  # raises at once, where the import of torch would take seconds
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from nas.cli.search_checkpoint import search_checkpoint
 
-        outcome = search_checkpoint(args, output, _cost, _run_search)
+        outcome, loaders = search_checkpoint(args, output, _cost, _asked, _run_search), None
     else:
         args.resolutions = args.resolutions or _usual_resolutions(args)
         names = _comparisons(args)
-        targets = [_named_target(args, args.net), *_compared(args, names)]
-        outcome = _run_search(args, targets)
+        first = _named_target(args, args.net)
+        claim_folder(output, {"net": args.net, "device": first.cost.name}, args.overwrite)
+        targets = [first, *_compared(args, names)]
+        outcome, loaders = _run_search(args, targets), _loaders(args, first.cost)
     outcome = time_found(
         outcome, args.target_hardware, args.batch_size, args.runtime, not args.quiet
     )
-    paths = pipeline.write_outcome(outcome, output)
+    paths = results.write_outcome(outcome, output)
     print_found(outcome)
     print(f"written to {output}: {', '.join(path.name for path in paths)}")
+    if loaders:
+        show_specialised(
+            outcome, loaders, output, heading(outcome.costs[0]), lambda v: short(v, ".6g")
+        )
+
+
+def _loaders(args: argparse.Namespace, cost: Cost) -> list[CostLoader]:
+    """Return how the costs of the budgets and of the limits are loaded for other backbones."""
+
+    def loader(name: str) -> CostLoader:
+        device = split_quantity(name)[1]
+        return lambda backbone, space: load_cost(device, backbone, space=space, progress=False)
+
+    names = [name for name, _ in _limits(args) if not _is_target(name, args.target_hardware, cost)]
+    return [
+        lambda backbone, space: _cost(args, backbone, space, 1000),
+        *map(loader, names),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +14,10 @@ from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.open import open_network
 from compofa.training.start import check_device
+from nas.cost.base import Cost
 from nas.cost.served import served_resolutions
 from nas.search import pipeline
+from nas.search.folder import claim_folder
 from nas.search.from_checkpoint import (
     Trained,
     measure_found,
@@ -26,7 +29,8 @@ from nas.search.from_checkpoint import (
 def search_checkpoint(
     args: argparse.Namespace,
     output: Path,
-    load_cost: Callable[..., object],
+    load_cost: Callable[..., Cost],
+    check: Callable[..., object],
     run_search: Callable[..., pipeline.Outcome],
 ) -> pipeline.Outcome:
     """Collect records, fit a predictor, search, and measure the found subnets.
@@ -35,6 +39,7 @@ def search_checkpoint(
         args: Options of ``run_NAS.py``.
         output: Folder for the results.
         load_cost: Returns the cost of a space for ``args``.
+        check: Raises if ``args`` and a cost do not fit together, before anything is measured.
         run_search: Searches targets as ``args`` say.
     """
     if args.compare not in (None, ["none"], ["free"]):
@@ -53,6 +58,14 @@ def search_checkpoint(
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(opened.checkpoint, data)
 
+    def cost(*of: Any) -> Cost:
+        """Load the cost of a space; nothing has been measured or written in the folder by then."""
+        found = load_cost(args, *of)
+        search = {"net": trained.name, "checkpoint": opened.digest, "device": found.name}
+        check(args, found, *of)
+        claim_folder(output, search, args.overwrite)
+        return found
+
     named: set[str] = set()
 
     def evaluator(part: str) -> Evaluator:
@@ -68,7 +81,7 @@ def search_checkpoint(
 
     targets = trained_targets(
         trained,
-        lambda *of: load_cost(args, *of),
+        cost,
         evaluator("validation"),
         output,
         samples=args.samples,

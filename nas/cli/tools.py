@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
-from compofa.errors import ConfigError, SpaceError, TableError
-from compofa.io.atomic import require_other
+from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
-from compofa.networks.zoo import NETWORKS
-from compofa.space.arrays import SubnetArrays, arrays_of
-from compofa.space.search_space import SearchSpace
+from compofa.networks.published import zoo_devices
+from compofa.space.arrays import arrays_of
 from nas.cli import latency, sample
-from nas.cost.base import macs_cost, params_cost
-from nas.cost.devices import DEVICES, load_cost
+from nas.cli.predict import add_network, add_predict_options, predict
+from nas.cost.devices import DEVICES
 from nas.search import pipeline
-from nas.search.evolution import require_finite
-from nas.tables import (
-    lines,
-    read_csv,
-    read_subnets,
-    require_members,
-    without_repeats,
-    write_columns,
-)
+from nas.tables import read_subnets, without_repeats
 
 if TYPE_CHECKING:
     from compofa.io.records import EvalRecord
@@ -47,8 +35,6 @@ Devices, predictions for tables of subnets, measurements and fits. For example:
   python -m nas sample --net compofa --samples 60 --export onnx phone
   python -m nas fit-latency --input phone/latency.csv --output phone.npz
 """
-log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 def parser() -> Parser:
@@ -69,44 +55,14 @@ def parser() -> Parser:
 
     add("devices", "list the devices with the source and the error of each", _devices)
 
-    text = "add accuracy, latency, MACs or parameters to a table of subnets"
-    sub = add("estimate", text, _predict, aliases=["predict"])
-    _add_network(sub)
-    sub.add_argument(
-        "--columns",
-        required=True,
-        metavar="LIST",
-        help="comma-separated: top1, top1_std, macs, params, latency:DEVICE, an objective's name",
-    )
-    sub.add_argument(
-        "--input",
-        required=True,
-        metavar="CSV",
-        help="table with the columns ks, e, d and r, and any others; may be gzipped",
-    )
-    sub.add_argument(
-        "--output",
-        required=True,
-        metavar="CSV",
-        help="table to write: --input with --columns added; columns of the same name are replaced. "
-        "It may be the file of --input",
-    )
-    sub.add_argument(
-        "--latency-table",
-        metavar="DIR",
-        help="folder of lookup tables, used for every latency:DEVICE",
-    )
-    sub.add_argument(
-        "--accuracy-predictor",
-        metavar="FILE",
-        help="accuracy predictor to use instead of the shipped one",
-    )
+    sub = add("estimate", "add accuracy or costs to a table of subnets", predict, ["predict"])
+    add_predict_options(sub)
 
     sub = add("sample", sample.TEXT, sample.sample)
     sample.add_sample_options(sub)
 
     sub = add("measure", latency.MEASURE, latency.measure)
-    _add_network(sub)
+    add_network(sub)
     latency.add_measure_options(sub)
 
     sub = add(
@@ -132,7 +88,7 @@ def parser() -> Parser:
         type=int_list,
         nargs="+",
         metavar="R",
-        help="input resolutions (default: the data set's own)",
+        help="input resolutions (default: those of training)",
     )
     sub.add_argument(
         "--part", choices=("validation", "test"), default="validation", help="images to evaluate on"
@@ -163,20 +119,8 @@ def parser() -> Parser:
 
     sub = add("fit-latency", latency.FIT, latency.fit_latency)
     latency.add_fit_options(sub)
-    _add_network(sub, None)
+    add_network(sub, None, " (default: what network.json beside the table says, or compofa)")
     return p
-
-
-def _add_network(sub: Parser, default: str | None = "compofa") -> None:
-    usual = "" if default else " (default: what network.json beside the table says, or compofa)"
-    known = f"one of {', '.join(NETWORKS)}{usual}"
-    sub.add_argument("--net", default=default, metavar="ID", help=known)
-    sub.add_argument(
-        "--width-mult",
-        type=float,
-        metavar="X",
-        help="width multiplier (default: the network's own)",
-    )
 
 
 def _add_fit(sub: Parser, source: str, result: str) -> None:
@@ -191,66 +135,11 @@ def _devices(args: argparse.Namespace) -> None:
         where = f"r {r[0]} to {r[-1]}" if r else "any resolution"
         print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
         print(f"{'':14} {device.source}; {device.error}")
-
-
-def _predict(args: argparse.Namespace) -> None:
-    models = [name.removeprefix("latency:") for name in args.columns.split(",") if ":" in name]
-    for model in filter(None, [args.accuracy_predictor, *models]):
-        require_other(args.output, model, f"{os.path.splitext(model)[0]}.json")
-    table = read_csv(args.input)
-    arrays, _ = read_subnets(table)
-    backbone, space, classes = pipeline.named_space(args.net, args.width_mult)
-    arrays = require_members(arrays, space, args.input)
-
-    def known(rows: SubnetArrays) -> SearchSpace:
-        sizes = np.unique(rows.resolutions).tolist()
-        return pipeline.named_space(args.net, args.width_mult, sizes)[1]
-
-    space = _ask(known, arrays, args.input)
-    columns: dict[str, np.ndarray] = {}
-    for name in args.columns.split(","):
-        if name in ("top1", "top1_std"):
-            model = pipeline.accuracy_model(
-                args.accuracy_predictor or args.net, backbone.width_mult
-            )
-            columns[name] = _ask(model.predict if name == "top1" else model.std, arrays, args.input)
-            log.info("%s: %s, %s", name, model.name, model.error)
-        elif name in ("macs", "params"):
-            count = macs_cost if name == "macs" else params_cost
-            columns[name] = count(backbone, classes)(arrays).astype(np.int64)
-        elif name.startswith("latency:") or name in DEVICES:
-            cost = load_cost(name.removeprefix("latency:"), backbone, classes,
-                             table=args.latency_table, space=space)  # fmt: skip
-            columns[name] = _ask(cost, arrays, args.input)
-            log.info("%s: %s", name, cost.error)
-        else:
-            raise ConfigError(
-                f"--columns: expected top1, top1_std, macs, params, latency:DEVICE or the "
-                f"name of an objective, got {name!r}"
-            )
-        require_finite(name, columns[name], 0)
-    replaced = write_columns(args.output, table, columns)
-    if replaced:
-        log.info("%s: replaced what %s holds", ", ".join(replaced), args.input)
-    print(f"{len(arrays.resolutions)} subnets with {args.columns}: {args.output}")
-
-
-def _ask(question: Callable[[SubnetArrays], _T], arrays: SubnetArrays, path: str) -> _T:
-    """Call a model; if it refuses some resolutions, name their lines in the table.
-
-    Raises:
-        TableError: A resolution is refused.
-    """
-    try:
-        return question(arrays)
-    except SpaceError:
-        for resolution in np.unique(arrays.resolutions):
-            rows = np.flatnonzero(arrays.resolutions == resolution)
-            try:
-                question(arrays[rows])
-            except SpaceError as error:
-                raise TableError(f"{path}, {lines(rows)}: {error}") from None
-        raise
+    others = [name for name in zoo_devices() if name not in DEVICES]
+    print(
+        f"no latency model, but specialised networks (python -m compofa zoo --like NAME): "
+        f"{', '.join(others)}"
+    )
 
 
 def _collect(args: argparse.Namespace) -> None:

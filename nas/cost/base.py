@@ -9,8 +9,9 @@ function of :class:`~compofa.networks.layout.LayerSpec`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from operator import attrgetter
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from compofa.networks.layout import layout
 from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Block, Subnet
 from nas.cost.block_table import LIMIT, BlockTable, Dependence
+from nas.cost.units import quantity_in
 
 LayerFunction = Callable[[LayerSpec], float]
 
@@ -29,13 +31,15 @@ class Cost(Protocol):
 
     Attributes:
         name: Of the device or count.
-        unit: Of what a call returns: ``ms``, ``MACs`` or ``parameters``.
+        unit: Of what a call returns, such as ``ms``, ``MACs``, ``parameters``, ``bytes`` or ``mJ``.
         error: Its error, for tables and plots; ``exact`` for counts.
+        quantity: What it measures, such as ``latency`` or ``energy``; the name of a count.
     """
 
     name: str
     unit: str
     error: str
+    quantity: str
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the cost of each subnet, float64 of shape [n]."""
@@ -52,7 +56,12 @@ class LayerSumCost:
         name: Of the device or count.
         unit: Of the sum.
         error: Its error, for tables and plots.
+
+    Attributes:
+        combine: How the numbers of layers become that of a network.
     """
+
+    combine: ClassVar[np.ufunc] = np.add
 
     def __init__(
         self,
@@ -65,6 +74,7 @@ class LayerSumCost:
     ) -> None:
         self.backbone, self.classes = backbone, classes
         self.name, self.unit, self.error = name, unit, error
+        self.quantity = quantity_in(unit, name)
         self.layer_cost = layer_cost
         self._specs: dict[tuple, dict[str, LayerSpec]] = {}
         self._table = BlockTable(
@@ -76,6 +86,7 @@ class LayerSumCost:
             {choice.name for choice in backbone.choices if 0 in choice.values},
             backbone.config_format.whole,
             max(LIMIT, *(value for choice in backbone.choices for value in choice.values)),
+            self.combine,
         )
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
@@ -107,11 +118,17 @@ class LayerSumCost:
         block = tuple(choice.values[0] for choice in self.backbone.choices)
         layers = self._layers(block, resolution, outer).values()
         fixed = [layer for layer in layers if not layer.name.startswith("stages.")]
-        return sum(self.cost_of(layer, resolution) for layer in fixed)
+        return reduce(self.combine, (self.cost_of(layer, resolution) for layer in fixed))
 
     def cost_of(self, layer: LayerSpec, resolution: int) -> float:
         """Return the cost of one layer of a network that takes images of ``resolution``."""
         return self.layer_cost(layer)
+
+
+class LayerMaxCost(LayerSumCost):
+    """The greatest number of a subnet's layers, none below 0; a :class:`Cost`."""
+
+    combine = np.maximum
 
 
 def macs_cost(backbone: Backbone, classes: int = 1000) -> LayerSumCost:

@@ -105,6 +105,7 @@ class BlockTable:
         optional: Those of ``names`` that may be 0 in a block that is there.
         whole: Those of ``names`` whose values are whole numbers.
         limit: The largest value of a choice.
+        combine: ``np.add``; or ``np.maximum`` for the greatest of numbers of at least 0.
     """
 
     def __init__(
@@ -117,9 +118,11 @@ class BlockTable:
         optional: Collection[str] = (),
         whole: Collection[str] = (),
         limit: Number = LIMIT,
+        combine: np.ufunc = np.add,
     ) -> None:
         self._names, self._stages, self._optional = tuple(names), stages, optional
         self._entry, self._fixed, self._limit = entry, fixed, limit
+        self._combine = combine
         depends = self._depends = depends or Dependence((), (((), ()),) * stages, ())
         self._inside = max(depends.count(places) for pair in depends.blocks for places in pair)
         self._outside = depends.count(depends.outside)
@@ -131,7 +134,7 @@ class BlockTable:
         self._constant = np.zeros(0)
 
     def sums(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the sum of each subnet, float64 of shape [n].
+        """Return the sum (or the greatest number) of each subnet, float64 of shape [n].
 
         Raises:
             SpaceError: Shapes or values that no subnet has.
@@ -195,7 +198,8 @@ class BlockTable:
                 index += code[rows] if stride == 1 else code[rows] * stride
             index += inside
             index += bases[places[rows]]
-            total[rows] += flat.take(index).sum(axis=1)
+            blocks = self._combine.reduce(flat.take(index), axis=1)
+            total[rows] = self._combine(total[rows], blocks)
         return total
 
     def _grow(self, slots: int) -> None:

@@ -123,14 +123,14 @@ class CountModel(FittedModel):
 
 
 class CountCost(LayerSumCost):
-    """The cost of networks by a :class:`CountModel`, in ms.
+    """The cost of networks by a :class:`CountModel`, in its unit.
 
     Attributes:
         model: The model.
     """
 
     def __init__(self, model: CountModel, backbone: Backbone, classes: int) -> None:
-        super().__init__(backbone, classes, model.layer_ms, model.name, "ms", model.error)
+        super().__init__(backbone, classes, model.layer_ms, model.name, model.unit, model.error)
         self.model = model
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:

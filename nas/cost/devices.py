@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compofa.errors import ConfigError, TableError
+from compofa.errors import ConfigError, TableError, unknown_name
 from compofa.networks.backbone import Backbone
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.kinds import LayerSpec
+from compofa.networks.published import zoo_devices
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
-from nas.cost.base import Cost, LayerSumCost
+from nas.cost.base import Cost, LayerMaxCost, LayerSumCost
 from nas.cost.fitted import LAYERS_NEAR, LayerModel
 from nas.cost.lookup import TableCost
+from nas.cost.memory import float32_bytes, peak_elements
 from nas.cost.models import LatencyModel, load_model
 from nas.cost.objectives import LayersCost
 from nas.model_file import MODELS, measured_width
@@ -112,18 +114,21 @@ class Objective(Device):
         function: From a network's layers to the number; with ``per_layer`` from one layer to its
             share of a sum, which is much faster in a search.
         per_layer: Which of the two it is.
+        greatest: With ``per_layer``, whether a network has the greatest number of its layers, of at
+            least 0, instead of their sum.
     """
 
     function: Callable[[tuple[LayerSpec, ...]], float] | Callable[[LayerSpec], float] = field(
         kw_only=True
     )
     per_layer: bool = False
+    greatest: bool = False
 
     def cost(self, networks: Networks) -> Cost:
         """Return the cost of networks."""
         of, named = (networks.backbone, networks.classes), (self.function, self.name, self.unit)
         if self.per_layer:
-            return LayerSumCost(*of, *named)
+            return (LayerMaxCost if self.greatest else LayerSumCost)(*of, *named)
         return LayersCost(*of, networks.require_space(self.name), *named)
 
 
@@ -230,6 +235,7 @@ def _help_gpus(name: str, title: str, default: bool = True) -> list[Device]:
 
 
 _UNSTATED = "batch size not published (64 in the program)"
+_MEMORY = "counted by the rule of memory-optimized once-for-all"
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
@@ -250,9 +256,21 @@ DEVICES: dict[str, Device] = {
                   function=attrgetter("macs"), per_layer=True),
         Objective("params", "parameters", "learned parameters", "counted",
                   function=attrgetter("params"), per_layer=True),
+        Objective("peak_memory", "bytes", "peak memory of one image in float32", _MEMORY,
+                  function=float32_bytes, per_layer=True, greatest=True),
+        Objective("peak_memory_int8", "bytes", "peak memory of one image in int8", _MEMORY,
+                  function=peak_elements, per_layer=True, greatest=True),
     )
 }  # fmt: skip
 """Devices by name."""
+
+ALIASES = {"macs": "flops", "memory": "peak_memory", "memory_int8": "peak_memory_int8"}
+"""Other names of :data:`DEVICES`."""
+
+
+def find_device(name: str | Path) -> Device | None:
+    """Return the device of a name or alias; ``None`` if there is none."""
+    return DEVICES.get(ALIASES.get(str(name), str(name)))
 
 
 def register(device: Device) -> None:
@@ -298,7 +316,7 @@ def load_cost(
         TableError: It was measured on another backbone or width, or its file cannot be used.
     """
     networks = Networks(backbone, classes, space, batch, cache, progress, runtime)
-    entry = DEVICES.get(str(device))
+    entry = find_device(device)
     if batch and (table is not None or not isinstance(entry, LocalDevice)):
         raise ConfigError(
             f"expected no batch size for {table or device}, which is not timed here, got {batch}"
@@ -318,11 +336,24 @@ def load_cost(
     if path.is_dir():
         return TableCost(path, backbone, classes)
     if not path.is_file():
-        raise ConfigError(
-            f"unknown device {str(device)!r}: expected a file, a folder of lookup tables or "
-            f"one of {', '.join(DEVICES)}"
-        )
+        raise ConfigError(_unknown(str(device)))
     return _model_cost(path, networks)
+
+
+def _unknown(name: str) -> str:
+    """Return why a name is no device, with what there is for those that only the zoo knows."""
+    searched = zoo_devices()
+    rows = next((rows for known, rows in searched.items() if known.lower() == name.lower()), None)
+    if rows:
+        times = ", ".join(f"{row.value:g}" for row in sorted(rows, key=lambda row: row.value))
+        return (
+            f"no latency model of {name}, but {len(rows)} specialised networks were searched for "
+            f"it, of {times} ms (python -m compofa zoo --like {name}): expected a device with a "
+            "model (python -m nas devices), or your own measurements (python -m nas sample, then "
+            "fit-latency)"
+        )
+    expected = f"expected a file, a folder of lookup tables or one of {', '.join(DEVICES)}"
+    return unknown_name("device", name, [*DEVICES, *ALIASES, *searched], expected)
 
 
 def _model_cost(path: Path, networks: Networks) -> Cost:

@@ -27,18 +27,22 @@ def fit_network(
     backbone: Backbone,
     name: str = "network",
     progress: bool = False,
+    quantity: str = "latency",
+    unit: str = "ms",
 ) -> NetworkModel:
     """Fit a model to measured networks and measure its held-out error.
 
     Args:
         arrays: The networks.
-        latency_ms: Their latencies in ms, [n], above 0.
+        latency_ms: Their latencies in ms, or values of another cost in ``unit``, [n], above 0.
         backbone: Backbone of the networks.
         name: Name of the device.
         progress: Whether to show a progress bar.
+        quantity: What was measured, such as ``energy``.
+        unit: Unit of the values.
 
     Raises:
-        TableError: Too few rows, latencies that are not positive, or networks with elastic widths,
+        TableError: Too few rows, values that are not positive, or networks with elastic widths,
             which the latency of a block depends on.
     """
     if backbone.names != ("kernel", "expand") or backbone.outer_count:
@@ -50,15 +54,17 @@ def fit_network(
     if len(latency_ms) < MIN_ROWS or len(latency_ms) != len(arrays.resolutions):
         raise TableError(f"expected at least {MIN_ROWS} measured networks, got {len(latency_ms)}")
     if not (np.isfinite(latency_ms).all() and latency_ms.min() > 0):
-        raise TableError("expected latencies above 0 ms, got others")
+        raise TableError(f"expected {quantity} above 0 {unit}, got {latency_ms.min():g} {unit}")
     design = BlockRegression(backbone, arrays)
     held_out = _held_out(design, arrays, latency_ms, progress)
     corrected = held_out["corrected"]["mape"] < WORTH * held_out["sum"]["mape"]
     chosen = held_out["corrected" if corrected else "sum"]
     model = _fit(design, arrays, latency_ms, corrected)
-    model.name = name
+    model.name, model.quantity, model.unit = name, quantity, unit
     model.card.update(
         name=name,
+        quantity=quantity,
+        unit=unit,
         backbone=backbone.name,
         width_mult=backbone.width_mult,
         rows=len(latency_ms),

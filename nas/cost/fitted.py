@@ -20,6 +20,7 @@ from compofa.space.arrays import SubnetArrays
 from compofa.space.subnet import Block
 from nas.cost.base import LayerSumCost
 from nas.cost.block_table import BlockTable
+from nas.cost.units import quantity_in
 from nas.model_file import (
     Shapes,
     card_text,
@@ -118,6 +119,8 @@ class FittedModel:
         arrays: Its parameters, by name.
         card: Source, licence, command, ranges and held-out error.
         name: Name of the measured device, from the card.
+        unit: Unit of the measured values, from the card; ms where it has none.
+        quantity: What was measured, from the card.
     """
 
     kind = ""
@@ -126,6 +129,8 @@ class FittedModel:
         self.arrays = dict(arrays)
         self.card = dict(card)
         self.name = card_text(card, "name", self.kind)
+        self.unit = card_text(card, "unit", "ms")
+        self.quantity = quantity_in(self.unit, card_text(card, "quantity", self.name))
 
     @property
     def error(self) -> str:
@@ -226,7 +231,7 @@ class _LayerModelCost(LayerSumCost):
 
 
 class NetworkModel(FittedModel):
-    """Latency of networks of one backbone and width, fitted on measured networks.
+    """Latency, or another measured cost, of networks of one backbone and width.
 
     A sum over blocks, times a correction that depends on the depths, the resolution and the sum:
     a GPU that waits for its host, or a timer that stops early, breaks the sum where networks are
@@ -234,7 +239,6 @@ class NetworkModel(FittedModel):
     """
 
     kind = "network"
-    unit = "ms"
 
     def __init__(self, arrays: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
         super().__init__(arrays, card)
@@ -257,7 +261,7 @@ class NetworkModel(FittedModel):
         self._table = BlockTable(stages, ("kernel", "expand"), self._block, self._fixed)
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the latency of each subnet in ms, float64 of shape [n].
+        """Return the cost of each subnet in :attr:`unit`, float64 of shape [n].
 
         Raises:
             SpaceError: A choice or resolution that was not measured.
@@ -266,8 +270,8 @@ class NetworkModel(FittedModel):
         total = self._table.sums(arrays)
         if total.min(initial=1) <= 0:
             raise TableError(
-                f"the latency model {self.name}: expected latencies above 0 ms, got "
-                f"{total.min():g} ms for a subnet that is like none that was measured"
+                f"the model {self.name}: expected {self.quantity} above 0 {self.unit}, got "
+                f"{total.min():g} {self.unit} for a subnet that is like none that was measured"
             )
         if self.arrays["grid_ms"].shape[1] and len(total):
             total *= np.exp(self._log_ratio(arrays, total))

@@ -15,16 +15,24 @@ from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 from nas.cost.base import Cost
+from nas.cost.units import quantity_in
 
 LayersFunction = Callable[[tuple[LayerSpec, ...]], float]
 
-_COUNTS = {"flops": "macs", "params": "params"}
+_COLUMNS = {"flops": "macs", "params": "params"}
+_LABELS = {
+    "flops": "Multiply-accumulates",
+    "params": "Parameters",
+    "peak_memory": "Peak memory in float32",
+    "peak_memory_int8": "Peak memory in int8",
+}
 
 
 def column_names(costs: Sequence[Cost]) -> list[str]:
     """Return the columns of costs in a table: ``latency_ms``, ``macs``, ``params``, ``energy_mj``.
 
-    A second latency is named after its device, as ``v100_ms``.
+    They are named after what a cost measures and its unit. A second cost of the same quantity is
+    named after its device, as ``v100_ms``.
 
     Raises:
         ConfigError: Two costs are the same.
@@ -34,10 +42,46 @@ def column_names(costs: Sequence[Cost]) -> list[str]:
         raise ConfigError(f"expected different costs, got {listed}")
     names: list[str] = []
     for cost in costs:
-        own = re.sub(r"\W+", "_", f"{cost.name}_{cost.unit}").lower()
-        usual = "latency_ms" if cost.unit == "ms" else _COUNTS.get(cost.name, own)
+        usual, own = (
+            re.sub(r"\W+", "_", f"{name}_{cost.unit}".rstrip("_")).lower()
+            for name in (cost.quantity, cost.name)
+        )
+        usual = _COLUMNS.get(cost.name, usual)
         names.append(own if usual in names else usual)
     return names
+
+
+def split_quantity(name: str) -> tuple[str, str]:
+    """Return the quantity, if any, and the device of a name such as ``latency:note10``."""
+    quantity, colon, device = name.partition(":")
+    return (quantity, device) if colon else ("", name)
+
+
+def require_quantity(name: str, cost: Cost) -> Cost:
+    """Return ``cost`` if it is of the quantity that its name starts with, if any.
+
+    Raises:
+        ConfigError: It measures something else.
+    """
+    quantity, device = split_quantity(name)
+    if quantity and quantity != cost.quantity:
+        raise ConfigError(
+            f"expected {cost.quantity}:{device}, which is what it measures (in {cost.unit}), "
+            f"got {name!r}"
+        )
+    return cost
+
+
+def cost_label(cost: Cost) -> str:
+    """Return what a cost is, for titles and axes, such as ``Latency on note10``; without its unit.
+
+    A count, or a cost that is named after what it measures, has no device.
+    """
+    if cost.name in _LABELS:
+        return _LABELS[cost.name]
+    quantity = cost.quantity.replace("_", " ")
+    named = quantity[:1].upper() + quantity[1:]
+    return named if cost.name == cost.quantity else f"{named} on {cost.name}"
 
 
 class LayersCost:
@@ -65,6 +109,7 @@ class LayersCost:
     ) -> None:
         self.backbone, self.classes, self.space = backbone, classes, space
         self.name, self.unit, self.error = name, unit, error
+        self.quantity = quantity_in(unit, name)
         self._function = function
         self._known: dict[Subnet, float] = {}
 
@@ -93,6 +138,7 @@ class LimitedCost:
 
     def __init__(self, cost: Cost, limits: Sequence[tuple[Cost, float]], ceiling: float) -> None:
         self.name, self.unit, self.error = cost.name, cost.unit, cost.error
+        self.quantity = cost.quantity
         self._cost, self._limits, self._ceiling = cost, tuple(limits), ceiling
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:

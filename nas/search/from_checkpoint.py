@@ -23,9 +23,13 @@ from nas.accuracy.base import AccuracyModel
 from nas.accuracy.collect import collect, draw_subnets
 from nas.cost.base import Cost
 from nas.search.comparisons import require_priced, unless_unpriced
-from nas.search.pipeline import Outcome, Target, accuracy_model
+from nas.search.folder import PREDICTOR, RECORDS
+from nas.search.pipeline import RESOLUTIONS, Outcome, Target, accuracy_model
 
 log = logging.getLogger(__name__)
+
+MOST_RESOLUTIONS = len(RESOLUTIONS)
+"""Resolutions of a search by default, at most: all subnets are measured or timed at each."""
 
 CostLoader = Callable[[Backbone, SearchSpace, int], Cost]
 
@@ -127,10 +131,10 @@ def trained_targets(
     if predictor is None:
         records = collect(
             trained.opened, trained.name, subnets,
-            evaluator, folder / "records.jsonl", bar=bar,
+            evaluator, folder / RECORDS, bar=bar,
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name, network.backbone.width_mult)
-        accuracy.save(folder / "predictor.npz")
+        accuracy.save(folder / PREDICTOR)
     return [
         Target(space.name, network.backbone, network.classes, space, Clipped(accuracy), cost)
         for space, cost in zip(spaces, costs, strict=True)
@@ -194,27 +198,47 @@ def measure_found(outcome: Outcome, trained: Trained, evaluator: Evaluator) -> O
             evaluator.measure(supernet, subnet, trained.name).top1 for subnet in subnets
         ]
     }
-    return replace(outcome, measured=measured)
+    return replace(outcome, measured=measured, checkpoint=trained.opened.digest)
 
 
 def search_resolutions(checkpoint: Checkpoint, wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the resolutions to search: ``wanted``, or by default those of the data set.
+    """Return the resolutions to search: ``wanted``, or by default those of training.
+
+    Of more than :data:`MOST_RESOLUTIONS`, those of the published searches are taken if all of them
+    were trained, otherwise as many, spread evenly. Files of earlier versions and of other programs
+    do not say how they were trained: their data set's resolutions are taken if they are evaluated
+    at the size that is usual there, otherwise that size alone.
 
     Raises:
         ConfigError: The checkpoint names no known data set.
+        SpaceError: The network does not take images of one of them.
     """
-    from compofa.data import DATASETS
-
-    if wanted:
-        sizes = tuple(wanted)
-    elif checkpoint.dataset in ("imagenet", "imagefolder"):
-        from nas.search.pipeline import RESOLUTIONS
-
-        sizes = RESOLUTIONS
-    elif checkpoint.dataset in DATASETS:
-        sizes = DATASETS[checkpoint.dataset].train_resolutions
-    else:
-        raise ConfigError("the checkpoint names no known data set: give --resolutions")
+    sizes = tuple(wanted or _few(checkpoint.resolutions or _usual(checkpoint)))
     for size in sizes:
         checkpoint.network.check_resolution(size)
     return sizes
+
+
+def _usual(checkpoint: Checkpoint) -> tuple[int, ...]:
+    from compofa.data import DATASETS
+
+    if checkpoint.dataset not in DATASETS:
+        raise ConfigError("the checkpoint names no known data set: give --resolutions")
+    info = DATASETS[checkpoint.dataset]
+    if checkpoint.image_size == info.eval_resolution:
+        return info.train_resolutions
+    log.info(
+        "the checkpoint does not say which resolutions it was trained at: searching %d pixels, at "
+        "which it is evaluated (--resolutions gives others)",
+        checkpoint.image_size,
+    )
+    return (checkpoint.image_size,)
+
+
+def _few(sizes: Sequence[int]) -> tuple[int, ...]:
+    if len(sizes) <= MOST_RESOLUTIONS:
+        return tuple(sizes)
+    if set(RESOLUTIONS) <= set(sizes):
+        return RESOLUTIONS
+    places = np.linspace(0, len(sizes) - 1, MOST_RESOLUTIONS).round().astype(int)
+    return tuple(sorted(sizes)[place] for place in places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compofa.errors import SpaceError, UnregisteredError
+from compofa.errors import SpaceError, UnregisteredError, unknown_name
 from compofa.networks.backbone import Backbone
 from compofa.networks.families import mobilenet_v3, proxyless, resnet50d
 from compofa.space.config import ConfigFormat
@@ -39,8 +39,8 @@ def backbone(name: str, width_mult: float = 1.0) -> Backbone:
     """
     if name not in BACKBONES:
         raise UnregisteredError(
-            f"unknown backbone {name!r:.80}: expected one of {', '.join(BACKBONES)}, or one of "
-            "your own, registered with register_backbone before its files are opened"
+            f"{unknown_name('backbone', name, BACKBONES)}, or one of your own, registered with "
+            "register_backbone before its files are opened"
         )
     if not 0 < width_mult <= 8:
         raise SpaceError(f"expected a width multiplier above 0 and at most 8, got {width_mult}")
