@@ -234,6 +234,7 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     if ".csv" in source.suffixes:
         arrays, columns = read_subnets(source, ["top1"])
         arrays, top1 = without_repeats(arrays, columns["top1"])
+        images = None
     else:
         records = read_records(source)
         if not records:
@@ -248,7 +249,9 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
         subnets = [record.subnet for record in records]
         arrays = arrays_of(subnets, subnets[0].format.names, slots)
         top1 = np.array([record.top1 for record in records])
-    model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
+        images = min(record.images for record in records)
+    card = {"source": source.name}
+    model = fit_accuracy(arrays, top1, name=args.name, card=card, seed=args.seed, images=images)
     model.save(args.output)
     print(f"{args.name}: {model.error}; written to {args.output}")
 
