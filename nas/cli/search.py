@@ -18,10 +18,12 @@ from nas.cli.search_zoo import show_specialised
 from nas.cost.devices import DEVICES, find_device, load_cost
 from nas.cost.objectives import column_names, require_quantity, split_quantity
 from nas.cost.units import Amount
+from nas.report.data import ERROR
 from nas.search import pipeline, results
 from nas.search.evolution import extreme
 from nas.search.folder import claim_folder
 from nas.search.specialised import CostLoader
+from nas.search.verify import CANDIDATES, weak_ranking
 
 if TYPE_CHECKING:
     from nas.cost.base import Cost
@@ -45,7 +47,9 @@ to published measurements; the held-out error of each is printed.
   run_NAS.py --net runs/digits-compofa-small/compound-1/best.pt --target-hardware cpu
 
 For a trained checkpoint, the accuracy of random subnets is measured first and a predictor is fitted
-to it, unless --accuracy-predictor gives one; the found subnets are measured at the end.
+to it, unless --accuracy-predictor gives one. The best predicted subnets of each budget are measured
+on the validation images, the most accurate one wins, and the winners are measured on the test
+images.
 """
 
 
@@ -103,7 +107,8 @@ def parser() -> Parser:
         "--compare",
         nargs="+",
         metavar="NET",
-        help="networks to compare it with, or none (default: its free space)",
+        help="networks to compare it with, or none (default: its free space; none "
+        "for a checkpoint, which takes free: its front is not shown, as nothing was trained on it)",
     )
     p.add_argument(
         "--width-mult",
@@ -147,6 +152,14 @@ def parser() -> Parser:
         default=80,
         metavar="N",
         help="number of subnets to measure for the predictor",
+    )
+    own.add_argument(
+        "--verify",
+        type=int,
+        default=CANDIDATES,
+        metavar="K",
+        help=f"measure the K best predicted subnets of each budget on the validation images, and "
+        f"let the most accurate win (default: {CANDIDATES}); 0 trusts the predictor",
     )
     own.add_argument("--workers", type=int, default=0, help="number of loader workers")
     own.add_argument("--device", help="device to measure accuracy on: cpu or cuda")
@@ -268,7 +281,10 @@ def _named_target(args: argparse.Namespace, net: str) -> pipeline.Target:
     backbone, space, classes = pipeline.named_space(net, args.width_mult, args.resolutions)
     accuracy = pipeline.accuracy_model(args.accuracy_predictor or net, backbone.width_mult)
     cost = _cost(args, backbone, space, classes)
-    return pipeline.Target(net, backbone, classes, space, accuracy, cost)
+    weak = weak_ranking(accuracy) or ""
+    return pipeline.Target(
+        net, backbone, classes, space, accuracy, cost, weak, tuple(filter(None, [weak]))
+    )
 
 
 def _comparisons(args: argparse.Namespace) -> list[str]:
@@ -293,12 +309,18 @@ def print_found(outcome: pipeline.Outcome) -> None:
     """Print the found subnets as a table, and the errors of cost and accuracy."""
     target, columns = outcome.targets[0], results.found_columns(outcome)
     names, own = column_names(outcome.costs), _heading(target.cost)
-    more = [name for name in (*outcome.measured, *names[1:]) if name not in ("macs", "params")]
-    titles = "".join(f"  {name.replace('_', ' '):>16}" for name in more)
-    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}{titles}"
+    measured = [name for name in outcome.measured if not name.endswith(ERROR)]
+    more = [*measured, *(name for name in names[1:] if name not in ("macs", "params"))]
+    titles = "".join(f"  {name.replace('_', ' '):>19}" for name in more)
+    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}  {'90 % interval':>16}{titles}"
     print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
     for row, found in enumerate(outcome.found):
-        cells = "".join(f"  {_short(columns[name][row], '.2f'):>16}" for name in more)
+        low, high = (columns[name][row] for name in results.INTERVAL)
+        cells = f"  {f'{low:.2f} to {high:.2f}':>16}"
+        for name in more:
+            value = results.measured_value(columns, name, row)
+            text = value.text(2) if value.error else _short(value.value, ".2f")
+            cells += f"  {text:>19}"
         print(
             f"{_short(found.budget):>9}  {_short(found.cost, '.6g'):>{max(12, len(own))}}  "
             f"{found.accuracy:>8.2f}{cells}  {columns['macs'][row]:>12,}  "
