@@ -14,11 +14,11 @@ from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
+from nas.cli.search_table import heading_of, print_found, short
 from nas.cli.search_zoo import show_specialised
 from nas.cost.devices import DEVICES, find_device, load_cost
 from nas.cost.objectives import column_names, require_quantity, split_quantity
 from nas.cost.units import Amount
-from nas.report.data import ERROR
 from nas.search import pipeline, results
 from nas.search.evolution import extreme
 from nas.search.folder import claim_folder
@@ -305,47 +305,6 @@ def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[floa
     return pipeline.usual_budgets(target)
 
 
-def print_found(outcome: pipeline.Outcome) -> None:
-    """Print the found subnets as a table, and the errors of cost and accuracy."""
-    target, columns = outcome.targets[0], results.found_columns(outcome)
-    names, own = column_names(outcome.costs), _heading(target.cost)
-    measured = [name for name in outcome.measured if not name.endswith(ERROR)]
-    more = [*measured, *(name for name in names[1:] if name not in ("macs", "params"))]
-    titles = "".join(f"  {name.replace('_', ' '):>19}" for name in more)
-    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}  {'90 % interval':>16}{titles}"
-    print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
-    for row, found in enumerate(outcome.found):
-        low, high = (columns[name][row] for name in results.INTERVAL)
-        cells = f"  {f'{low:.2f} to {high:.2f}':>16}"
-        for name in more:
-            value = results.measured_value(columns, name, row)
-            text = value.text(2) if value.error else _short(value.value, ".2f")
-            cells += f"  {text:>19}"
-        print(
-            f"{_short(found.budget):>9}  {_short(found.cost, '.6g'):>{max(12, len(own))}}  "
-            f"{found.accuracy:>8.2f}{cells}  {columns['macs'][row]:>12,}  "
-            f"{columns['params'][row]:>10,}  {found.subnet}"
-        )
-        if found.slack:
-            print(f"{'':>9}  every subnet of {target.name} meets this budget: it is not binding")
-    how = "all of them compared" if outcome.found[0].exact else "evolution"
-    print(f"{target.space.size:.4g} subnets, {how}, {outcome.found[0].evaluated:,} evaluated")
-    for cost in outcome.costs:
-        print(f"cost {cost.name}: {cost.error}")
-    print(f"top-1 {target.accuracy.name}: {target.accuracy.error}")
-
-
-def _heading(cost: Cost) -> str:
-    counts = {"flops": "MACs", "params": "parameters"}
-    return counts.get(cost.name, f"{cost.quantity.replace('_', ' ')} {cost.unit}")
-
-
-def _short(value: float, form: str = "g") -> str:
-    """Write a number in a format, but a whole or large one with all its digits."""
-    whole = isinstance(value, int) or abs(value) >= 1e5
-    return f"{value:,.0f}" if whole else f"{value:{form}}"
-
-
 def search(argv: Sequence[str] | None) -> None:
     """Parse the options, search, write the results and print them.
 
@@ -381,7 +340,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     print(f"written to {output}: {', '.join(path.name for path in paths)}")
     if loaders:
         show_specialised(
-            outcome, loaders, output, _heading(outcome.costs[0]), lambda v: _short(v, ".6g")
+            outcome, loaders, output, heading_of(outcome.costs[0]), lambda v: short(v, ".6g")
         )
 
 

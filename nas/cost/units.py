@@ -18,6 +18,8 @@ _FAMILIES: tuple[dict[str, float], ...] = (
 )  # fmt: skip
 """Units that are multiples of each other, relative to one of them."""
 _PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
+SHOWN = {"bytes": (1e6, "MB"), "MACs": (1e6, "M"), "parameters": (1e6, "M")}
+"""Units that reports divide by a number, and how they write them then."""
 TIMES = tuple(_FAMILIES[0])
 """Units of time: a cost in one of them is a latency."""
 

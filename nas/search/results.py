@@ -19,6 +19,7 @@ from compofa.space.arrays import SubnetArrays, concatenate
 from nas.accuracy.base import interval_90
 from nas.cost.base import Cost, macs_cost, params_cost
 from nas.cost.objectives import column_names, cost_label
+from nas.cost.units import SHOWN
 from nas.report.data import ERROR, FoundRow, Measured, ReportData, Series, count, si
 from nas.report.html import write_report
 from nas.search.evolution import Points
@@ -222,7 +223,8 @@ def _extra(outcome: Outcome, columns: Mapping[str, Sequence[Any]], row: int) -> 
             cells[heading.capitalize()] = value.text(2)
     for name, cost in zip(column_names(outcome.costs), outcome.costs, strict=True):
         if cost is not outcome.costs[0] and name not in ("macs", "params"):
-            cells[f"{cost_label(cost)} ({cost.unit})"] = si(columns[name][row])
+            scale, unit = SHOWN.get(cost.unit, (1.0, cost.unit))
+            cells[f"{cost_label(cost)} ({unit})"] = si(columns[name][row] / scale)
     searched = column_names(outcome.costs)[0]
     counts = {"macs": "MACs", "params": "Parameters"}
     return cells | {
