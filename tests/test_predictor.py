@@ -460,6 +460,8 @@ def test_bad_records_are_refused():
         fit_accuracy(arrays, truth(few))
     with pytest.raises(DataError, match="percent"):
         fit_accuracy(arrays, truth(arrays) * np.nan)
+    with pytest.raises(DataError, match=r"images.* 0"):
+        fit_accuracy(arrays, truth(arrays), images=0)
 
 
 def test_recombined_subnets_keep_the_coupling():

@@ -60,6 +60,8 @@ def fit_accuracy(
         DataError: Too few rows, shapes that do not fit, or values that are not percent.
     """
     arrays, top1 = _checked(arrays, top1)
+    if images is not None and images < 1:
+        raise DataError(f"images: expected at least 1 per measurement, got {images}")
     if len(top1) > MAX_ROWS:
         log.warning("%d of %d measurements are used", MAX_ROWS, len(top1))
         rows = np.sort(rng(seed, "measurements").permutation(len(top1))[:MAX_ROWS])

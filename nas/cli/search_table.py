@@ -16,11 +16,13 @@ def print_found(outcome: Outcome) -> None:
     measured = [name for name in outcome.measured if not name.endswith(ERROR)]
     more = [*measured, *(name for name in names[1:] if name not in ("macs", "params"))]
     titles = "".join(f"  {name.replace('_', ' '):>19}" for name in more)
-    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}  {'90 % interval':>16}{titles}"
+    if measured:
+        titles = f"  {'90 % interval':>16}{titles}"
+    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}{titles}"
     print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
     for row, found in enumerate(outcome.found):
         low, high = (columns[name][row] for name in results.INTERVAL)
-        cells = f"  {f'{low:.2f} to {high:.2f}':>16}"
+        cells = f"  {f'{low:.2f} to {high:.2f}':>16}" if measured else ""
         for name in more:
             value = results.measured_value(columns, name, row)
             text = value.text(2) if value.error else short(value.value, ".2f")

@@ -19,7 +19,7 @@ from nas.cli.predict import add_network, add_predict_options, predict
 from nas.cost.devices import DEVICES, LocalDevice
 from nas.cost.units import column_quantity
 from nas.search import pipeline
-from nas.tables import read_subnets, without_repeats
+from nas.tables import read_csv, read_subnets, without_repeats
 
 if TYPE_CHECKING:
     from compofa.io.records import EvalRecord
@@ -122,7 +122,10 @@ def parser() -> Parser:
 
     sub = add("fit-accuracy", "fit an accuracy predictor to records or a table", _fit_accuracy)
     _add_fit(
-        sub, "JSON lines written by collect, or CSV with ks, e, d, r and top1", "predictor (.npz)"
+        sub,
+        "JSON lines written by collect, or CSV with ks, e, d, r, top1 and, so that no prediction "
+        "reaches 100 %%, images",
+        "predictor (.npz)",
     )
     sub.add_argument("--name", default="custom", help="name of the model")
 
@@ -232,9 +235,11 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     source = Path(args.input)
     _require_model(args.output, source)
     if ".csv" in source.suffixes:
-        arrays, columns = read_subnets(source, ["top1"])
+        table = read_csv(source)
+        counted = "images" in table.header
+        arrays, columns = read_subnets(table, ["top1", *["images"] * counted])
         arrays, top1 = without_repeats(arrays, columns["top1"])
-        images = None
+        images = int(columns["images"].min()) if counted else None
     else:
         records = read_records(source)
         if not records:
