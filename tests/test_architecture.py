@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "nas/search": (
         *FILES, "compofa.evaluate", "nas.tables", "nas.cost", "nas.accuracy", "nas.report",
     ),
-    "nas/report": (*FILES, "compofa.plots", "nas.search"),
+    "nas/report": (*FILES, "compofa.plots", "nas.accuracy", "nas.search"),
 }  # fmt: skip
 """A folder that is not here, such as a ``cli``, may import all; nothing but a ``cli`` and a
 ``__main__`` may import a ``cli``, and nothing of ``compofa`` may import ``nas``."""

@@ -335,14 +335,17 @@ def test_collected_records_fit_a_predictor_that_a_search_takes(call, net, tmp_pa
 
     rows = read_records("r.jsonl")
     with Path("t.csv").open("w") as file:
-        file.write("ks,e,d,r,top1\n")
+        file.write("ks,e,d,r,top1,images\n")
         for row in rows:
             config = row.subnet.format.write(row.subnet, slots=3)
             parts = [" ".join(map(str, config[key])) for key in ("ks", "e", "d")]
-            file.write((",".join([*parts, str(config["r"]), repr(row.top1)]) + "\n") * 2)
+            file.write(
+                (",".join([*parts, str(config["r"]), repr(row.top1), str(row.images)]) + "\n") * 2
+            )
     assert call("fit-accuracy", "--input", "t.csv", "--output", "q.npz").status == 0
     with np.load("p.npz") as one, np.load("q.npz") as other:
         assert all((one[key] == other[key]).all() for key in one.files)
+        assert one["images"] == rows[0].images
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from nas.cli.search import FREE_SPACES, main
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.lookup import layer_key
 from nas.cost.measured import space_layers
-from nas.search import pipeline
+from nas.search import pipeline, results
 
 OFA, WIDE = "ofa_mbv3_d234_e346_k357_w1.0", "ofa_mbv3_d234_e346_k357_w1.2"
 RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]
@@ -86,7 +86,8 @@ def test_files_and_columns(usual):
         *(f"subnet_{budget}.json" for budget in budgets),
     }  # fmt: skip
     rows = usual.rows()
-    assert list(rows[0]) == RESULTS and list(usual.rows("pareto.csv")[0]) == RESULTS[1:]
+    assert list(rows[0]) == [*RESULTS, *results.INTERVAL]
+    assert list(usual.rows("pareto.csv")[0]) == RESULTS[1:]
     assert [float(row["constraint"]) for row in rows] == budgets
     for row in rows:
         assert [len(row[key].split(" ")) for key in ("ks", "e", "d")] == [20, 20, 5]

@@ -17,6 +17,7 @@ from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays
 from nas.cost.base import macs_cost, params_cost
+from nas.report.data import Measured, count, si
 from nas.search.evolution import Evolution
 from nas.search.pipeline import (
     Outcome,
@@ -28,7 +29,7 @@ from nas.search.pipeline import (
     run_search,
     usual_budgets,
 )
-from nas.search.results import found_columns, report_data, write_outcome
+from nas.search.results import INTERVAL, found_columns, report_data, write_outcome
 
 RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]
 
@@ -111,7 +112,7 @@ def test_tables_hold_what_was_found(outcome, tmp_path):
         "results.csv", "pareto.csv", "subnet_9.json", "subnet_12.5.json", "report.html",
     ]  # fmt: skip
     rows = rows_of(paths[0])
-    assert list(rows[0]) == RESULTS
+    assert list(rows[0]) == [*RESULTS, *INTERVAL]
     assert [row["constraint"] for row in rows] == ["9.0", "12.5"]
     first = outcome.targets[0]
     for row, found, path in zip(rows, outcome.found, paths[2:4], strict=True):
@@ -205,13 +206,61 @@ def test_measured_columns_stand_behind_the_others(outcome, tmp_path):
         outcome.found,
         outcome.fronts,
         outcome.clouds,
-        measured={"measured_top1": [1.5, 2]},
+        measured={"measured_top1": [61.5, 62], "measured_top1_se": [0.5, 0.25], "energy": [3, 4]},
     )
-    assert list(found_columns(measured))[-1] == "measured_top1"
+    assert list(found_columns(measured))[-3:] == ["measured_top1", "measured_top1_se", "energy"]
     rows = rows_of(write_outcome(measured, tmp_path, pictures=False)[0])
-    assert list(rows[0]) == [*RESULTS, "measured_top1"]
-    assert [row["measured_top1"] for row in rows] == ["1.5", "2"]
-    assert report_data(measured).found[0].extra["measured top1"] == "1.50"
+    assert list(rows[0])[len(RESULTS) + 2 :] == ["measured_top1", "measured_top1_se", "energy"]
+    assert [row["measured_top1"] for row in rows] == ["61.5", "62"]
+    shown = report_data(measured).found[1]
+    assert shown.measured == Measured(62, 0.25) and shown.extra["Energy"] == "4.00"
+    assert "standard error" in report_data(measured).caption
+
+
+def test_intervals_are_in_the_table_the_band_and_the_caption(outcome, tmp_path):
+    rows = rows_of(write_outcome(outcome, tmp_path, pictures=False)[0])
+    data = report_data(outcome)
+    for row, shown in zip(rows, data.found, strict=True):
+        low, top1, high = (float(row[name]) for name in ("top1_low", "top1", "top1_high"))
+        assert (top1 - low, high - top1) == pytest.approx((1.645, 1.645), abs=1e-3)
+        assert shown.interval == (low, high) and shown.measured is None
+    for series in data.series:
+        low, high = series.front_band
+        np.testing.assert_allclose(series.front_accuracies - low, 1.645)
+        np.testing.assert_allclose(high - series.front_accuracies, 1.645)
+    assert "90 %" in data.caption and "standard error" not in data.caption
+
+
+def test_an_uncertain_comparison_says_so_in_the_caption():
+    wide = target(accuracy=accuracy_model("compofa", 1.2))
+    own = replace(target(accuracy=accuracy_model("compofa", 1.0)), name="own")
+    quick = Evolution(population=10, children=20, generations=2, restarts=1)
+    data = report_data(run_search([own, wide], [12.5], evolution=quick))
+    assert "own: held-out" in data.caption and "± 1.5 points" in data.caption
+    widths = [np.ptp(series.front_band, axis=0).max() for series in data.series]
+    assert widths[0] < 3 and 1.645 * 2 * 1.5 < widths[1] < 8
+
+
+def test_a_front_that_is_not_to_be_shown_is_in_no_picture(outcome, tmp_path):
+    first, other = outcome.targets
+    hidden = replace(outcome, targets=(first, replace(other, no_front="none", notes=("mind",))))
+    paths = write_outcome(hidden, tmp_path)
+    assert {row["net"] for row in rows_of(paths[1])} == {first.name}
+    data = report_data(hidden)
+    assert data.notes == ("Mind.",) and data.series[1].no_front == "none"
+    assert not len(data.series[1].front_costs) and len(data.series[1].costs) == 2000
+    assert "compofa-elastic: no front" in paths[-1].read_text("utf-8")
+
+
+def test_counts_are_named_and_have_prefixes():
+    counted = target(cost=macs_cost(MOBILENET_V3))
+    data = report_data(run_search([counted], [150_000_000]))
+    assert data.cost_label == "Multiply-accumulates (MACs)"
+    assert data.title == "compofa: top-1 against multiply-accumulates"
+    assert [si(value) for value in (0.16, 42, 9990, 2e6, 1.0762e6, 999_999, 3e9, 0)] == [
+        "0.16", "42", "9,990", "2M", "1.08M", "1M", "3G", "0",
+    ]  # fmt: skip
+    assert [count(number) for number in (1215, 218 * 10**17)] == ["1,215", "2.18·10^19"]
 
 
 def test_the_report_says_what_figures_are_worth(outcome):
@@ -219,7 +268,7 @@ def test_the_report_says_what_figures_are_worth(outcome):
     assert [series.name for series in data.series] == ["compofa", "compofa-elastic"]
     assert data.cost_unit == "ms" and "made up" in data.cost_name
     assert len(data.sources) == 2 and "486 subnets" in data.sources[0]
-    assert set(data.found[0].extra) == {"MACs (M)", "parameters (M)"}
+    assert set(data.found[0].extra) == {"MACs", "Parameters"}
 
 
 def test_the_same_seed_writes_the_same_files(tmp_path):

@@ -16,8 +16,8 @@ from compofa.errors import DataError, SpaceError, TableError
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.families.resnet50d import RESNET50D
 from compofa.space.arrays import SubnetArrays
-from nas.accuracy.base import CardPredictor
-from nas.accuracy.fit import fit_accuracy
+from nas.accuracy.base import CardPredictor, interval_90
+from nas.accuracy.fit import fit_accuracy, half_width
 from nas.accuracy.predictor import NAMES, FittedPredictor, load_accuracy_model
 from nas.model_file import read_npz
 from nas.tables import read_subnets
@@ -98,6 +98,61 @@ def test_fit_is_the_same_bit_for_bit_and_leaves_global_generators_alone(fit):
     for key, value in one.arrays.items():
         np.testing.assert_array_equal(value, again.arrays[key])
     assert one.card == again.card
+
+
+def percent_of(images: int, seed: int, arrays: SubnetArrays) -> np.ndarray:
+    """Accuracies near 100 %, counted on ``images`` images."""
+    share = 1 / (1 + np.exp(-(truth(arrays) - 62) / 2))
+    return 100 * np.random.default_rng(seed).binomial(images, share) / images
+
+
+@pytest.mark.parametrize("images", [30, 400])
+def test_nothing_reaches_100_percent_where_the_images_are_counted(images, tmp_path):
+    arrays, fresh = subnets(60, (24, 32), 1), subnets(500, (24, 32), 3)
+    top1 = percent_of(images, 5, arrays)
+    assert top1.max() == 100
+    model = fit_accuracy(arrays, top1, images=images)
+    expected, (low, high) = model.predict(fresh), model.interval(fresh)
+    assert low.min() > 0 and high.max() < 100
+    assert (low < expected).all() and (expected < high).all()
+    assert (high - expected < expected - low)[expected > 90].all(), "there is less room above"
+    model.save(tmp_path / "own.npz")
+    again = load_accuracy_model(tmp_path / "own.npz")
+    for before, after in zip(model.interval(fresh), again.interval(fresh), strict=True):
+        np.testing.assert_array_equal(before, after)
+    true = 100 / (1 + np.exp(-(truth(fresh) - 62) / 2))
+    assert np.abs(expected - true).mean() < 25 / images**0.5
+
+
+def test_intervals_widen_where_folds_were_missed_and_cards_cannot_break_them(small):
+    assert half_width(np.full(50, 3.0)) == 3 and half_width(np.zeros(30)) == 1.645
+    errors = np.random.default_rng(0).normal(size=2000)
+    assert half_width(errors) == pytest.approx(1.645, abs=0.08)
+    arrays = subnets(60, (24, 32), 1)
+    model = fit_own()
+    low, high = model.interval(arrays)
+    np.testing.assert_allclose(high - low, 2 * model.half_width * model.std(arrays), rtol=1e-6)
+    for value in ("wide", -1, 0, None, float("nan"), 1e9, True, [2]):
+        model.card["half_width_90"] = value
+        assert model.half_width == 1.645
+    low, high = interval_90(small, arrays)
+    np.testing.assert_allclose(high - low, 2 * 1.645 * small.std(arrays), rtol=1e-6)
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    "table", ["compofa_elastic_r128_160_192", "ofa_mbv3_w1.0_r128_160_192", "ofa_mbv3_w1.0_r224"]
+)
+def test_intervals_have_nine_of_ten_measurements_that_were_left_out(table):
+    path = Path(REFERENCE) / "accuracy" / f"{table}.csv.gz"
+    arrays, columns = read_subnets(path, ["top1"])
+    inside = []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(arrays))
+        some, rest = order[:80], order[80:]
+        low, high = fit_accuracy(arrays[some], columns["top1"][some]).interval(arrays[rest])
+        inside.append(((low <= columns["top1"][rest]) & (columns["top1"][rest] <= high)).mean())
+    assert 0.86 < np.mean(inside) < 0.96
 
 
 @pytest.mark.parametrize("resolutions", [(24,), (24, 28, 32)])
@@ -247,6 +302,11 @@ def test_damaged_models_of_own_records_get_one_line(tmp_path):
         with pytest.raises(TableError, match=name) as caught:
             load_accuracy_model(tmp_path / name)
         assert "\n" not in str(caught.value) and key in str(caught.value)
+    for images, number, key in ((400, 2, "format"), (0, 3, "images"), (10**12, 3, "images")):
+        counted = {"images": np.array(images), "format": np.array(number)}
+        np.savez(tmp_path / "counted.npz", **{**whole.arrays, **counted})
+        with pytest.raises(TableError, match=key):
+            load_accuracy_model(tmp_path / "counted.npz")
 
 
 def broken_files(model: FittedPredictor, folder: Path) -> dict[str, Path]:
@@ -400,6 +460,8 @@ def test_bad_records_are_refused():
         fit_accuracy(arrays, truth(few))
     with pytest.raises(DataError, match="percent"):
         fit_accuracy(arrays, truth(arrays) * np.nan)
+    with pytest.raises(DataError, match=r"images.* 0"):
+        fit_accuracy(arrays, truth(arrays), images=0)
 
 
 def test_recombined_subnets_keep_the_coupling():

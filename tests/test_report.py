@@ -1,23 +1,30 @@
 """The pictures, and the report in a real headless Chromium driven over its debugging pipe."""
 
+import base64
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 from compofa.errors import SearchError
 from compofa.networks.families import subnet_from_config
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
+from compofa.plots import literal_text
 from compofa.space.subnet import Subnet
-from nas.report.figure import write_plot
-from nas.report.html import TEMPLATE, FoundRow, ReportData, Series, write_report
+from nas.report.data import COLORS, FoundRow, Measured, ReportData, Series, si
+from nas.report.figure import draw, write_plot
+from nas.report.html import TEMPLATE, write_report
 from nas.search.evolution import Points
 from nas.search.search import Found
 
@@ -38,7 +45,8 @@ def make_series(name, seed, cloud=500):
     accuracies = 70 + seed + 8 * np.log(costs / 10)
     random_costs = rng.uniform(12, 60, cloud)
     random = 69 + 8 * np.log(random_costs / 10) - rng.gamma(2, 0.8, cloud)
-    return Series(name, costs, accuracies, tuple(map(config, range(25))), random_costs, random)
+    configs, band = tuple(map(config, range(25))), (accuracies - 0.6, accuracies + 0.4)
+    return Series(name, costs, accuracies, configs, random_costs, random, band)
 
 
 def make_data(name="CompOFA", cloud=500):
@@ -46,8 +54,10 @@ def make_data(name="CompOFA", cloud=500):
     first = series[0]
     found = tuple(
         FoundRow(name, budget, first.front_costs[row], first.front_accuracies[row],
-                 first.front_configs[row], {"MACs (M)": "231"})
-        for budget, row in ((20.0, 4), (35.0, 11))
+                 first.front_configs[row], {"MACs": "231M"},
+                 (first.front_accuracies[row] - 0.6, first.front_accuracies[row] + 0.4),
+                 Measured(first.front_accuracies[row] - below, 0.7))
+        for budget, row, below in ((20.0, 4, 1.5), (35.0, 11, 0.9))
     )  # fmt: skip
     return ReportData("CompOFA on note10", "Latency", "ms", "within 2 %", "Predicted top-1", "%",
                       "MAE 0.05 points", series, found, ("Tables: measured.",))  # fmt: skip
@@ -90,6 +100,109 @@ def test_svg_holds_title_units_and_errors_and_repeats(data, tmp_path):
     comments = re.findall(r"<!-- (.*?) -->", first.decode())
     assert {"CompOFA on note10", "Latency (ms)", "Predicted top-1 (%)"} <= set(comments)
     assert any("within 2 %" in text and "MAE 0.05" in text for text in comments)
+
+
+def artists(data):
+    with literal_text():
+        figure = draw(data)
+    return figure, figure.axes[0]
+
+
+def test_the_figure_has_bands_and_error_bars_and_says_what_they_are(data):
+    figure, axes = artists(data)
+    bands = [each for each in axes.collections if isinstance(each, PolyCollection)]
+    for series, band in zip(data.series, bands, strict=False):
+        reached = band.get_paths()[0].get_extents()
+        assert (reached.y0, reached.y1) == pytest.approx(
+            (series.front_band[0].min(), series.front_band[1].max())
+        )
+    (bars,) = (each for each in axes.containers if isinstance(each, ErrorbarContainer))
+    assert bars[0].get_xydata().tolist() == [[row.cost, row.measured.value] for row in data.found]
+    ends = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
+    assert ends == [pytest.approx(row.measured.ends) for row in data.found]
+    low, high = axes.get_ylim()
+    assert all(low < end < high for pair in ends for end in pair)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"measured ± standard error", "90 % interval"} <= set(legend)
+    caption = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    assert "90 % prediction intervals" in caption and "standard error" in caption
+
+
+def test_the_figure_has_no_more_of_a_wide_band_than_fits(data):
+    first = data.series[0]
+    wide = replace(first, front_band=(first.front_accuracies - 50, first.front_accuracies + 50))
+    (low, high), before = (
+        artists(replace(data, series=(each, data.series[1])))[1].get_ylim()
+        for each in (wide, first)
+    )
+    assert before[1] - before[0] < high - low < 2 * (before[1] - before[0])
+
+
+def test_error_bars_end_at_100_percent():
+    assert Measured(99.5, 0.7).ends == (98.8, 100) and Measured(98.0).ends == (98, 98)
+    assert Measured(98.061, 0.74).text(2) == "98.06 ± 0.74" and Measured(3.0).text(1) == "3.0"
+
+
+def test_notes_and_missing_fronts_are_in_figure_and_page(data, tmp_path):
+    bare = replace(
+        data.series[1], front_costs=np.zeros(0), front_accuracies=np.zeros(0), front_configs=(),
+        front_band=None, no_front="no front is shown: not trained",
+    )  # fmt: skip
+    noted = replace(data, series=(data.series[0], bare), notes=("30 validation images: few",))
+    figure, axes = artists(noted)
+    assert any("30 validation images" in text.get_text() for text in figure.texts)
+    assert "OFA: no front" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert not [line for line in axes.lines if line.get_color() == COLORS[1]]
+    write_report(noted, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert '<p class="note">30 validation images: few</p>' in text
+    assert '"no_front":"no front is shown: not trained"' in text
+
+
+def test_costs_that_are_counts_have_prefixes_on_the_axis(data, tmp_path):
+    def millions(series):
+        return replace(series, costs=series.costs * 2e5, front_costs=series.front_costs * 2e5)
+
+    found = tuple(replace(row, cost=row.cost * 2e5, budget=2e6) for row in data.found)
+    counted = replace(
+        data, series=tuple(map(millions, data.series)), found=found, cost_name="MACs",
+        cost_unit="MACs",
+    )  # fmt: skip
+    assert counted.cost_label == "MACs"
+    _, axes = artists(counted)
+    ticks = axes.xaxis.get_major_formatter()
+    assert [ticks(value) for value in (2e6, 1e7)] == ["2M", "10M"]
+    write_report(counted, tmp_path / "report.html")
+    assert "<span>2M</span>" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_table_has_what_was_predicted_and_measured(data, tmp_path):
+    write_report(data, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", text)
+    assert heads == [
+        "Network", "Budget (ms)", "Latency (ms)", "Predicted top-1 (%)", "90 % interval (%)",
+        "Measured top-1 (%)", "MACs", "Subnet",
+    ]  # fmt: skip
+    row = data.found[0]
+    cells = re.findall(r"<td [^>]*><span>(.*?)</span>", text, re.DOTALL)[: len(heads)]
+    low, high = row.interval
+    assert cells[:7] == [
+        "CompOFA", "20", si(row.cost, 5), f"{row.accuracy:.2f}", f"{low:.2f} to {high:.2f}",
+        row.measured.text(2), "231M",
+    ]  # fmt: skip
+
+
+def test_the_policy_allows_the_own_style_and_script_alone(data, tmp_path):
+    write_report(data, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    (policy,) = re.findall(r'Content-Security-Policy"\s+content="([^"]*)"', text)
+    wanted = ["default-src 'none'"]
+    for tag in ("style", "script"):
+        (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        wanted.append(f"{tag}-src 'sha256-{digest}'")
+    assert policy.split("; ") == wanted
 
 
 def test_plot_of_another_format_is_refused(data, tmp_path):
@@ -280,13 +393,16 @@ def test_slider_picks_the_best_within_the_budget_and_saves_it(page, tmp_path):
         best = np.flatnonzero(series.front_costs <= budget).max()
         box = f"document.querySelectorAll('.pick')[{place}]"
         assert f"{series.front_costs[best]:.5g} ms" in page.run(f"{box}.innerText")
+        buttons = page.run(f"{box}.querySelectorAll('button').length")
+        assert buttons == 2 - place, "of the first, one is measured and a better one predicted"
         x, y = page.run(
             f"(b => [b.left + b.width / 2, b.top + b.height / 2])"
-            f"({box}.querySelector('button').getBoundingClientRect())"
+            f"([...{box}.querySelectorAll('button')].at(-1).getBoundingClientRect())"
         )
         page.mouse("mousePressed", x, y, button="left", clickCount=1)
         page.mouse("mouseReleased", x, y, button="left", clickCount=1)
-        path = tmp_path / f"{series.name}_{budget:g}ms.json"
+        predicted = "_predicted" if buttons == 2 else ""
+        path = tmp_path / f"{series.name}{predicted}_{budget:g}ms.json"
         deadline = time.monotonic() + 20
         while not path.exists():
             assert time.monotonic() < deadline, list(tmp_path.iterdir())
@@ -316,4 +432,128 @@ def test_dragging_zooms_and_double_click_resets(page):
         page.mouse("mousePressed", x, y, button="left", clickCount=count)
         page.mouse("mouseReleased", x, y, button="left", clickCount=count)
     assert page.run("view.x") == pytest.approx(whole)
+    assert page.errors == []
+
+
+def key(page, name, code=0, text=""):
+    for kind in ("keyDown", "keyUp"):
+        more = {"text": text} if text and kind == "keyDown" else {}
+        page("Input.dispatchKeyEvent", type=kind, key=name, windowsVirtualKeyCode=code, **more)
+
+
+def test_the_plot_is_walked_by_keyboard(page):
+    data = make_data()
+    page.run("reset(); stage.focus()")
+    assert page.run("document.activeElement.id") == "stage"
+    key(page, "ArrowRight", 39)
+    assert page.run("[current.kind, current.x]") == ["found", pytest.approx(data.found[0].cost)]
+    key(page, "ArrowRight", 39)
+    assert page.run("current.x") == pytest.approx(data.found[1].cost)
+    said = page.run("$('said').textContent")
+    assert data.found[1].measured.text(2) in said and "predicted" in said
+    key(page, "Enter", 13)
+    assert page.run("limit") == data.found[1].budget
+    key(page, "ArrowDown", 40)
+    key(page, "End", 35)
+    assert page.run("[current.kind, current.series, current.x]") == [
+        "front", 0, pytest.approx(data.series[0].front_costs[-1]),
+    ]  # fmt: skip
+    key(page, "Enter", 13)
+    assert page.run("limit") == pytest.approx(data.series[0].front_costs[-1])
+    key(page, "+", 187, "+")
+    assert page.run("view.x[1] - view.x[0] < whole.x[1] - whole.x[0]")
+    assert page.run("tip.style.display") == "block" and not page.run("$('reset').disabled")
+    key(page, "Escape", 27)
+    assert page.run("view === whole && current === null && tip.style.display === 'none'")
+    assert page.run("$('reset').disabled")
+    key(page, "Tab", 9)
+    assert page.run("document.activeElement.id") != "stage", "the plot is no trap"
+
+
+def test_the_focus_is_visible(page):
+    page.run("stage.blur()")
+    page.run("$('number').focus()")
+    key(page, "a", 65)  # of the keyboard, so that focus is shown
+    page.run("stage.focus()")
+    assert page.run("parseFloat(getComputedStyle(stage).outlineWidth)") >= 2
+
+
+def test_what_was_measured_is_the_headline(page):
+    data = make_data()
+    page.run("budget(36)")
+    box = page.run("picks.querySelector('.pick').innerText")
+    assert box.index(f"{data.found[1].measured.text(2)} % measured") < box.index("predicted")
+    assert page.run("[...picks.querySelectorAll('.pick')[1].children].some(e => /measured/.test("
+                    "e.innerText))") is False  # fmt: skip
+
+
+def test_the_button_shows_everything_again(page):
+    page.run("zoom(.5)")
+    x, y = page.run("(b => [b.left + b.width / 2, b.top + b.height / 2])"
+                    "($('reset').getBoundingClientRect())")  # fmt: skip
+    for kind in ("mousePressed", "mouseReleased"):
+        page.mouse(kind, x, y, button="left", clickCount=1)
+    assert page.run("view === whole")
+
+
+OVERFLOW = """(edge => [...document.querySelectorAll('td')].filter(cell =>
+  cell.getBoundingClientRect().right > edge + 1).length)
+  (document.querySelector('.scroll').getBoundingClientRect().right)"""
+
+
+def test_the_printed_table_is_whole(page):
+    page("Emulation.setEmulatedMedia", media="print")
+    page("Emulation.setDeviceMetricsOverride", width=794, height=1123, deviceScaleFactor=1,
+         mobile=False)  # fmt: skip
+    assert page.run(OVERFLOW) == 0
+    assert page.run("getComputedStyle($('reset')).display") == "none"
+    page("Emulation.setEmulatedMedia", media="")
+    page("Emulation.clearDeviceMetricsOverride")
+
+
+def test_legend_marks_are_printed(page):
+    assert page.run("$('legend').children.length") == page.run(
+        "$('legend').querySelectorAll('li > svg > *').length && "
+        "[...$('legend').children].filter(item => item.querySelector('svg > *')).length"
+    )
+    assert page.run("getComputedStyle($('legend').querySelector('svg > *')).backgroundColor") == (
+        "rgba(0, 0, 0, 0)"
+    )
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_every_column_is_inside_the_card(page, width):
+    phone = width < 500
+    page("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1,
+         mobile=phone)  # fmt: skip
+    page.until(f"innerWidth <= {width} && size.width > 0")
+    assert page.run(OVERFLOW) == 0
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    shown = page.run(
+        "[...document.querySelectorAll('td')].every(c => c.offsetWidth && c.offsetHeight)"
+    )
+    assert shown
+    if phone:
+        heads = page.run("[...document.querySelectorAll('tbody tr:first-child td')].map("
+                         "c => getComputedStyle(c, '::before').content)")  # fmt: skip
+        assert '"Measured top-1 (%)"' in heads and len(heads) == 8
+    page("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_tap_shows_the_subnet(page):
+    page("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1,
+         mobile=True)  # fmt: skip
+    page("Emulation.setTouchEmulationEnabled", enabled=True)
+    page.run("reset(); scrollTo(0, 0); canvas.scrollIntoView(); draw()")
+    row = make_data().found[1]
+    x, y = screen(page, row.cost, row.accuracy)
+    page("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x + 3, "y": y - 3}])
+    page("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.until("tip.style.display === 'block'")
+    shown = page.run("tip.innerText")
+    assert "found for 35 ms" in shown and row.measured.text(2) in shown and "ks:" in shown
+    box = page.run("(t => [t.left >= 0, t.right <= innerWidth])(tip.getBoundingClientRect())")
+    assert box == [True, True]
+    page("Emulation.setTouchEmulationEnabled", enabled=False)
+    page("Emulation.clearDeviceMetricsOverride")
     assert page.errors == []

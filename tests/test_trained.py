@@ -25,6 +25,7 @@ from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import network_spec
 from compofa.nn.supernet import Supernet
 from compofa.space.arrays import SubnetArrays
+from compofa.space.subnet import Subnet
 from compofa.training.config import TrainConfig
 from compofa.training.run import train
 from nas.accuracy.predictor import load_accuracy_model
@@ -90,7 +91,8 @@ def searched(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
     with pytest.MonkeyPatch.context() as patch:
         written: list[str] = []
         patch.setattr("builtins.print", lambda *words: written.append(" ".join(map(str, words))))
-        assert main(options(net, folder, "--target-hardware", "cpu")) == 0
+        more = ["--target-hardware", "cpu", "--compare", "free"]
+        assert main(options(net, folder, *more)) == 0
     return Search(folder, "\n".join(written))
 
 
@@ -102,10 +104,23 @@ def test_everything_is_written(searched):
     }  # fmt: skip
     rows = searched.rows()
     assert names == fixed | {f"subnet_{float(row['constraint']):.12g}.json" for row in rows}
-    assert list(rows[0])[-4:] == ["macs", "params", "measured_top1", "measured_latency_ms"]
+    assert list(rows[0])[-7:] == [
+        "top1_low", "top1_high", "validation_top1", "validation_top1_se", "measured_top1",
+        "measured_top1_se", "measured_latency_ms",
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 <= float(row["top1_low"]) < float(row["top1"]) < float(row["top1_high"]) < 100
     assert {row["net"] for row in rows} == {"tiny"}
-    assert {row["net"] for row in searched.rows("pareto.csv")} == {"tiny", "tiny-free"}
+    assert {row["net"] for row in searched.rows("pareto.csv")} == {"tiny"}
+    report = (searched.folder / "report.html").read_text("utf-8")
+    assert '"tiny-free"' in report and "not trained on this space" in report
+    assert "validation images" in report, "few of them: a warning"
     assert "measured top1" in searched.out and "latency" in searched.out
+
+
+def found_subnet(search: Search, row: dict[str, str]) -> Subnet:
+    path = search.folder / f"subnet_{float(row['constraint']):.12g}.json"
+    return subnet_from_config(json.loads(path.read_text()))
 
 
 def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
@@ -113,10 +128,9 @@ def test_every_found_subnet_meets_its_budget_and_is_in_the_space(searched, net):
     rows = searched.rows()
     for row in rows:
         assert float(row["latency_ms"]) <= float(row["constraint"]) + 1e-4
-        path = searched.folder / f"subnet_{float(row['constraint']):.12g}.json"
-        assert space.contains(subnet_from_config(json.loads(path.read_text())))
+        assert space.contains(found_subnet(searched, row))
         assert float(row["measured_latency_ms"]) > 0
-    top1 = [float(row["top1"]) for row in rows]
+    top1 = [float(row["validation_top1"]) for row in rows]
     assert top1 == sorted(top1), "a larger budget is not worse"
 
 
@@ -135,20 +149,25 @@ def test_measured_accuracy_is_what_the_evaluation_says(searched, net, tmp_path, 
 def test_records_come_from_both_spaces(searched, net):
     records = read_records(searched.folder / "records.jsonl")
     space = load_checkpoint(net).network.space
-    inside = sum(space.contains(record.subnet) for record in records)
-    assert len(records) == 24
-    assert inside >= 12 and len(records) - inside >= 8
+    rows = searched.rows()
+    assert 24 <= len(records) <= 24 + 3 * len(rows), "samples, then candidates"
+    inside = sum(space.contains(record.subnet) for record in records[:24])
+    assert inside >= 12 and 24 - inside >= 8
+    assert all(space.contains(record.subnet) for record in records[24:])
+    known = {record.subnet: record.top1 for record in records}
+    for row in rows:
+        assert known[found_subnet(searched, row)] == float(row["validation_top1"])
     assert {record.part for record in records} == {"validation"}
 
 
 def test_the_predictor_can_be_used_again(searched, net, tmp_path):
     more = ["--accuracy-predictor", str(searched.folder / "predictor.npz"), "--compare", "none"]
     assert main(options(net, tmp_path, "--target-hardware", "flops", *more)) == 0
-    assert not (tmp_path / "records.jsonl").exists()
+    assert len(read_records(tmp_path / "records.jsonl")) <= 3 * 4, "candidates alone"
     again = Search(tmp_path, "")
     rows = again.rows()
     assert all("latency_ms" not in row for row in rows)
-    assert list(rows[0])[-1] == "measured_top1", "there is no latency to measure"
+    assert list(rows[0])[-1] == "measured_top1_se", "there is no latency to measure"
     assert {row["net"] for row in again.rows("pareto.csv")} == {"tiny"}
 
     space = load_checkpoint(net).network.space
@@ -157,6 +176,14 @@ def test_the_predictor_can_be_used_again(searched, net, tmp_path):
     assert model.width_mult == 0.1
     predicted = model.predict(arrays)
     assert float(rows[-1]["top1"]) <= predicted.max() + 1e-3
+
+
+def test_a_search_without_verification_trusts_the_predictor(searched, net, tmp_path):
+    more = ["--accuracy-predictor", str(searched.folder / "predictor.npz"), "--verify", "0"]
+    assert main(options(net, tmp_path, "--target-hardware", "flops", *more)) == 0
+    rows = Search(tmp_path, "").rows()
+    assert "validation_top1" not in rows[0] and float(rows[0]["measured_top1"]) >= 0
+    assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_the_same_seed_finds_the_same(net, tmp_path):
@@ -179,6 +206,7 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
         (["--target-hardware", "flops", "--samples", "0"], "20"),
         (["--target-hardware", "flops", "--samples", "-9"], "20"),
         (["--target-hardware", "flops", "--compare", "compofa"], "free or none"),
+        (["--target-hardware", "flops", "--verify", "-1"], "--verify"),
         (["--target-hardware", "flops", "--width-mult", "1"], "--width-mult"),
         (["--target-hardware", "flops", "--device", "tpu"], "tpu"),
         (["--target-hardware", "flops", "--resolutions", "4"], "image size"),
@@ -311,13 +339,15 @@ def test_the_free_space_undoes_the_coupling(net):
 
 
 def test_few_records_are_not_fitted(searched, net):
-    records = read_records(searched.folder / "records.jsonl")
+    records = read_records(searched.folder / "records.jsonl")[:24]
     space = Trained("mine", open_network(net), (8,)).free_space
     with pytest.raises(DataError, match="20"):
         fit_records(records[:19], space, "mine")
     model = fit_records(records, space, "mine")
     assert "24 records of mine" in model.card["source"]
-    assert np.isfinite(model.predict(space.arrays_of([records[0].subnet]))).all()
+    low, high = model.interval(space.arrays_of([records[0].subnet]))
+    assert 0 < low < model.predict(space.arrays_of([records[0].subnet])) < high < 100
+    assert model.arrays["images"] == records[0].images, "so that nothing reaches 100 %"
 
 
 def test_samples_are_as_many_as_asked_for_whatever_the_spaces_share() -> None:

@@ -19,9 +19,12 @@ import numpy as np
 from compofa.errors import SpaceError, TableError
 from compofa.space.arrays import SubnetArrays
 from nas.accuracy.base import CardPredictor
+from nas.accuracy.link import Logit, Points
 from nas.model_file import Shapes, check_arrays
 
-FORMAT = 2
+FORMATS = (2, 3)
+"""Formats of files: models of top-1 in percent, and models of its logit with ``images``."""
+MAX_IMAGES = 1_000_000_000
 MAX_ROWS = 4000
 """Most measurements of a model; prediction is linear in their number, conditioning cubic."""
 CHUNK = 512
@@ -41,6 +44,7 @@ ARRAYS: Shapes = {
     "top1": ("f", ("rows",)),
     "log_std": ("f", ("weights",)),
 }
+IMAGES: Shapes = {"images": ("i", ())}
 
 
 class Features:
@@ -179,7 +183,10 @@ class AdditiveGP(CardPredictor):
 
     Attributes:
         resolutions: The least and the greatest measured resolution, pixels.
-        scale: Spread of the measurements about the mean of their resolution, points, at least 0.01.
+        link: The scale that the process works on: the logit of top-1 where the number of images per
+            measurement is known, else percent.
+        scale: Spread of the measurements about the mean of their resolution, on that scale, at
+            least 0.01.
     """
 
     def __init__(
@@ -199,8 +206,10 @@ class AdditiveGP(CardPredictor):
         self._weights = np.array(weights)
         r, top1 = arrays["resolutions"], arrays["top1"]
         self.resolutions = (int(r.min()), int(r.max()))
-        self.scale = spread(top1, r)
-        self._mean = float(top1.mean())
+        self.link = Logit(int(arrays["images"])) if "images" in arrays else Points()
+        values = self.link(top1)
+        self.scale = spread(values, r)
+        self._mean = float(values.mean())
         kernel = self._kernel(*self._rows)
         kernel[np.diag_indices(len(r))] += self._noise + JITTER
         try:
@@ -208,12 +217,12 @@ class AdditiveGP(CardPredictor):
         except np.linalg.LinAlgError:
             raise TableError("log_std: expected a positive definite kernel") from None
         self._inverse_root = root
-        self._alpha = root.T @ (root @ ((top1 - self._mean) / self.scale))
+        self._alpha = root.T @ (root @ ((values - self._mean) / self.scale))
 
     @staticmethod
     def wrote(arrays: Mapping[str, np.ndarray]) -> bool:
         """Return whether the arrays of a file say that they are such a model."""
-        return "format" in arrays and arrays["format"].shape == () and arrays["format"] == FORMAT
+        return "format" in arrays and arrays["format"].shape == () and arrays["format"] in FORMATS
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
         """Return expected top-1 in percent, float64 of shape [n].
@@ -221,21 +230,52 @@ class AdditiveGP(CardPredictor):
         Raises:
             SpaceError: A choice, shape or resolution outside those that were measured.
         """
+        return self.link.percent(self._expected(*self._inputs(arrays)))
+
+    def std(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return the standard deviation of a new measurement about :meth:`predict`, points [n]."""
+        expected, spread = self._measured(arrays)
+        return spread * self.link.slope(expected)
+
+    def model_std(self, arrays: SubnetArrays) -> np.ndarray:
+        """Return the standard deviation (points) of a subnet's true accuracy, without noise."""
         x, r = self._inputs(arrays)
+        return self._spread(x, r) * self.link.slope(self._expected(x, r))
+
+    def interval(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and greatest top-1 of the 90 % prediction interval; see the base."""
+        expected, spread = self._measured(arrays)
+        ends = (expected + side * self.half_width * spread for side in (-1, 1))
+        low, high = (np.clip(self.link.percent(end), 0.0, 100.0) for end in ends)
+        return low, high
+
+    def standard_errors(self, x: np.ndarray, r: np.ndarray, top1: np.ndarray) -> np.ndarray:
+        """Return how far measurements are from expected, in standard deviations.
+
+        Args:
+            x: Features of the subnets, [n, columns].
+            r: Their resolutions, pixels, [n].
+            top1: Their measured accuracy, percent, [n].
+        """
+        spread = np.hypot(self._spread(x, r), np.sqrt(self._noise) * self.scale)
+        return (self.link(top1) - self._expected(x, r)) / spread
+
+    def _measured(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of a new measurement, on the scale of the process."""
+        x, r = self._inputs(arrays)
+        expected = self._expected(x, r)
+        spread = np.hypot(self._spread(x, r), np.sqrt(self._noise) * self.scale)
+        if self.extra_std:
+            spread = np.hypot(spread, self.extra_std / self.link.slope(expected))
+        return expected, spread
+
+    def _expected(self, x: np.ndarray, r: np.ndarray) -> np.ndarray:
         out = np.empty(len(r))
         for at in _chunks(len(r)):
             out[at] = self._kernel(x[at], r[at]) @ self._alpha
         return out * self.scale + self._mean
 
-    def std(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the standard deviation of a new measurement about :meth:`predict`, points [n]."""
-        return np.hypot(
-            np.hypot(self.model_std(arrays), np.sqrt(self._noise) * self.scale), self.extra_std
-        )
-
-    def model_std(self, arrays: SubnetArrays) -> np.ndarray:
-        """Return the standard deviation (points) of a subnet's true accuracy, without noise."""
-        x, r = self._inputs(arrays)
+    def _spread(self, x: np.ndarray, r: np.ndarray) -> np.ndarray:
         variance = np.empty(len(r))
         for at in _chunks(len(r)):
             kernels, constant = self._kernels.variances(x[at], r[at])
@@ -250,7 +290,7 @@ class AdditiveGP(CardPredictor):
             groups: Label of each measurement's group, int [n].
 
         Returns:
-            Mean (percent) and standard deviation (points) of each measurement, [n].
+            Mean and standard deviation of each measurement, on the scale of :attr:`link`, [n].
         """
         inverse = self._inverse_root.T @ self._inverse_root
         error, variance = np.empty(len(groups)), np.empty(len(groups))
@@ -259,7 +299,8 @@ class AdditiveGP(CardPredictor):
             covariance = np.linalg.inv(inverse[np.ix_(rows, rows)])
             error[rows] = covariance @ self._alpha[rows]
             variance[rows] = np.diag(covariance)
-        return self.arrays["top1"] - error * self.scale, np.sqrt(variance) * self.scale
+        mean = self.link(self.arrays["top1"]) - error * self.scale
+        return mean, np.sqrt(variance) * self.scale
 
     def _kernel(self, x: np.ndarray, r: np.ndarray) -> np.ndarray:
         """Return the kernel between rows and the measured ones, [n, rows]."""
@@ -278,9 +319,9 @@ class AdditiveGP(CardPredictor):
         return self._features(arrays), r
 
 
-def spread(top1: np.ndarray, r: np.ndarray) -> float:
-    """Return the spread of accuracies about the mean of their resolution, at least 0.01 points."""
-    rest = np.array(top1, dtype=np.float64)
+def spread(values: np.ndarray, r: np.ndarray) -> float:
+    """Return the spread of values about the mean of their resolution, at least 0.01."""
+    rest = np.array(values, dtype=np.float64)
     for level in np.unique(r):
         rest[r == level] -= rest[r == level].mean()
     return max(float(rest.std()), 0.01)
@@ -291,12 +332,14 @@ def _chunks(count: int) -> list[slice]:
 
 
 def _validate(arrays: Mapping[str, np.ndarray]) -> None:
-    """Check that ``arrays`` are a whole model of :data:`FORMAT`.
+    """Check that ``arrays`` are a whole model of one of :data:`FORMATS`.
 
     Raises:
         TableError: They are not; the message names the array.
     """
-    sizes = check_arrays(arrays, ARRAYS)
+    sizes = check_arrays(arrays, ARRAYS | IMAGES if "images" in arrays else ARRAYS)
+    if arrays["format"] != FORMATS["images" in arrays]:
+        raise TableError(f"format: expected {FORMATS['images' in arrays]}, got {arrays['format']}")
     blocks, stages = arrays["shape"].tolist()
     if not (0 < stages <= blocks <= 1000 and blocks % stages == 0):
         raise TableError(
@@ -306,9 +349,9 @@ def _validate(arrays: Mapping[str, np.ndarray]) -> None:
         raise TableError(f"features: expected at most {MAX_ROWS} rows, got {sizes['rows']}")
     for key, low, high in (
         ("values", 0, 9999), ("columns", 0, (sizes["choices"] + 1) * blocks - 1),
-        ("resolutions", 1, 9999), ("features", -1, 1), ("top1", 0, 100),
+        ("resolutions", 1, 9999), ("features", -1, 1), ("top1", 0, 100), ("images", 1, MAX_IMAGES),
     ):  # fmt: skip
-        values = arrays[key]
+        values = arrays.get(key, np.ones(0))
         if values.size and not (values.min() >= low and values.max() <= high):
             raise TableError(f"{key}: expected values from {low} to {high}, got others")
         if key == "columns" and (np.diff(values) <= 0).any():

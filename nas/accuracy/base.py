@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,10 @@ OTHER_WIDTH_STD = 1.5
 """Standard deviation (points) added at such another width: the predictor ranks, but absolute values
 are not calibrated. MobileNetV3-Large at widths 0.75, 1.0 and 1.25 has a top-1 of 73.3, 75.2 and
 76.6 % (Howard et al., ICCV 2019): 1.5 points within :data:`NEAR`, and more below."""
+
+
+NORMAL_90 = 1.645
+"""Half the width of the central 90 % of a normal distribution, in standard deviations."""
 
 
 class AccuracyModel(Protocol):
@@ -37,6 +42,23 @@ class AccuracyModel(Protocol):
 
     def std(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the standard deviation of a measurement about :meth:`predict`, shape [n]."""
+
+
+def interval_90(model: AccuracyModel, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and greatest top-1 (percent) of each subnet's 90 % prediction interval.
+
+    It is the model's own where it has an ``interval``, such as one calibrated on held-out
+    measurements; else that of a normal distribution with its standard deviation.
+
+    Returns:
+        Two arrays [n] within 0 to 100: a new measurement is between them with a probability of
+        90 %.
+    """
+    own = getattr(model, "interval", None)
+    if own is not None:
+        return own(arrays)
+    mean, reach = model.predict(arrays), NORMAL_90 * model.std(arrays)
+    return np.clip(mean - reach, 0, 100), np.clip(mean + reach, 0, 100)
 
 
 class CardPredictor:
@@ -76,6 +98,25 @@ class CardPredictor:
                 f"(± {self.extra_std:g} points)"
             )
         return text
+
+    @property
+    def spearman(self) -> float | None:
+        """Rank correlation on all held-out measurements, from the card; ``None`` if not there."""
+        try:
+            value = float(self.card["held_out"]["all"]["spearman"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return value if math.isfinite(value) else None
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 90 % prediction interval, in standard deviations.
+
+        From the card where it was calibrated on held-out measurements, else the normal one.
+        """
+        value = self.card.get("half_width_90")
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 100
+        return float(value) if usable else NORMAL_90
 
     def serve(self, width_mult: float) -> None:
         """Answer for networks of this width multiplier from now on.

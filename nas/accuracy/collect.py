@@ -62,6 +62,7 @@ def collect(
     *,
     bar: bool = True,
     backend: Backend | None = None,
+    title: str = "records",
 ) -> list[EvalRecord]:
     """Measure ``subnets`` and append their records to ``output``, skipping those already there.
 
@@ -74,6 +75,7 @@ def collect(
         output: File of JSON lines, created if missing.
         bar: Whether to show a progress bar.
         backend: Ranks that all call this function, each with its own evaluator of all images.
+        title: Title of the progress bar.
 
     Returns:
         The records of ``subnets``, in their order.
@@ -86,7 +88,7 @@ def collect(
     backend = backend or SingleProcess()
     backend.require_same("checkpoint", opened.digest)
     with exclusive_by_main(backend, output):
-        return _collect(opened, net, subnets, evaluator, Path(output), bar, backend)
+        return _collect(opened, net, subnets, evaluator, Path(output), bar, backend, title)
 
 
 def _collect(
@@ -97,6 +99,7 @@ def _collect(
     output: Path,
     bar: bool,
     backend: Backend,
+    title: str,
 ) -> list[EvalRecord]:
     digest = opened.digest
 
@@ -110,7 +113,7 @@ def _collect(
     supernet = opened.network.to(evaluator.device)
     ordered = sorted(todo, key=lambda subnet: subnet.resolution)
     bar = bar and backend.is_main
-    with tqdm(total=len(todo), desc="records", unit="net", disable=not bar, leave=False) as shown:
+    with tqdm(total=len(todo), desc=title, unit="net", disable=not bar, leave=False) as shown:
         for start in range(0, len(todo), backend.size):
             mine = ordered[start + backend.rank : start + backend.rank + 1]
             measured = [evaluator.measure(supernet, subnet, net, digest) for subnet in mine]

@@ -19,8 +19,8 @@ DESCRIPTION = """\
 Train the largest network (the teacher) and then a fixed-kernel compound supernet on scikit-learn's
 handwritten digits, evaluate its smallest, its largest and ten random subnets on the test images,
 and plot accuracy against multiply-accumulates. Then measure the accuracy of some subnets and the
-speed of this CPU, search for the best subnet within several latency budgets, measure those found,
-and compare the compound space with the free space of the same supernet.
+speed of this CPU, search for the best subnet within several latency budgets, and measure
+those found.
 """
 
 

@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compofa.cli.common import Parser, int_list, run
+from compofa.cli.common import run
 from compofa.errors import ConfigError, unknown_name
 from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS, entry
 from compofa.space.search_space import SearchSpace
-from nas.cli.found import heading, print_found, short
+from nas.cli.search_options import PROG, limits_of, parser
+from nas.cli.search_table import heading_of, print_found, short
 from nas.cli.search_zoo import show_specialised
-from nas.cost.devices import DEVICES, find_device, load_cost
+from nas.cost.devices import find_device, load_cost
 from nas.cost.objectives import column_names, require_quantity, split_quantity
 from nas.cost.served import served_resolutions
-from nas.cost.timing import RUNTIMES
 from nas.cost.units import Amount
 from nas.search import pipeline, results
 from nas.search.comparisons import require_priced, unless_unpriced
@@ -28,11 +28,11 @@ from nas.search.evolution import extreme
 from nas.search.folder import claim_folder
 from nas.search.specialised import CostLoader
 from nas.search.timed import time_found
+from nas.search.verify import weak_ranking
 
 if TYPE_CHECKING:
     from nas.cost.base import Cost
 
-PROG = "run_NAS.py"
 log = logging.getLogger(__name__)
 FREE_SPACES = {
     "compofa": "ofa_mbv3_d234_e346_k357_w1.0",
@@ -41,130 +41,6 @@ FREE_SPACES = {
     "ofa_mbv3_d234_e346_k357_w1.2": "none",
 }
 """Network that each named network is compared with by default."""
-DESCRIPTION = """\
-Find the most accurate subnet for each latency budget of a device, and plot its Pareto front
-together with that of the original Once-for-All space. Accuracy and latency come from models fitted
-to published measurements; the held-out error of each is printed.
-
-  run_NAS.py --target-hardware note10
-  run_NAS.py --net compofa-elastic --target-hardware v100 --constraints 15 20 25
-  run_NAS.py --net runs/digits-compofa-small/compound-1/best.pt --target-hardware cpu
-
-For a trained checkpoint, the accuracy of random subnets is measured first and a predictor is fitted
-to it, unless --accuracy-predictor gives one; the found subnets are measured at the end.
-"""
-
-
-def parser() -> Parser:
-    """Build the command's parser."""
-    p = Parser(prog=PROG, description=DESCRIPTION)
-    p.add_argument(
-        "--net",
-        default="compofa",
-        metavar="ID|FILE",
-        help=f"{', '.join(NETWORKS)}, or a trained checkpoint",
-    )
-    p.add_argument(
-        "--target-hardware",
-        default="note10",
-        metavar="DEVICE",
-        help=f"{', '.join(DEVICES)}, a model's file or a folder of lookup tables",
-    )
-    p.add_argument(
-        "--constraints",
-        type=_amount,
-        nargs="+",
-        metavar="X",
-        help="budgets in the device's unit, or with one, as in 20ms or 2MB (default: those of the "
-        "published search, or four quantiles of the space). A budget that no subnet meets is "
-        "skipped with a warning that names the least cost; it is an error if none can be met",
-    )
-    p.add_argument(
-        "--limit",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="COST=X",
-        help="bound on a cost of the found subnets, as in macs=300M, params=5M, memory=2MB, "
-        "v100=9ms or DEVICE X; repeatable. k, M and G are powers of 1,000. A bound on the cost of "
-        "--target-hardware itself, as in latency=20, is its budget",
-    )
-    p.add_argument(
-        "--objectives",
-        nargs="+",
-        default=[],
-        metavar="COST",
-        help="costs to minimise together with that of --target-hardware, such as macs params "
-        "memory; writes the Pareto set to objectives.csv",
-    )
-    p.add_argument(
-        "--resolutions",
-        type=int_list,
-        nargs="+",
-        metavar="R",
-        help="input resolutions (default: 160 176 192 208 224; those that a checkpoint was "
-        "trained at, five of them at most)",
-    )
-    p.add_argument(
-        "--compare",
-        nargs="+",
-        metavar="NET",
-        help="networks to compare it with, or none (default: its free space)",
-    )
-    p.add_argument(
-        "--width-mult",
-        type=float,
-        metavar="X",
-        help="width multiplier (default: the network's own). Fitted accuracy models serve widths "
-        "within a factor of 1.25 of the measured one (1.0), with 1.5 points more uncertainty",
-    )
-    p.add_argument(
-        "--latency-table", metavar="DIR", help="folder of lookup tables R_lookup_table.yaml"
-    )
-    p.add_argument(
-        "--accuracy-predictor",
-        metavar="FILE",
-        help="accuracy predictor: .npz of fit-accuracy, or a published .pth (as for ofa_resnet50)",
-    )
-    p.add_argument(
-        "--output",
-        metavar="DIR",
-        help="folder of the results; those of the same network and device in it are replaced "
-        "(default: runs/search-NET-DEVICE)",
-    )
-    p.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="empty --output of the results of another search",
-    )
-    p.add_argument("--seed", type=int, default=0, help="random seed")
-    p.add_argument(
-        "--batch-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="images per batch when this machine is timed; 0 for 1 (cpu) or 64 (gpu)",
-    )
-    p.add_argument(
-        "--runtime",
-        choices=RUNTIMES,
-        default="torch",
-        help="what runs networks when this machine is timed: torch, in eager mode, or onnxruntime, "
-        "as they are exported (default: torch)",
-    )
-    own = p.add_argument_group("with a trained checkpoint")
-    own.add_argument("--data-path", "--imagenet-path", metavar="DIR", help="folder of its data set")
-    own.add_argument(
-        "--samples",
-        type=int,
-        default=80,
-        metavar="N",
-        help="number of subnets to measure for the predictor",
-    )
-    own.add_argument("--workers", type=int, default=0, help="number of loader workers")
-    own.add_argument("--device", help="device to measure accuracy on: cpu or cuda")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
-    return p
 
 
 def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, classes: int) -> Cost:
@@ -178,33 +54,6 @@ def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, clas
         progress=not args.quiet,
         runtime=args.runtime,
     )
-
-
-def _amount(text: str) -> Amount:
-    try:
-        return Amount.parse(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _limits(args: argparse.Namespace) -> list[tuple[str, Amount]]:
-    """Return the names and bounds of ``--limit``, given as ``COST=X`` or as ``COST X``.
-
-    Raises:
-        ConfigError: One is neither.
-    """
-    found = []
-    for words in args.limit:
-        rest = iter(words)
-        for word in rest:
-            name, equals, text = word.rpartition("=")
-            if not equals:
-                name, text = word, next(rest, "")
-            try:
-                found.append((name, Amount.parse(text)))
-            except ConfigError as error:
-                raise ConfigError(f"--limit {name}: {error}") from None
-    return found
 
 
 class Asked(NamedTuple):
@@ -242,7 +91,7 @@ def _asked(
 
     budgets = [amount_in(cost.unit, each, "--constraints") for each in args.constraints or ()]
     limits: list[tuple[Cost, float]] = []
-    for name, amount in _limits(args):
+    for name, amount in limits_of(args):
         option = f"--limit {name}"
         if not _is_target(name, args.target_hardware, cost):
             limited = other(name, "--limit")
@@ -282,7 +131,10 @@ def _named_target(args: argparse.Namespace, net: str) -> pipeline.Target:
     backbone, space, classes = pipeline.named_space(net, args.width_mult, args.resolutions)
     accuracy = pipeline.accuracy_model(args.accuracy_predictor or net, backbone.width_mult)
     cost = _cost(args, backbone, space, classes)
-    return pipeline.Target(net, backbone, classes, space, accuracy, cost)
+    weak = weak_ranking(accuracy) or ""
+    return pipeline.Target(
+        net, backbone, classes, space, accuracy, cost, weak, tuple(filter(None, [weak]))
+    )
 
 
 def _comparisons(args: argparse.Namespace) -> list[str]:
@@ -369,7 +221,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     print(f"written to {output}: {', '.join(path.name for path in paths)}")
     if loaders:
         show_specialised(
-            outcome, loaders, output, heading(outcome.costs[0]), lambda v: short(v, ".6g")
+            outcome, loaders, output, heading_of(outcome.costs[0]), lambda v: short(v, ".6g")
         )
 
 
@@ -380,7 +232,9 @@ def _loaders(args: argparse.Namespace, cost: Cost) -> list[CostLoader]:
         device = split_quantity(name)[1]
         return lambda backbone, space: load_cost(device, backbone, space=space, progress=False)
 
-    names = [name for name, _ in _limits(args) if not _is_target(name, args.target_hardware, cost)]
+    names = [
+        name for name, _ in limits_of(args) if not _is_target(name, args.target_hardware, cost)
+    ]
     return [
         lambda backbone, space: _cost(args, backbone, space, 1000),
         *map(loader, names),

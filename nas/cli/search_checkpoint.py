@@ -23,6 +23,7 @@ from nas.search.from_checkpoint import (
     measure_found,
     search_resolutions,
     trained_targets,
+    verify_found,
 )
 
 
@@ -48,6 +49,8 @@ def search_checkpoint(
         )
     if args.width_mult is not None:
         raise ConfigError("--width-mult: a checkpoint has its own width, expected none")
+    if args.verify < 0:
+        raise ConfigError(f"--verify: expected a number of subnets, 0 or more, got {args.verify}")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     opened = open_network(args.net)
@@ -79,16 +82,19 @@ def search_checkpoint(
             named=named,
         )
 
+    validation, bar = evaluator("validation"), not args.quiet
     targets = trained_targets(
         trained,
         cost,
-        evaluator("validation"),
+        validation,
         output,
         samples=args.samples,
         predictor=args.accuracy_predictor,
-        compare=args.compare != ["none"],
+        compare=args.compare == ["free"],
         seed=args.seed,
-        bar=not args.quiet,
+        bar=bar,
     )
     outcome = run_search(args, targets)
-    return measure_found(outcome, trained, evaluator("test"))
+    if args.verify:
+        outcome = verify_found(outcome, trained, validation, output, args.verify, bar)
+    return measure_found(outcome, trained, evaluator("test"), bar)

@@ -18,7 +18,7 @@ from nas.cli import latency, sample
 from nas.cli.predict import add_network, add_predict_options, predict
 from nas.cost.devices import DEVICES
 from nas.search import pipeline
-from nas.tables import read_subnets, without_repeats
+from nas.tables import read_csv, read_subnets, without_repeats
 
 if TYPE_CHECKING:
     from compofa.io.records import EvalRecord
@@ -113,7 +113,10 @@ def parser() -> Parser:
 
     sub = add("fit-accuracy", "fit an accuracy predictor to records or a table", _fit_accuracy)
     _add_fit(
-        sub, "JSON lines written by collect, or CSV with ks, e, d, r and top1", "predictor (.npz)"
+        sub,
+        "JSON lines written by collect, or CSV with ks, e, d, r, top1 and, so that no prediction "
+        "reaches 100 %%, images",
+        "predictor (.npz)",
     )
     sub.add_argument("--name", default="custom", help="name of the model")
 
@@ -202,8 +205,11 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
     source = Path(args.input)
     latency.require_model(args.output, source)
     if ".csv" in source.suffixes:
-        arrays, columns = read_subnets(source, ["top1"])
+        table = read_csv(source)
+        counted = "images" in table.header
+        arrays, columns = read_subnets(table, ["top1", *["images"] * counted])
         arrays, top1 = without_repeats(arrays, columns["top1"])
+        images = int(columns["images"].min()) if counted else None
     else:
         records = read_records(source)
         if not records:
@@ -218,7 +224,9 @@ def _fit_accuracy(args: argparse.Namespace) -> None:
         subnets = [record.subnet for record in records]
         arrays = arrays_of(subnets, subnets[0].format.names, slots)
         top1 = np.array([record.top1 for record in records])
-    model = fit_accuracy(arrays, top1, name=args.name, card={"source": source.name}, seed=args.seed)
+        images = min(record.images for record in records)
+    card = {"source": source.name}
+    model = fit_accuracy(arrays, top1, name=args.name, card=card, seed=args.seed, images=images)
     model.save(args.output)
     print(f"{args.name}: {model.error}; written to {args.output}")
 

@@ -1,169 +1,55 @@
-"""The report of a search: its data, and one self-contained HTML file with an interactive plot.
+"""The report of a search: one self-contained HTML file with an interactive plot.
 
-The same :class:`ReportData` feeds :mod:`nas.report.figure`.
+The same :class:`~nas.report.data.ReportData` feeds :mod:`nas.report.figure`.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from compofa.errors import SearchError
 from compofa.io.atomic import write_text_atomic
-from compofa.space.search_space import SearchSpace
-from nas.search.evolution import Points
-from nas.search.pareto import pareto_front
-from nas.search.search import Found
+from nas.report.data import COLORS, FoundRow, ReportData, Series, si
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours that colour-blind readers can tell apart (Okabe and Ito, 2008)."""
 CLOUD_LIMIT = 10_000
-
-
-@dataclass(frozen=True)
-class Series:
-    """Evaluated subnets of one network's space.
-
-    Attributes:
-        name: For the legend.
-        front_costs: By rising cost, shape [n].
-        front_accuracies: Rising with it, shape [n].
-        front_configs: Each subnet as ``{"ks", "e", "d", "r"}``.
-        costs: Of random subnets, shape [m].
-        accuracies: Of the same, shape [m].
-    """
-
-    name: str
-    front_costs: np.ndarray
-    front_accuracies: np.ndarray
-    front_configs: tuple[Mapping[str, Any], ...]
-    costs: np.ndarray
-    accuracies: np.ndarray
-
-    @classmethod
-    def from_points(
-        cls,
-        name: str,
-        space: SearchSpace,
-        front: Points,
-        cloud: Points,
-        found: Sequence[Found] = (),
-    ) -> Series:
-        """Build a series from a front and random subnets of ``space``; the first cost counts.
-
-        Args:
-            name: For the legend.
-            space: The space of the genes.
-            front: Result of :func:`nas.search.search.search_front`.
-            cloud: Result of :func:`nas.search.search.sample_points`.
-            found: Results of a search of the same space; what beats the front joins it.
-        """
-        subnets = [*front.subnets(space), *(result.subnet for result in found)]
-        costs = np.append(front.costs[:, 0], [result.cost for result in found])
-        accuracies = np.append(front.accuracy, [result.accuracy for result in found])
-        rows = pareto_front(costs, accuracies)
-        configs = tuple(space.to_config(subnets[row]) for row in rows)
-        return cls(name, costs[rows], accuracies[rows], configs, cloud.costs[:, 0], cloud.accuracy)
-
-
-@dataclass(frozen=True)
-class FoundRow:
-    """One found subnet: a row of the table and a mark in the plots.
-
-    Attributes:
-        series: Name of the series it belongs to.
-        budget: Upper bound of its cost.
-        cost: Its cost.
-        accuracy: Its predicted accuracy.
-        config: ``{"ks", "e", "d", "r"}``.
-        extra: Further columns of the table, such as measured accuracy or MACs.
-    """
-
-    series: str
-    budget: float
-    cost: float
-    accuracy: float
-    config: Mapping[str, Any]
-    extra: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything that the pictures and the report show.
-
-    Attributes:
-        title: Heading.
-        cost_name: Name of the cost that budgets limit, such as ``Latency on note10``.
-        cost_unit: Its unit.
-        cost_error: Its error, as text.
-        accuracy_name: Name of the accuracy, such as ``Predicted ImageNet top-1``.
-        accuracy_unit: Its unit.
-        accuracy_error: Its error, as text.
-        series: One per network, the searched one first.
-        found: The found subnets.
-        sources: Paragraphs on where the numbers come from.
-    """
-
-    title: str
-    cost_name: str
-    cost_unit: str
-    cost_error: str
-    accuracy_name: str
-    accuracy_unit: str
-    accuracy_error: str
-    series: tuple[Series, ...]
-    found: tuple[FoundRow, ...]
-    sources: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        names = [series.name for series in self.series]
-        if not names or len(set(names)) < len(names):
-            raise SearchError(f"expected series with distinct names, got {names}")
-        unknown = [row.series for row in self.found if row.series not in names]
-        if unknown:
-            raise SearchError(f"found subnets of unknown series {unknown[0]!r}, known: {names}")
-
-    @property
-    def cost_label(self) -> str:
-        """Axis label of the cost."""
-        return f"{self.cost_name} ({self.cost_unit})"
-
-    @property
-    def accuracy_label(self) -> str:
-        """Axis label of the accuracy."""
-        return f"{self.accuracy_name} ({self.accuracy_unit})"
-
-    @property
-    def caption(self) -> str:
-        """The errors of cost and accuracy, one sentence each."""
-        return f"{self.cost_name}: {self.cost_error}. {self.accuracy_name}: {self.accuracy_error}."
+SUBNET = "Subnet"
 
 
 def write_report(data: ReportData, path: str | Path) -> None:
     """Write ``data`` as one self-contained HTML file.
 
+    Its content security policy allows the template's own style and script, by their hashes, and
+    nothing else.
+
     Raises:
         SearchError: A number is not finite.
         CompofaError: ``path`` cannot be written.
     """
+    template = TEMPLATE.read_text(encoding="utf-8")
     parts = {
         "title": escape(data.title),
         "subtitle": escape(data.caption),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in data.notes),
         "alt": escape(f"{data.accuracy_label} against {data.cost_label}"),
         "table": _table(data),
-        "sources": "".join(f"<p>{escape(text)}</p>" for text in (*data.sources, data.caption)),
+        "sources": "".join(f"<p>{escape(text)}</p>" for text in data.sources),
         "data": _embedded(data),
+        "style_hash": _hash(template, "style"),
+        "script_hash": _hash(template, "script"),
     }
-    template = TEMPLATE.read_text(encoding="utf-8")
     write_text_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
+
+
+def _hash(template: str, tag: str) -> str:
+    """Return the source expression of the element ``tag`` for the content security policy."""
+    (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _embedded(data: ReportData) -> str:
@@ -186,6 +72,8 @@ def _embedded(data: ReportData) -> str:
                         strict=True,
                     )
                 ],
+                "band": _band(series),
+                "no_front": series.no_front,
                 "cloud": _cloud(series),
             }
             for place, series in enumerate(data.series)
@@ -197,6 +85,10 @@ def _embedded(data: ReportData) -> str:
                 "cost": _short(row.cost, 9),
                 "accuracy": _short(row.accuracy, 9),
                 "config": dict(row.config),
+                "interval": row.interval and [_short(end, 6) for end in row.interval],
+                "measured": row.measured and [
+                    _short(row.measured.value, 6), _short(row.measured.error or 0.0, 6)
+                ],
             }
             for row in data.found
         ],
@@ -218,27 +110,58 @@ def _cloud(series: Series) -> list[list[float]]:
     ]
 
 
+def _band(series: Series) -> list[list[float]]:
+    """Return the ends of the interval of each subnet of the front; empty if they are not known."""
+    if series.front_band is None:
+        return []
+    ends = zip(*series.front_band, strict=True)
+    return [[_short(low, 6), _short(high, 6)] for low, high in ends]
+
+
 def _short(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
 def _table(data: ReportData) -> str:
+    """Return the table of found subnets.
+
+    On narrow screens each cell stands on a line of its own, behind its heading. The roles are
+    written out because cells that are shown as blocks lose theirs.
+    """
     if not data.found:
         return "<p>No budgets were given.</p>"
-    extra = list(dict.fromkeys(key for row in data.found for key in row.extra))
-    heads = [
-        "Network", f"Budget ({data.cost_unit})", f"{data.cost_name} ({data.cost_unit})",
-        data.accuracy_label, *extra,
-    ]  # fmt: skip
-    lines = ["<table><thead><tr>", *(f"<th>{escape(head)}</th>" for head in heads)]
-    lines.append('<th class="left">Subnet</th></tr></thead><tbody>')
-    for row in data.found:
-        config = "\n".join(
-            f"{key}: {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-            for key, value in row.config.items()
-        )
-        cells = [row.series, f"{row.budget:g}", f"{row.cost:.5g}", f"{row.accuracy:.5g}"]
-        cells += [row.extra.get(key, "") for key in extra]
-        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        lines.append(f'<td class="config left">{escape(config)}</td></tr>')
+    rows = [_cells(data, row) for row in data.found]
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    head = "".join(f'<th role="columnheader" scope="col">{escape(name)}</th>' for name in heads)
+    lines = ['<table role="table"><thead role="rowgroup"><tr role="row">', head]
+    lines.append('</tr></thead><tbody role="rowgroup">')
+    for row in rows:
+        lines.append('<tr role="row">')
+        for name in heads:
+            kind = ' class="config"' if name == SUBNET else ""
+            lines.append(
+                f'<td role="cell" data-head="{escape(name)}"{kind}>'
+                f"<span>{escape(row.get(name, ''))}</span></td>"
+            )
+        lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])
+
+
+def _cells(data: ReportData, row: FoundRow) -> dict[str, str]:
+    """Return the cells of a found subnet by heading."""
+    cells = {
+        "Network": row.series,
+        f"Budget ({data.cost_unit})": si(row.budget, 6),
+        data.cost_label: si(row.cost, 5),
+        data.accuracy_label: f"{row.accuracy:.2f}",
+    }
+    if row.interval is not None:
+        cells[f"90 % interval ({data.accuracy_unit})"] = "{:.2f} to {:.2f}".format(*row.interval)
+    if row.measured is not None:
+        cells[f"Measured top-1 ({data.accuracy_unit})"] = row.measured.text(2)
+    cells |= {name: text for name, text in row.extra.items() if name not in cells}
+    config = "\n".join(
+        f"{key}: {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for key, value in row.config.items()
+    )
+    return cells | {SUBNET: config}

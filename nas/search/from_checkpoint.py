@@ -9,6 +9,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
@@ -19,12 +20,12 @@ from compofa.networks.backbone import Backbone
 from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
-from nas.accuracy.base import AccuracyModel
+from nas.accuracy.base import AccuracyModel, interval_90
 from nas.accuracy.collect import collect, draw_subnets
 from nas.cost.base import Cost
-from nas.search.comparisons import require_priced, unless_unpriced
 from nas.search.folder import PREDICTOR, RECORDS
 from nas.search.pipeline import RESOLUTIONS, Outcome, Target, accuracy_model
+from nas.search.verify import small_validation, standard_error, verify, weak_ranking
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Clipped:
 
     def __init__(self, model: AccuracyModel) -> None:
         self.name, self.error, self._model = model.name, model.error, model
+        self.spearman: float | None = getattr(model, "spearman", None)
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
         """Return predicted top-1 in percent, at most 100, shape [n]."""
@@ -49,6 +51,10 @@ class Clipped:
     def std(self, arrays: SubnetArrays) -> np.ndarray:
         """Return the standard deviation in percentage points, shape [n]."""
         return self._model.std(arrays)
+
+    def interval(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ends of the 90 % prediction intervals, in percent, shape [n] each."""
+        return interval_90(self._model, arrays)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def trained_targets(
     *,
     samples: int = 80,
     predictor: str | None = None,
-    compare: bool = True,
+    compare: bool = False,
     seed: int = 0,
     bar: bool = True,
 ) -> list[Target]:
@@ -100,7 +106,8 @@ def trained_targets(
             there already are not measured again.
         samples: Number of subnets to measure, half of them from the free space if it is included.
         predictor: File of an accuracy predictor to use instead of measuring subnets.
-        compare: Whether to include the free space.
+        compare: Whether to include the free space. Its front is not shown: the supernet was not
+            trained on it.
         seed: Seed for drawing the subnets.
         bar: Whether to show progress bars.
 
@@ -115,19 +122,8 @@ def trained_targets(
         accuracy = accuracy_model(predictor, network.backbone.width_mult)
     else:
         subnets = _drawn(spaces, samples, seed)
-    costs = [load_cost(network.backbone, trained.space, network.classes)]
-    if len(spaces) > 1:
-
-        def priced() -> Cost:
-            cost = load_cost(network.backbone, spaces[1], network.classes)
-            require_priced(spaces[1], cost)
-            return cost
-
-        free = unless_unpriced(spaces[1].name, priced)
-        costs += [free] if free is not None else []
-    if len(costs) < len(spaces):
-        spaces = spaces[:1]
-        subnets = _drawn(spaces, samples, seed) if predictor is None else []
+    costs = [load_cost(network.backbone, space, network.classes) for space in spaces]
+    notes: list[str] = []
     if predictor is None:
         records = collect(
             trained.opened, trained.name, subnets,
@@ -135,10 +131,49 @@ def trained_targets(
         )  # fmt: skip
         accuracy = fit_records(records, spaces[-1], trained.name, network.backbone.width_mult)
         accuracy.save(folder / PREDICTOR)
+        few = small_validation(records[0].images, float(np.median([r.top1 for r in records])))
+        notes += filter(None, [few])
+    weak = weak_ranking(accuracy)
+    notes += filter(None, [weak])
+    for note in notes:
+        log.warning("%s", note)
+    reasons = [weak or "", "no front is shown: the supernet was not trained on this space"]
+    parts = zip(spaces, costs, reasons, strict=False)
     return [
-        Target(space.name, network.backbone, network.classes, space, Clipped(accuracy), cost)
-        for space, cost in zip(spaces, costs, strict=True)
-    ]
+        Target(
+            space.name, network.backbone, network.classes, space, Clipped(accuracy), cost,
+            no_front, tuple(notes),
+        )
+        for space, cost, no_front in parts
+    ]  # fmt: skip
+
+
+def verify_found(
+    outcome: Outcome,
+    trained: Trained,
+    evaluator: Evaluator,
+    folder: Path,
+    count: int,
+    bar: bool = True,
+) -> Outcome:
+    """Measure the best predicted subnets of each budget, of which the best measured one wins.
+
+    Args:
+        outcome: Outcome of the search.
+        trained: The supernet.
+        evaluator: Measures accuracy on the validation images.
+        folder: Folder of ``records.jsonl``: subnets that have a record are not measured again.
+        count: Candidates per budget; see :func:`nas.search.verify.verify`.
+        bar: Whether to show a progress bar.
+    """
+
+    def measure(subnets: Sequence[Subnet]) -> list[EvalRecord]:
+        return collect(
+            trained.opened, trained.name, subnets, evaluator, folder / RECORDS,
+            bar=bar, title="candidates",
+        )  # fmt: skip
+
+    return verify(outcome, measure, count)
 
 
 def _drawn(spaces: Sequence[SearchSpace], samples: int, seed: int) -> list[Subnet]:
@@ -180,24 +215,27 @@ def fit_records(
         "width_mult": width_mult,
     }
     top1 = np.array([record.top1 for record in records])
-    return fit_accuracy(arrays, top1, name=name, card=card)
+    return fit_accuracy(arrays, top1, name=name, card=card, images=records[0].images)
 
 
-def measure_found(outcome: Outcome, trained: Trained, evaluator: Evaluator) -> Outcome:
+def measure_found(outcome: Outcome, trained: Trained, evaluator: Evaluator, bar: bool) -> Outcome:
     """Measure the accuracy of the found subnets.
 
     Args:
         outcome: Outcome of the search.
         trained: The supernet.
         evaluator: Measures accuracy on the test images.
+        bar: Whether to show a progress bar.
     """
     supernet = trained.opened.network.to(evaluator.device)
     subnets = [found.subnet for found in outcome.found]
+    with tqdm(subnets, desc="winners", unit="net", disable=not bar, leave=False) as shown:
+        records = [evaluator.measure(supernet, subnet, trained.name) for subnet in shown]
     measured = {
-        "measured_top1": [
-            evaluator.measure(supernet, subnet, trained.name).top1 for subnet in subnets
-        ]
+        "measured_top1": [record.top1 for record in records],
+        "measured_top1_se": [standard_error(record.top1, record.images) for record in records],
     }
+    measured = outcome.measured | measured
     return replace(outcome, measured=measured, checkpoint=trained.opened.digest)
 
 

@@ -47,6 +47,8 @@ class Target:
         space: The space to search, with its resolutions.
         accuracy: Predictor of top-1.
         cost: Cost that the budgets limit.
+        no_front: Why its front is not shown; empty if it is.
+        notes: What a reader of the results must know about the measurements.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Target:
     space: SearchSpace
     accuracy: AccuracyModel
     cost: Cost
+    no_front: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

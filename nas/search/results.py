@@ -16,10 +16,12 @@ from compofa import __version__
 from compofa.errors import CompofaError
 from compofa.io.atomic import require_writable, write_text_atomic
 from compofa.space.arrays import SubnetArrays, concatenate
+from nas.accuracy.base import interval_90
 from nas.cost.base import Cost, macs_cost, params_cost
 from nas.cost.objectives import column_names, cost_label
 from nas.cost.units import SHOWN
-from nas.report.html import FoundRow, ReportData, Series, write_report
+from nas.report.data import ERROR, FoundRow, Measured, ReportData, Series, count, si
+from nas.report.html import write_report
 from nas.search.evolution import Points
 from nas.search.folder import (
     FRONTS,
@@ -35,6 +37,9 @@ from nas.tables import rounded, write_subnets
 
 log = logging.getLogger(__name__)
 
+INTERVAL = ("top1_low", "top1_high")
+"""Columns of the ends of the 90 % prediction interval of top-1, percent."""
+
 
 def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
     """Return the columns of the results table that follow ks, e, d and r."""
@@ -43,7 +48,10 @@ def found_columns(outcome: Outcome) -> dict[str, list[Any]]:
     top1, spent = ([getattr(f, key) for f in outcome.found] for key in ("accuracy", "cost"))
     values = [np.array(spent), *(cost(arrays) for cost in outcome.costs[1:])]
     costs = dict(zip(column_names(outcome.costs), values, strict=True))
-    return _columns(target, top1, arrays, costs) | outcome.measured
+    columns = _columns(target, top1, arrays, costs)
+    for name, ends in zip(INTERVAL, interval_90(target.accuracy, arrays), strict=True):
+        columns[name] = np.round(ends, 4).tolist()
+    return columns | outcome.measured
 
 
 def _columns(
@@ -154,28 +162,26 @@ def _write_pictures(data: ReportData, folder: Path) -> list[Path]:
 def report_data(outcome: Outcome) -> ReportData:
     """Return the data of the figures and the report."""
     target, columns = outcome.targets[0], found_columns(outcome)
-    cost, accuracy = target.cost, target.accuracy
-    shown = {name: (1.0, name.replace("_", " ")) for name in outcome.measured}
-    for name, limited in zip(column_names(outcome.costs), outcome.costs, strict=True):
-        scale, unit = SHOWN.get(limited.unit, (1.0, limited.unit))
-        shown[name] = scale, f"{cost_label(limited)} ({unit})"
-    shown.pop(column_names([cost])[0])
-    shown |= {"macs": (1e6, "MACs (M)"), "params": (1e6, "parameters (M)")}
-    extra = [
-        {label: f"{columns[name][row] / scale:.2f}" for name, (scale, label) in shown.items()}
-        for row in range(len(outcome.found))
-    ]
+    cost = target.cost
+    errors = list(dict.fromkeys(t.accuracy.error for t in outcome.targets))
+    if len(errors) > 1:
+        errors = [f"{_label(t.name)}: {t.accuracy.error}" for t in outcome.targets]
     named = cost_label(cost)
+    against = (
+        f" on {cost.name}" if " on " in named else f": top-1 against {named[0].lower()}{named[1:]}"
+    )
     return ReportData(
-        title=f"{target.name} {'on ' + cost.name if ' on ' in named else 'by ' + named.lower()}",
+        title=target.name + against,
         cost_name=named,
         cost_unit=cost.unit,
         cost_error=cost.error,
         accuracy_name="Predicted top-1",
         accuracy_unit="%",
-        accuracy_error=accuracy.error,
+        accuracy_error="; ".join(errors),
         series=tuple(
-            Series.from_points(_label(t.name), t.space, front, cloud)
+            Series.from_points(
+                _label(t.name), t.space, front, cloud, accuracy=t.accuracy, no_front=t.no_front
+            )
             for t, front, cloud in zip(outcome.targets, outcome.fronts, outcome.clouds, strict=True)
         ),
         found=tuple(
@@ -185,12 +191,14 @@ def report_data(outcome: Outcome) -> ReportData:
                 found.cost,
                 found.accuracy,
                 target.space.to_config(found.subnet),
-                extra[row],
+                _extra(outcome, columns, row),
+                (columns[INTERVAL[0]][row], columns[INTERVAL[1]][row]),
+                measured_value(columns, "measured_top1", row),
             )
             for row, found in enumerate(outcome.found)
         ),
         sources=tuple(
-            f"{t.name}: {t.space.size:.3g} subnets; accuracy by the model {t.accuracy.name} "
+            f"{t.name}: {count(t.space.size)} subnets; accuracy by the model {t.accuracy.name} "
             f"({t.accuracy.error}); cost {t.cost.name} ({t.cost.error})."
             for t in outcome.targets
         )
@@ -198,7 +206,38 @@ def report_data(outcome: Outcome) -> ReportData:
             f"Limit: {cost_label(limited)} at most {most:,.10g} {limited.unit} ({limited.error})."
             for limited, most in outcome.limits
         ),
+        notes=tuple(
+            f"{note[0].upper()}{note[1:]}."
+            for note in dict.fromkeys(note for t in outcome.targets for note in t.notes)
+        ),
     )
+
+
+def _extra(outcome: Outcome, columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, str]:
+    """Return further cells of a found subnet by heading: counts, and what was measured."""
+    cells = {}
+    for name in outcome.measured:
+        if name != "measured_top1" and not name.endswith(ERROR):
+            value = measured_value(columns, name, row)
+            heading = name.replace("_", " ").replace("top1", "top-1 (%)").replace(" ms", " (ms)")
+            cells[heading.capitalize()] = value.text(2)
+    for name, cost in zip(column_names(outcome.costs), outcome.costs, strict=True):
+        if cost is not outcome.costs[0] and name not in ("macs", "params"):
+            scale, unit = SHOWN.get(cost.unit, (1.0, cost.unit))
+            cells[f"{cost_label(cost)} ({unit})"] = si(columns[name][row] / scale)
+    searched = column_names(outcome.costs)[0]
+    counts = {"macs": "MACs", "params": "Parameters"}
+    return cells | {
+        heading: si(columns[name][row]) for name, heading in counts.items() if name != searched
+    }
+
+
+def measured_value(columns: Mapping[str, Sequence[Any]], name: str, row: int) -> Measured | None:
+    """Return a measured column's value with its standard error, or ``None`` if it is not there."""
+    if name not in columns:
+        return None
+    error = columns.get(name + ERROR)
+    return Measured(columns[name][row], error[row] if error else None)
 
 
 def _label(net: str) -> str:
@@ -209,6 +248,8 @@ def _label(net: str) -> str:
 def _write_fronts(outcome: Outcome, path: Path) -> None:
     names, arrays, columns = [], [], defaultdict(list)
     for target, front in zip(outcome.targets, outcome.fronts, strict=True):
+        if target.no_front and target is not outcome.targets[0]:
+            continue
         rows = target.space.arrays(front.genes)
         names += [target.name] * len(front.accuracy)
         arrays.append(rows)

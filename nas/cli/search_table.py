@@ -1,24 +1,34 @@
-"""Printing of what a search found."""
+"""What ``run_NAS.py`` prints of a search."""
 
 from __future__ import annotations
 
 from nas.cost.base import Cost
 from nas.cost.objectives import column_names
-from nas.search import pipeline, results
+from nas.report.data import ERROR, count
+from nas.search import results
+from nas.search.pipeline import Outcome
 from nas.search.timed import ABOVE
 
 
-def print_found(outcome: pipeline.Outcome) -> None:
+def print_found(outcome: Outcome) -> None:
     """Print the found subnets as a table, and the errors of cost and accuracy."""
     target, columns = outcome.targets[0], results.found_columns(outcome)
     above = outcome.measured.get(ABOVE, [0.0] * len(outcome.found))
-    names, own = column_names(outcome.costs), heading(target.cost)
-    more = [name for name in (*outcome.measured, *names[1:]) if name not in ("macs", "params")]
-    more_titles = "".join(f"  {name.replace('_', ' '):>16}" for name in more)
-    titles = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}{more_titles}"
-    print(f"{titles}  {'MACs':>12}  {'params':>10}  subnet")
+    names, own = column_names(outcome.costs), heading_of(target.cost)
+    measured = [name for name in outcome.measured if not name.endswith(ERROR)]
+    more = [*measured, *(name for name in names[1:] if name not in ("macs", "params"))]
+    titles = "".join(f"  {name.replace('_', ' '):>19}" for name in more)
+    if measured:
+        titles = f"  {'90 % interval':>16}{titles}"
+    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}{titles}"
+    print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
     for row, found in enumerate(outcome.found):
-        cells = "".join(f"  {short(columns[name][row], '.2f'):>16}" for name in more)
+        low, high = (columns[name][row] for name in results.INTERVAL)
+        cells = f"  {f'{low:.2f} to {high:.2f}':>16}" if measured else ""
+        for name in more:
+            value = results.measured_value(columns, name, row)
+            text = value.text(2) if value.error else short(value.value, ".2f")
+            cells += f"  {text:>19}"
         print(
             f"{short(found.budget):>9}  {short(found.cost, '.6g'):>{max(12, len(own))}}  "
             f"{found.accuracy:>8.2f}{cells}  {columns['macs'][row]:>12,}  "
@@ -29,14 +39,14 @@ def print_found(outcome: pipeline.Outcome) -> None:
         if found.slack:
             print(f"{'':>9}  every subnet of {target.name} meets this budget: it is not binding")
     how = "all of them compared" if outcome.found[0].exact else "evolution"
-    print(f"{target.space.size:.4g} subnets, {how}, {outcome.found[0].evaluated:,} evaluated")
+    print(f"{count(target.space.size)} subnets, {how}, {outcome.found[0].evaluated:,} evaluated")
     for cost in outcome.costs:
         print(f"cost {cost.name}: {cost.error}")
     print(f"top-1 {target.accuracy.name}: {target.accuracy.error}")
 
 
-def heading(cost: Cost) -> str:
-    """Return the heading of a cost's column, such as ``latency ms``."""
+def heading_of(cost: Cost) -> str:
+    """Return the heading of a cost's column: ``latency ms``, ``MACs``."""
     counts = {"flops": "MACs", "params": "parameters"}
     return counts.get(cost.name, f"{cost.quantity.replace('_', ' ')} {cost.unit}")
 
