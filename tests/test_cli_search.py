@@ -157,7 +157,7 @@ def test_what_was_found_is_on_the_front(usual):
 
 
 def test_what_is_printed_says_how_wrong_it_is(usual):
-    for text in ("1215 subnets", "MAPE", "MAE", "138,212,704"):
+    for text in ("1,215 subnets", "MAPE", "MAE", "138,212,704"):
         assert text in usual.out
     assert usual.out.count("budget") == 1, "in the heading: every budget is binding"
 
