@@ -131,6 +131,7 @@ class CountCost(LayerSumCost):
 
     def __init__(self, model: CountModel, backbone: Backbone, classes: int) -> None:
         super().__init__(backbone, classes, model.layer_ms, model.name, model.unit, model.error)
+        self.quantity = model.quantity
         self.model = model
 
     def __call__(self, arrays: SubnetArrays) -> np.ndarray:

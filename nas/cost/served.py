@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nas.cost.devices import DEVICES, FittedDevice
+from nas.cost.devices import FittedDevice, find_device
 from nas.cost.lookup import table_files
 from nas.cost.models import LatencyModel, load_model
 
@@ -27,7 +27,7 @@ def served_resolutions(
     Raises:
         TableError: Its file or folder cannot be used.
     """
-    entry, path = DEVICES.get(str(device)), Path(table or device)
+    entry, path = find_device(device), Path(table or device)
     if table is not None or (entry is None and path.is_dir()):
         return _kept(usual, tuple(sorted(table_files(path))))
     if isinstance(entry, FittedDevice):

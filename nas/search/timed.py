@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nas.cost.devices import DEVICES, LocalDevice, Networks
+from nas.cost.devices import LocalDevice, Networks, find_device
 from nas.search.pipeline import Outcome
 
 MEASURED, ABOVE = "measured_latency_ms", "above_budget_ms"
@@ -26,7 +26,7 @@ def time_found(
         runtime: What runs the networks, one of :data:`nas.cost.timing.RUNTIMES`.
         bar: Whether to show a progress bar.
     """
-    entry, target = DEVICES.get(device), outcome.targets[0]
+    entry, target = find_device(device), outcome.targets[0]
     if not isinstance(entry, LocalDevice) or target.cost.name != entry.name:
         return outcome
     networks = Networks(target.backbone, target.classes, batch=batch, progress=bar, runtime=runtime)
