@@ -57,8 +57,8 @@ def test_a_found_subnet_says_what_it_is(call, capsys):
     arrays = space.arrays_of([space.from_config(found)])
     top1, std = model.predict(arrays)[0], model.std(arrays)[0]
     assert found["top1"]["predicted"] == pytest.approx(top1, abs=1e-4)
-    low, high = found["top1"]["interval_95"]
-    assert (low, high) == pytest.approx((top1 - 1.96 * std, top1 + 1.96 * std), abs=0.006)
+    low, high = found["top1"]["interval_90"]
+    assert (low, high) == pytest.approx((top1 - 1.645 * std, top1 + 1.645 * std), abs=0.006)
     assert found["costs"]["latency_ms"] == {
         "value": float(row["latency_ms"]), "unit": "ms", "device": "note10", "error": cost.error,
         "limit": 20.0,
@@ -210,5 +210,5 @@ def test_the_hub_folder_is_that_of_torch(monkeypatch, tmp_path):
 
 def test_the_interval_stays_within_a_percentage(call):
     assert call("--constraints", "20").status == 0
-    low, high = json.loads(Path("out/subnet_20.json").read_text())["top1"]["interval_95"]
+    low, high = json.loads(Path("out/subnet_20.json").read_text())["top1"]["interval_90"]
     assert 0 <= low < high <= 100 and np.isfinite([low, high]).all()

@@ -12,7 +12,7 @@ from compofa.cli.common import Parser, int_list, run
 from compofa.errors import ConfigError, unknown_name
 from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
-from compofa.networks.zoo import NETWORKS
+from compofa.networks.zoo import NETWORKS, entry
 from compofa.space.search_space import SearchSpace
 from nas.cli.search_table import heading_of, print_found, short
 from nas.cli.search_zoo import show_specialised
@@ -324,6 +324,8 @@ def search(argv: Sequence[str] | None) -> None:
 
 def _search(args: argparse.Namespace, output: Path) -> None:
     """Search, write the results to ``output`` and print them."""
+    if not Path(args.net).suffix and not Path(args.net).exists():
+        entry(args.net)  # raises at once, where the import of torch would take seconds
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from nas.cli.search_checkpoint import search_checkpoint
 

@@ -109,7 +109,7 @@ def _subnet_contents(outcome: Outcome, columns: Mapping[str, list[Any]]) -> list
     """Return what is written of each found subnet: its choices, and what they were found for."""
     target = outcome.targets[0]
     arrays = target.space.arrays_of([found.subnet for found in outcome.found])
-    half = 1.96 * target.accuracy.std(arrays)
+    half = 1.645 * target.accuracy.std(arrays)
     named = dict(zip(column_names(outcome.costs), outcome.costs, strict=True))
     limits = [None, *(most for _, most in outcome.limits)]
     contents = []
@@ -132,7 +132,7 @@ def _subnet_contents(outcome: Outcome, columns: Mapping[str, list[Any]]) -> list
                 "unit": target.cost.unit,
                 "top1": {
                     "predicted": columns["top1"][row],
-                    "interval_95": np.round(interval, 2).tolist(),
+                    "interval_90": np.round(interval, 2).tolist(),
                     "error": target.accuracy.error,
                 },
                 "costs": costs,
