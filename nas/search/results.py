@@ -108,8 +108,6 @@ def write_outcome(outcome: Outcome, folder: str | Path, pictures: bool = True) -
 def _subnet_contents(outcome: Outcome, columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """Return what is written of each found subnet: its choices, and what they were found for."""
     target = outcome.targets[0]
-    arrays = target.space.arrays_of([found.subnet for found in outcome.found])
-    half = 1.645 * target.accuracy.std(arrays)
     named = dict(zip(column_names(outcome.costs), outcome.costs, strict=True))
     limits = [None, *(most for _, most in outcome.limits)]
     contents = []
@@ -121,7 +119,6 @@ def _subnet_contents(outcome: Outcome, columns: Mapping[str, list[Any]]) -> list
         }  # fmt: skip
         for name in ("macs", "params"):
             costs.setdefault(name, {"value": columns[name][row], "error": "exact"})
-        interval = np.clip([found.accuracy - half[row], found.accuracy + half[row]], 0, 100)
         contents.append(
             {
                 **target.space.to_config(found.subnet),
@@ -132,7 +129,7 @@ def _subnet_contents(outcome: Outcome, columns: Mapping[str, list[Any]]) -> list
                 "unit": target.cost.unit,
                 "top1": {
                     "predicted": columns["top1"][row],
-                    "interval_90": np.round(interval, 2).tolist(),
+                    "interval_90": [round(columns[name][row], 2) for name in INTERVAL],
                     "error": target.accuracy.error,
                 },
                 "costs": costs,
