@@ -67,7 +67,7 @@ def fit_latency(
         raise TableError("expected latencies above 0 ms, got others")
     # Matrices and trees are small: threads that wait for each other took 20 times as long.
     with threadpool_limits(1):
-        model: LatencyModel = _fit_counts(arrays, latency_ms, backbone, classes, name, progress)
+        model: LatencyModel = fit_counts(arrays, latency_ms, backbone, classes, name, progress)
         blocks = backbone.names == ("kernel", "expand") and not backbone.outer_count
         if blocks:
             table = fit_network(arrays, latency_ms, backbone, name, progress)
@@ -135,14 +135,15 @@ def fit_weights(counts: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
     return solved / scale
 
 
-def _fit_counts(
+def fit_counts(
     arrays: SubnetArrays,
     latency_ms: np.ndarray,
     backbone: Backbone,
-    classes: int,
-    name: str,
-    progress: bool,
+    classes: int = 1000,
+    name: str = "network",
+    progress: bool = False,
 ) -> CountModel:
+    """Fit a weighted sum of counts; arguments as for :func:`fit_latency`."""
     names, counts = count_table(arrays, backbone, classes, progress)
     fold = network_folds(arrays)
     predicted = np.empty_like(latency_ms)

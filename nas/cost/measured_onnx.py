@@ -51,12 +51,12 @@ def measure_onnx(
     Returns:
         The cost, with its held-out error.
     """
-    from nas.cost.fit_latency import fit_latency
+    from nas.cost.fit_latency import fit_counts
     from nas.cost.sampling import spread_sample
 
     subnets = spread_sample(space, settings.networks, settings.seed)
     times = time_networks(subnets, backbone, classes, settings, folder, progress)
-    model = fit_latency(space.arrays_of(subnets), times, backbone, classes, settings.device)
+    model = fit_counts(space.arrays_of(subnets), times, backbone, classes, settings.device)
     setup = machine(settings)
     cost = model.cost(backbone, classes)
     cost.error = f"measured here in ONNX Runtime {setup['onnxruntime']}: {model.error}"
