@@ -226,7 +226,7 @@ def test_overwriting_leaves_nothing_of_the_old_chain(tmp_path, monkeypatch):
     with pytest.raises(DataError):  # what cannot begin takes nothing away
         train(replace(config, validation_images=10**6), tmp_path, overwrite=True, bar=False)
     assert len(files()) == 15
-    monkeypatch.setattr(run, "Journal", stop)
+    monkeypatch.setattr(phase_run, "Journal", stop)
     with pytest.raises(StopError):
         train(config, tmp_path, overwrite=True, bar=False)
     assert files() == ["config.json"], "of the first phase"

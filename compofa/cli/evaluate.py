@@ -204,7 +204,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from compofa.io.open import open_network
     from compofa.io.records import write_csv
     from compofa.nn.calibrate import calibrate
-    from compofa.training.start import check_device
+    from compofa.training.device import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)

@@ -40,6 +40,7 @@ COMMANDS = {
     "zoo": Command(_OURS, "list the named networks and where their weights are"),
     "devices": Command(_NAS, "list the devices that a search knows"),
     "estimate": Command(_NAS, "add predicted accuracy and costs to a table of subnets"),
+    "sample": Command(_NAS, "write subnets to measure on a device, with a script that does it"),
     "measure": Command(_NAS, "time the layers of a space on this machine"),
     "collect": Command(_NAS, "measure the accuracy of random subnets, to fit a predictor"),
     "fit-accuracy": Command(_NAS, "fit an accuracy predictor"),

@@ -145,7 +145,7 @@ def _classifier(args: argparse.Namespace) -> tuple[Classifier, list[str], tuple[
 
     from compofa.io.open import open_network
     from compofa.predict import Classifier, find_images
-    from compofa.training.start import check_device
+    from compofa.training.device import check_device
 
     if Path(args.net).suffix.lower() == ".onnx":
         _require_default(args, "an ONNX file", *CALIBRATION, *FILE)

@@ -13,7 +13,7 @@ from compofa.cli.evaluate import open_data
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.open import open_network
-from compofa.training.start import check_device
+from compofa.training.device import check_device
 from nas.cost.base import Cost
 from nas.cost.served import served_resolutions
 from nas.search import pipeline

@@ -151,7 +151,7 @@ def _collect(args: argparse.Namespace) -> None:
     from compofa.cli.evaluate import open_data
     from compofa.evaluate import Evaluator
     from compofa.io.open import open_network
-    from compofa.training.start import check_device
+    from compofa.training.device import check_device
     from nas.accuracy.collect import collect, draw_subnets
     from nas.search.from_checkpoint import Trained, search_resolutions
 
