@@ -63,7 +63,8 @@ def test_export_calibrates_as_evaluation_does(call: Callable[..., Outcome]) -> N
     assert card["checkpoint"] == file_hash(path)
     assert card["source"] == "compofa-digits"
     assert card["classes"] == [str(digit) for digit in range(10)]
-    assert card["normalisation"]["mean"] == list(checkpoint.mean)
+    assert card["normalisation"]["mean"] == card["input"]["mean"] == list(checkpoint.mean)
+    assert [step["size"] for step in card["input"]["steps"]] == [[8, 8], [16, 16]]
     assert card["calibration"] == {"dataset": "digits", "images": 50, "seed": 0}
     assert card["figures"]["validation"] == checkpoint.figures["validation"]["smallest"]
     assert f"{card['params']:,} parameters" in result.out

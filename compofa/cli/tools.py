@@ -20,6 +20,7 @@ from compofa.cli.networks import (
     read_subnet,
     specialise,
 )
+from compofa.data.catalog import DATASETS
 from compofa.errors import ConfigError
 from compofa.io.atomic import is_stream
 from compofa.io.formats.names import FORMATS
@@ -144,14 +145,17 @@ def _export_subnet(
     args: argparse.Namespace, opened: OpenedNetwork, subnet: Subnet, output: Path
 ) -> None:
     """Export a subnet to ``output``."""
-    from compofa.io.export import card_path, export, subnet_card
+    from compofa.data.transforms import input_rule
+    from compofa.io.export import card_path, export, onnx_latency_ms, subnet_card
 
     network, calibration = specialise(args, opened, subnet)
     checkpoint = opened.checkpoint
+    info = DATASETS.get(checkpoint.dataset)  # one of one's own may not be registered here
     card = {
         **subnet_card(checkpoint.network, subnet),
         "classes": list(checkpoint.classes),
         "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
+        "input": info and input_rule(info, checkpoint.normalisation, subnet.resolution),
         "source": args.net,
         "checkpoint": checkpoint.digest,
         "dataset": checkpoint.dataset,
@@ -159,11 +163,14 @@ def _export_subnet(
         "figures": _figures(checkpoint, subnet),
     }
     difference = export(network, output, args.to, card, fold=args.fold_bn)
+    latency = ""
+    if args.to == "onnx" and not is_stream(output):
+        latency = f"; {onnx_latency_ms(output):.3g} ms per image in ONNX Runtime on this CPU"
     where = "no card" if is_stream(output) else f"card in {card_path(output)}"
     _print_result(
         output,
         f"{output}: {subnet}, {card['params']:,} parameters, {card['macs']:,} MACs; "
-        f"maximal difference from PyTorch {difference:.2g}; {where}",
+        f"maximal difference from PyTorch {difference:.2g}{latency}; {where}",
     )
 
 

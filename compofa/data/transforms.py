@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,42 @@ def eval_images(
         crops = [centre_crop(image, resolution) for image in images]
         return torch.stack(crops) if crops else _empty(resolution)
     return resize(images, resolution)
+
+
+def input_rule(info: DatasetInfo, normalisation: Normalisation, resolution: int) -> dict[str, Any]:
+    """Return what :func:`eval_images` and :func:`normalise` do, as JSON data for other programs.
+
+    Args:
+        info: The data set.
+        normalisation: Means and standard deviations of the network's inputs.
+        resolution: Side of the images, in pixels.
+
+    Returns:
+        ``steps``, in order, each with its ``operation``; sizes are [height, width] in pixels, and
+        ``resize_shorter_side`` keeps the aspect ratio. Then images in RGB are divided by 255 and
+        normalised with ``mean`` and ``std`` per channel; ``layout`` is that of a batch.
+    """
+    resize = {"interpolation": "bilinear", "antialias": True}
+    if info.eval_transform is not None:
+        steps = [{"operation": "eval_transform", "dataset": info.name}]
+    elif info.augmentation == "inception":
+        steps = [
+            {"operation": "centre_crop_to_aspect_ratio", "at_most": _MAX_ASPECT},
+            {"operation": "resize_shorter_side", "size": _shorter_side(resolution), **resize},
+            {"operation": "centre_crop", "size": [resolution, resolution]},
+        ]
+    else:
+        sides = dict.fromkeys((info.native_size, resolution))
+        steps = [{"operation": "resize", "size": [side, side], **resize} for side in sides]
+    return {
+        "steps": steps, "colours": "RGB", "scale": 1 / 255, "mean": list(normalisation.mean),
+        "std": list(normalisation.std), "layout": "NCHW", "dtype": "float32",
+    }  # fmt: skip
+
+
+def _shorter_side(resolution: int) -> int:
+    """Return the shorter side that photographs are resized to before the centre crop."""
+    return math.ceil(resolution / 0.875)
 
 
 def _own(
@@ -331,7 +368,7 @@ def _eval_pipeline(resolution: int) -> Callable[[RawImage], torch.Tensor]:
     v2 = import_torchvision().transforms.v2
     return v2.Compose(
         [
-            v2.Resize(math.ceil(resolution / 0.875), antialias=True),
+            v2.Resize(_shorter_side(resolution), antialias=True),
             v2.CenterCrop(resolution),
             v2.PILToTensor(),
         ]
