@@ -1,4 +1,4 @@
-"""``python -m nas predict``: accuracy and costs of a table of subnets."""
+"""``python -m nas estimate``: accuracy and costs of a table of subnets."""
 
 from __future__ import annotations
 
