@@ -112,9 +112,16 @@ class Adviser:
 
     @property
     def initial(self) -> OpenedNetwork | None:
-        """The network that the run starts from."""
-        if self._initial is None and self.given.init_path and not self.resumed:
-            self._initial = open_network(self.given.init_path)
+        """The network that the run starts from, if it says which one it is."""
+        given = self.given
+        known = given.init_path and given.width_mult is None and not self.resumed
+        if self._initial is None and known:
+            self._initial = open_network(given.init_path, arch=given.net)
+        return self._initial
+
+    @property
+    def opened(self) -> OpenedNetwork | None:
+        """The network that the run starts from, if it is open already."""
         return self._initial
 
     def resolve(self, config: TrainConfig) -> TrainConfig:

@@ -198,6 +198,7 @@ class PhaseRun:
             image_size=config.eval_size,
             figures={"validation": self.state.figures, "epoch": self.state.epoch},
             data=self.start.data,
+            resolutions=config.image_size or (),
         )
 
     def _save(self) -> None:

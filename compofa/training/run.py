@@ -113,7 +113,7 @@ def train(
         resume = bool(started) if resume is None else resume
         stale = folders[1:] if overwrite and not resume else []
         context = RunContext(
-            output, adviser, backend, stop, bar, initial, teacher, splits, callbacks
+            output, adviser, backend, stop, bar, adviser.opened, teacher, splits, callbacks
         )
         results = [
             train_phase(
