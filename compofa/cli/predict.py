@@ -38,8 +38,8 @@ Print the most probable classes of images, with their probabilities. Images are 
 normalised as in the evaluation of the network. Unreadable images are named and skipped; if no image
 can be read, the exit status is 1.
 
-  python -m compofa predict runs/photos/finetune/best.pt photo.jpg
-  python -m compofa predict runs/photos/compound-1/best.pt largest photos/ --output predictions.csv
+  python -m compofa predict runs/NAME/finetune/best.pt photo.jpg
+  python -m compofa predict runs/NAME/PHASE/best.pt largest DIR --top 1
   python -m compofa predict photos.onnx 'holiday/**/*.jpg' --top 5
 
 The BN of a supernet's subnet is calibrated as by export and evaluation: on the training images of
