@@ -97,7 +97,7 @@ def parser() -> Parser:
     how = p.add_argument_group("run")
     how.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch")
     how.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
-    how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    how.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     how.add_argument("--output", default="results.csv", metavar="FILE", help="CSV file to write")
     how.add_argument(
         "--details",

@@ -84,7 +84,7 @@ def add_options(parser: Parser) -> None:
     how = parser.add_argument_group("run")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch")
     how.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
-    how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    how.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     how.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -148,7 +148,7 @@ def parser() -> Parser:
     own.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
     own.add_argument(
         "--device",
-        help="device to measure accuracy on: cpu or cuda (default: cuda if available)",
+        help="device to measure accuracy on: cpu, cuda or mps (default: cuda if available)",
     )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p

@@ -111,7 +111,7 @@ def parser() -> Parser:
     )
     sub.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch")
     sub.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
-    sub.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    sub.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     add_backend_options(sub)
     sub.add_argument(
         "--seed", type=int, default=0, help="random seed of subnets and calibration images"
