@@ -13,9 +13,10 @@ from compofa.cli.common import Parser
 PROG = "python -m compofa"
 DESCRIPTION = """\
 One trained network, many deployed ones. From photos in one folder per class to an exported network,
-where NET is runs/NAME/compound-1/best.pt, which train writes:
+where ID is a network with published weights, which zoo lists, and NET is the best.pt that train
+writes:
 
-  python -m compofa train --dataset imagefolder --data-path DIR
+  python -m compofa train --init-path ID --dataset imagefolder --data-path DIR
   python -m compofa eval --net NET
   python -m compofa search --net NET --target-hardware cpu --output found
   python -m compofa export NET found/subnet_BUDGET.json --to onnx

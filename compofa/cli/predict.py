@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -47,6 +48,9 @@ the checkpoint if they are where they were, else on those of --data-path.
 """
 DATA = ("dataset", "data_path", "imagenet_path")
 FILE = ("arch", "image_size", "mean", "std")
+FEW = 100
+"""Images below which calibration on them warns."""
+log = logging.getLogger(__name__)
 CALIBRATION = ("no_calibrate", "calibrate_on_images", *DATA)
 
 
@@ -216,5 +220,11 @@ def _network(
     _require_default(args, "--calibrate-on-images", "no_calibrate", *DATA)
     image_input = ImageInput.of(opened.checkpoint, subnet.resolution)
     batches = calibration_images(image_input, images, args.calibration_images, args.seed)
+    if (found := sum(len(batch) for batch in batches)) < FEW:
+        log.warning(
+            "BN is calibrated on %d images: expect poor predictions, unless there are hundreds of "
+            "images, of all classes",
+            found,
+        )
     with cpu_threads(default_threads(subnet.resolution)):
         return calibrate(opened.network, batches, subnet).to(args.device)
