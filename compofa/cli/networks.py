@@ -93,7 +93,10 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
         try:
             text = read_text(text)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise ConfigError(
+                f"{option}: expected JSON or a file with it, got {source!r:.200}: {reason}"
+            ) from None
     try:
         config = parse_json(text)
     except ValueError as error:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from compofa.cli.common import Parser, int_list
+from compofa.cli.common import Parser, int_list, say
 from compofa.errors import ConfigError
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import NETWORKS, network_spec
@@ -21,7 +21,7 @@ device. Architectures need no weights: latency depends on shapes alone. From not
   (copy the folder phone to the device; there: pip install onnxruntime)
   python phone/measure.py
   (copy phone/latency.csv back)
-  python -m nas fit-latency --input phone/latency.csv --output phone.npz --name phone
+  python -m nas fit-latency --input phone/latency.csv --output phone.npz
   python run_NAS.py --target-hardware phone.npz
 
 An interrupted command continues: files that are there are kept.
@@ -32,7 +32,6 @@ FORMATS = ("onnx", "tflite-ready")
 def add_sample_options(sub: Parser) -> None:
     """Add the options of the command."""
     sub.description = DESCRIPTION
-    sub.formatter_class = argparse.RawDescriptionHelpFormatter
     sub.add_argument("output", metavar="DIR", help="folder to write")
     sub.add_argument(
         "--net",
@@ -98,7 +97,7 @@ def sample(args: argparse.Namespace) -> None:
         folder.export(file, subnet, args.seed)
     script = "to_tflite.sh" if args.export == "tflite-ready" else "measure.py"
     print(f"next, on the device: {script} in {args.output} (its first lines say how)")
-    print(f"then: python -m nas fit-latency --input {folder.table} --output device.npz")
+    say(f"then: python -m nas fit-latency --input {folder.table} --output device.npz")
 
 
 def _network(args: argparse.Namespace) -> NetworkSpec:
