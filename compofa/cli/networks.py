@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compofa.data.catalog import DATASETS, dataset_info
-from compofa.errors import ConfigError, DataError
+from compofa.errors import ConfigError, DataError, did_you_mean
 from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
@@ -93,7 +93,8 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
         try:
             text = read_text(text)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
+            hint = did_you_mean(source, EXTREMES)
+            raise ConfigError(f"{option}: {hint}expected JSON or a file with it: {error}") from None
     try:
         config = parse_json(text)
     except ValueError as error:
