@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -205,13 +204,15 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _report(result: RunResult) -> None:
+    from compofa.training.commands import evaluate_command
+
     for name, figures in result.figures.items():
         print(f"{name} subnet: {figures['top1']:.2f} % top-1 on the validation images")
     spent = ", ".join(
         f"{value:.4g} {name.replace('_', ' ')}" for name, value in result.cost.items()
     )
     print(f"spent {spent}; best checkpoint: {result.best}")
-    say(f"next: {shlex.join(['python', 'eval_sampled_config.py', '--net', str(result.best)])}")
+    say(f"next: {evaluate_command(result.best)}")
 
 
 def _open_initial(given: dict[str, Any], resumed: bool) -> OpenedNetwork:

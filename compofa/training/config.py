@@ -11,7 +11,7 @@ from typing import Any
 
 from compofa.data.catalog import dataset_info
 from compofa.distributed.threads import default_threads
-from compofa.errors import CompofaError, ConfigError
+from compofa.errors import CompofaError, ConfigError, did_you_mean
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import entry, network_spec
 from compofa.space.coupling import parse_coupling
@@ -146,8 +146,8 @@ class TrainConfig(Options):
                     f"{flag(setting.name)}: expected {bounds[0]} to {bounds[1]}, got {value}"
                 )
             if choices and value not in choices:
-                expected = " or ".join(choices)
-                faults.append(f"{flag(setting.name)}: expected {expected}, got {value!r}")
+                expected = f"{did_you_mean(value, choices)}expected {' or '.join(choices)}"
+                faults.append(f"{flag(setting.name)}: {expected}, got {value!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
         faults += [

@@ -213,7 +213,10 @@ def _subnet(network: Network, text: str | None, resolution: int) -> Subnet:
             raise ConfigError("--subnet: expected none for a specialised network")
         return network.subnet.at(resolution)
     if text is None:
-        raise ConfigError("--subnet: expected the subnet of the supernet to fine-tune")
+        raise ConfigError(
+            "--subnet: expected the subnet of the supernet to fine-tune: largest, smallest, JSON, "
+            "or a file such as subnet_20.json"
+        )
     if text in ("largest", "smallest"):
         return getattr(network.space, text).at(resolution)
     try:
