@@ -18,7 +18,7 @@ from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
-from nas.cli.search import FREE_SPACES, main
+from nas.cli.search import COMPARED, main
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.lookup import layer_key
 from nas.cost.measured import space_layers
@@ -207,7 +207,7 @@ def test_comparisons(call):
     several = call("--compare", "compofa-elastic", OFA, "--constraints", "20")
     nets = [row["net"] for row in several.rows("pareto.csv")]
     assert list(dict.fromkeys(nets)) == ["compofa", "compofa-elastic", OFA]
-    assert all(name in NETWORKS for name in FREE_SPACES)
+    assert all(name in NETWORKS for name in COMPARED)
 
 
 def test_the_folder_has_a_name_of_its_own(call, tmp_path):
