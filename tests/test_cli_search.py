@@ -22,7 +22,8 @@ from nas.cli.search import COMPARED, main
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.lookup import layer_key
 from nas.cost.measured import space_layers
-from nas.search import pipeline, results
+from nas.report import results
+from nas.search import pipeline
 
 OFA, WIDE = "ofa_mbv3_d234_e346_k357_w1.0", "ofa_mbv3_d234_e346_k357_w1.2"
 RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]

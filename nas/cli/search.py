@@ -15,13 +15,14 @@ from compofa.networks.backbone import Backbone
 from compofa.networks.zoo import NETWORKS, entry, network_spec
 from compofa.space.search_space import SearchSpace
 from nas.cli.search_options import PROG, limits_of, parser
-from nas.cli.search_table import heading_of, print_found, short
+from nas.cli.search_table import print_found
 from nas.cli.search_zoo import show_specialised
 from nas.cost.devices import find_device, load_cost
 from nas.cost.objectives import column_names, require_quantity, split_quantity
 from nas.cost.served import default_resolutions
 from nas.cost.units import Amount
-from nas.search import pipeline, results
+from nas.report import results
+from nas.search import pipeline
 from nas.search.comparisons import require_priced
 from nas.search.evolution import extreme
 from nas.search.folder import claim_folder
@@ -234,9 +235,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     print_found(outcome)
     print(f"written to {output}: {', '.join(path.name for path in paths)}")
     if loaders:
-        show_specialised(
-            outcome, loaders, output, heading_of(outcome.costs[0]), lambda v: short(v, ".6g")
-        )
+        show_specialised(outcome, loaders, output)
 
 
 def _loaders(args: argparse.Namespace, cost: Cost) -> list[CostLoader]:
