@@ -48,9 +48,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "nas/cost": (*FILES, "nas.model_file", "nas.tables"),
     "nas/accuracy": (*FILES, "compofa.evaluate", "nas.model_file", "nas.tables", "nas.cost"),
     "nas/search": (
-        *FILES, "compofa.evaluate", "nas.tables", "nas.cost", "nas.accuracy", "nas.report",
+        *FILES, "compofa.evaluate", "nas.tables", "nas.cost", "nas.accuracy",
     ),
-    "nas/report": (*FILES, "compofa.plots", "nas.accuracy", "nas.search"),
+    "nas/report": (
+        *FILES, "compofa.plots", "nas.tables", "nas.cost", "nas.accuracy", "nas.search",
+    ),
 }  # fmt: skip
 """A folder that is not here, such as a ``cli``, may import all; nothing but a ``cli`` and a
 ``__main__`` may import a ``cli``, and nothing of ``compofa`` may import ``nas``."""

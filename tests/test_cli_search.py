@@ -18,11 +18,12 @@ from compofa.networks.families import subnet_from_config
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
-from nas.cli.search import FREE_SPACES, main
+from nas.cli.search import COMPARED, main
 from nas.cost.devices import DEVICES, load_cost
 from nas.cost.lookup import layer_key
 from nas.cost.measured import space_layers
-from nas.search import pipeline, results
+from nas.report import results
+from nas.search import pipeline
 
 OFA, WIDE = "ofa_mbv3_d234_e346_k357_w1.0", "ofa_mbv3_d234_e346_k357_w1.2"
 RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]
@@ -207,7 +208,7 @@ def test_comparisons(call):
     several = call("--compare", "compofa-elastic", OFA, "--constraints", "20")
     nets = [row["net"] for row in several.rows("pareto.csv")]
     assert list(dict.fromkeys(nets)) == ["compofa", "compofa-elastic", OFA]
-    assert all(name in NETWORKS for name in FREE_SPACES)
+    assert all(name in NETWORKS for name in COMPARED)
 
 
 def test_the_folder_has_a_name_of_its_own(call, tmp_path):

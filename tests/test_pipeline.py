@@ -18,6 +18,7 @@ from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays
 from nas.cost.base import macs_cost, params_cost
 from nas.report.data import Measured, count, si
+from nas.report.results import INTERVAL, found_columns, report_data, write_outcome
 from nas.search.evolution import Evolution
 from nas.search.pipeline import (
     Outcome,
@@ -29,7 +30,6 @@ from nas.search.pipeline import (
     run_search,
     usual_budgets,
 )
-from nas.search.results import INTERVAL, found_columns, report_data, write_outcome
 
 RESULTS = ["constraint", "net", "ks", "e", "d", "r", "top1", "latency_ms", "macs", "params"]
 

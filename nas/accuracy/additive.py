@@ -182,7 +182,7 @@ class AdditiveGP(CardPredictor):
     """Top-1 of subnets by an additive Gaussian process, conditioned on measurements.
 
     Attributes:
-        resolutions: The least and the greatest measured resolution, pixels.
+        resolutions: The measured resolutions, rising, pixels.
         link: The scale that the process works on: the logit of top-1 where the number of images per
             measurement is known, else percent.
         scale: Spread of the measurements about the mean of their resolution, on that scale, at
@@ -205,7 +205,7 @@ class AdditiveGP(CardPredictor):
         *weights, self._noise = np.exp(2 * np.clip(arrays["log_std"], -20, 20))
         self._weights = np.array(weights)
         r, top1 = arrays["resolutions"], arrays["top1"]
-        self.resolutions = (int(r.min()), int(r.max()))
+        self.resolutions = tuple(np.unique(r).tolist())
         self.link = Logit(int(arrays["images"])) if "images" in arrays else Points()
         values = self.link(top1)
         self.scale = spread(values, r)
@@ -309,7 +309,7 @@ class AdditiveGP(CardPredictor):
 
     def _inputs(self, arrays: SubnetArrays) -> tuple[np.ndarray, np.ndarray]:
         r = np.asarray(arrays.resolutions, dtype=np.float64)
-        low, high = self.resolutions
+        low, high = self.resolutions[0], self.resolutions[-1]
         wrong = r[~((r >= low) & (r <= high))]
         if wrong.size:
             raise SpaceError(

@@ -159,6 +159,12 @@ def _load(text: str) -> FittedPredictor | PublishedPredictor:
     path = Path(text)
     if text in NAMES:
         return _read_npz(MODELS / f"accuracy_{NAMES[text]}.npz", text)
+    if text in NETWORKS and not path.is_file():
+        raise TableError(
+            f"no accuracy predictor of {text} ships, only of {', '.join(NAMES)}: expected a "
+            "trained checkpoint to search instead of the name, or a predictor fitted to records "
+            "of one (python -m nas collect, then fit-accuracy)"
+        )
     if not path.is_file():
         raise TableError(
             f"expected an accuracy predictor's file (.npz, .pth) or one of "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compofa.cli.common import Parser, int_list
+from compofa.cli.common import Parser
 from compofa.errors import ConfigError, TableError
 from compofa.io.atomic import is_stream, require_other
+from nas.cli.networks import add_timed_network, timed_network
 from nas.cost.devices import DEVICES, LocalDevice
 from nas.cost.on_device import SETUP
 from nas.cost.timing import RUNTIMES
@@ -20,7 +21,8 @@ FIT = "fit a latency model to measured networks"
 
 
 def add_measure_options(sub: Parser) -> None:
-    """Add the options of ``measure``, those of the network aside."""
+    """Add the options of ``measure``."""
+    add_timed_network(sub)
     local = [name for name, device in DEVICES.items() if isinstance(device, LocalDevice)]
     sub.add_argument("--device", choices=local, default="cpu", help="device to time")
     sub.add_argument(
@@ -37,21 +39,14 @@ def add_measure_options(sub: Parser) -> None:
         metavar="N",
         help="images per batch; 0 for 1 (cpu) or 64 (gpu)",
     )
-    sub.add_argument(
-        "--resolutions",
-        type=int_list,
-        nargs="+",
-        metavar="R",
-        help="input resolutions (default: 160 176 192 208 224)",
-    )
     sub.add_argument("--output", required=True, metavar="DIR", help="folder of R_lookup_table.yaml")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def measure(args: argparse.Namespace) -> None:
     """Time networks on this machine and write lookup tables."""
-    wanted = sorted({r for group in args.resolutions or [pipeline.RESOLUTIONS] for r in group})
-    backbone, space, classes = pipeline.named_space(args.net, args.width_mult, wanted)
+    spec = timed_network(args)
+    backbone, space, classes = spec.backbone, spec.space, spec.classes
     device = DEVICES[args.device]
     assert isinstance(device, LocalDevice)  # a choice of --device
     settings = device.settings(args.batch_size, args.runtime)

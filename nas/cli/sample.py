@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from compofa.cli.common import Parser, int_list, say
+from compofa.cli.common import Parser, say
 from compofa.errors import ConfigError
-from compofa.networks.supernet_spec import NetworkSpec
-from compofa.networks.zoo import NETWORKS, network_spec
+from compofa.networks.zoo import NETWORKS
+from nas.cli.networks import add_timed_network, timed_network
 from nas.search import pipeline
 
 TEXT = "write subnets of a network as ONNX files to measure on a device"
@@ -33,28 +32,9 @@ def add_sample_options(sub: Parser) -> None:
     """Add the options of the command."""
     sub.description = DESCRIPTION
     sub.add_argument("output", metavar="DIR", help="folder to write")
-    sub.add_argument(
-        "--net",
-        default="compofa",
-        metavar="ID|FILE",
-        help=f"a checkpoint, or one of {', '.join(NETWORKS)}",
-    )
-    sub.add_argument(
-        "--width-mult",
-        type=float,
-        metavar="X",
-        help="width multiplier of a named network (default: its own)",
-    )
+    add_timed_network(sub)
     sub.add_argument(
         "--samples", type=int, default=60, metavar="N", help="number of subnets, at least 50"
-    )
-    sub.add_argument(
-        "--resolutions",
-        type=int_list,
-        nargs="+",
-        metavar="R",
-        help="input resolutions (default: those that a checkpoint was trained at; of a named "
-        "network those with the feature maps of 160 176 192 208 224 at stride 32)",
     )
     sub.add_argument(
         "--export",
@@ -82,7 +62,7 @@ def sample(args: argparse.Namespace) -> None:
     require_packages("onnx")
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: expected at least 1, got {args.batch_size}")
-    network = _network(args)
+    network = timed_network(args)
     subnets = spread_sample(network.space, args.samples, args.seed)
     name = args.net if args.net in NETWORKS else pipeline.network_name(args.net)
     folder = DeviceFolder(Path(args.output), network, name, args.batch_size)
@@ -98,25 +78,3 @@ def sample(args: argparse.Namespace) -> None:
     script = "to_tflite.sh" if args.export == "tflite-ready" else "measure.py"
     print(f"next, on the device: {script} in {args.output} (its first lines say how)")
     say(f"then: python -m nas fit-latency --input {folder.table} --output device.npz")
-
-
-def _network(args: argparse.Namespace) -> NetworkSpec:
-    """Return the definition of the network, with its space at the resolutions to sample."""
-    wanted = sorted({r for group in args.resolutions or [] for r in group})
-    if args.net in NETWORKS and not NETWORKS[args.net].shipped:
-        spec = network_spec(args.net, width_mult=args.width_mult)
-        sizes = wanted or [r * spec.backbone.stride // 32 for r in pipeline.RESOLUTIONS]
-    else:
-        from compofa.io.open import open_network
-        from nas.search.from_checkpoint import search_resolutions
-
-        if args.width_mult is not None:
-            raise ConfigError("--width-mult: a checkpoint has its own width, expected none")
-        opened = open_network(args.net)
-        spec = opened.spec
-        if not isinstance(spec, NetworkSpec):
-            raise ConfigError(f"--net: expected a supernet, got the specialised network {args.net}")
-        sizes = list(search_resolutions(opened.checkpoint, wanted))
-    for size in sizes:
-        spec.check_resolution(size)
-    return replace(spec, space=spec.space.restrict(resolutions=sizes))

@@ -5,25 +5,25 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compofa.cli.common import run
-from compofa.errors import ConfigError, unknown_name
+from compofa.errors import CompofaError, ConfigError, unknown_name
 from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
-from compofa.networks.zoo import NETWORKS, entry
+from compofa.networks.zoo import NETWORKS, entry, network_spec
 from compofa.space.search_space import SearchSpace
 from nas.cli.search_options import PROG, limits_of, parser
-from nas.cli.search_table import heading_of, print_found, short
+from nas.cli.search_table import print_found
 from nas.cli.search_zoo import show_specialised
 from nas.cost.devices import find_device, load_cost
 from nas.cost.objectives import column_names, require_quantity, split_quantity
-from nas.cost.served import served_resolutions
+from nas.cost.served import default_resolutions
 from nas.cost.units import Amount
-from nas.search import pipeline, results
-from nas.search.comparisons import require_priced, unless_unpriced
+from nas.report import results
+from nas.search import pipeline
+from nas.search.comparisons import require_priced
 from nas.search.evolution import extreme
 from nas.search.folder import claim_folder
 from nas.search.specialised import CostLoader
@@ -34,13 +34,12 @@ if TYPE_CHECKING:
     from nas.cost.base import Cost
 
 log = logging.getLogger(__name__)
-FREE_SPACES = {
+COMPARED = {
     "compofa": "ofa_mbv3_d234_e346_k357_w1.0",
     "compofa-elastic": "ofa_mbv3_d234_e346_k357_w1.0",
     "ofa_mbv3_d234_e346_k357_w1.0": "compofa",
-    "ofa_mbv3_d234_e346_k357_w1.2": "none",
 }
-"""Network that each named network is compared with by default."""
+"""Network that a named network is compared with by default; others with none."""
 
 
 def _cost(args: argparse.Namespace, backbone: Backbone, space: SearchSpace, classes: int) -> Cost:
@@ -109,6 +108,18 @@ def _asked(
     return Asked(budgets, limits, objectives)
 
 
+def _require_met(
+    args: argparse.Namespace, cost: Cost, backbone: Backbone, space: SearchSpace, classes: int
+) -> None:
+    """Check that the options ask for something that a space has.
+
+    Raises:
+        CompofaError: As for :func:`_asked`, or no subnet is within the budgets and limits.
+    """
+    asked = _asked(args, cost, backbone, space, classes)
+    pipeline.require_met(space, cost, asked.budgets, asked.limits)
+
+
 def _run_search(args: argparse.Namespace, targets: Sequence[pipeline.Target]) -> pipeline.Outcome:
     """Search the targets as the options say."""
     first = targets[0]
@@ -138,7 +149,7 @@ def _named_target(args: argparse.Namespace, net: str) -> pipeline.Target:
 
 
 def _comparisons(args: argparse.Namespace) -> list[str]:
-    wanted = args.compare or [FREE_SPACES.get(args.net, "none")]
+    wanted = args.compare or [COMPARED.get(args.net, "none")]
     names = [name for name in wanted if name != "none"]
     for name in names:
         if name not in NETWORKS:
@@ -149,34 +160,38 @@ def _comparisons(args: argparse.Namespace) -> list[str]:
 
 def _compared(args: argparse.Namespace, names: Sequence[str]) -> list[pipeline.Target]:
     """Return the targets to compare with; those that nobody asked for may be left out."""
-
-    def opened(net: str) -> pipeline.Target:
-        target = _named_target(args, net)
-        require_priced(target.space, target.cost)
-        return target
-
-    if args.compare:
-        return [opened(net) for net in names]
-    found = [unless_unpriced(net, partial(opened, net)) for net in names]
-    return [target for target in found if target is not None]
+    targets = []
+    for net in names:
+        try:
+            target = _named_target(args, net)
+            require_priced(target.space, target.cost)
+        except CompofaError as error:
+            if args.compare:
+                raise
+            log.warning("not compared with %s: %s", net, error)
+        else:
+            targets.append(target)
+    return targets
 
 
 def _usual_resolutions(args: argparse.Namespace) -> tuple[int, ...]:
-    """Return the published resolutions, or those of them that the device serves."""
-    usual = pipeline.RESOLUTIONS
-    sizes = served_resolutions(args.target_hardware, usual, args.latency_table)
-    if sizes != usual:
-        log.info(
-            "resolutions %s, which %s was measured at", " ".join(map(str, sizes)),
-            args.latency_table or args.target_hardware,
-        )  # fmt: skip
-    return sizes
+    """Return the network's usual resolutions, as far as device and accuracy predictor serve them.
+
+    Raises:
+        CompofaError: They serve none together, or one of them cannot be used.
+    """
+    table = network_spec(args.net, width_mult=args.width_mult).backbone
+    accuracy = pipeline.accuracy_model(args.accuracy_predictor or args.net, table.width_mult)
+    return default_resolutions(
+        args.target_hardware, pipeline.usual_resolutions(table), accuracy.resolutions,
+        args.latency_table,
+    )  # fmt: skip
 
 
 def _budgets(args: argparse.Namespace, target: pipeline.Target) -> Sequence[float]:
     device = find_device(args.target_hardware)
     usual = device.budgets if device else ()
-    if usual and args.net in FREE_SPACES and min(usual) >= extreme(target.space, target.cost)[1]:
+    if usual and min(usual) >= extreme(target.space, target.cost)[1]:
         return usual
     return pipeline.usual_budgets(target)
 
@@ -205,7 +220,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from nas.cli.search_checkpoint import search_checkpoint
 
-        outcome, loaders = search_checkpoint(args, output, _cost, _asked, _run_search), None
+        outcome, loaders = search_checkpoint(args, output, _cost, _require_met, _run_search), None
     else:
         args.resolutions = args.resolutions or _usual_resolutions(args)
         names = _comparisons(args)
@@ -220,9 +235,7 @@ def _search(args: argparse.Namespace, output: Path) -> None:
     print_found(outcome)
     print(f"written to {output}: {', '.join(path.name for path in paths)}")
     if loaders:
-        show_specialised(
-            outcome, loaders, output, heading_of(outcome.costs[0]), lambda v: short(v, ".6g")
-        )
+        show_specialised(outcome, loaders, output)
 
 
 def _loaders(args: argparse.Namespace, cost: Cost) -> list[CostLoader]:

@@ -15,7 +15,7 @@ from compofa.evaluate import Evaluator
 from compofa.io.open import open_network
 from compofa.training.device import check_device
 from nas.cost.base import Cost
-from nas.cost.served import served_resolutions
+from nas.cost.served import default_resolutions
 from nas.search import pipeline
 from nas.search.folder import claim_folder
 from nas.search.from_checkpoint import (
@@ -56,7 +56,12 @@ def search_checkpoint(
     opened = open_network(args.net)
     resolutions = search_resolutions(opened.checkpoint, args.resolutions)
     if not args.resolutions:
-        resolutions = served_resolutions(args.target_hardware, resolutions, args.latency_table)
+        anchors = ()
+        if args.accuracy_predictor is not None:
+            anchors = pipeline.accuracy_model(args.accuracy_predictor).resolutions
+        resolutions = default_resolutions(
+            args.target_hardware, resolutions, anchors, args.latency_table
+        )
     trained = Trained(pipeline.network_name(args.net), opened, resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)
     splits = open_data(opened.checkpoint, data)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nas.cost.base import Cost
 from nas.cost.objectives import column_names
+from nas.report import results
 from nas.report.data import ERROR, count
-from nas.search import results
 from nas.search.pipeline import Outcome
 from nas.search.timed import ABOVE
 

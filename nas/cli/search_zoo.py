@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from compofa.cli.common import say
 from compofa.networks.published import SPECIALISED
 from compofa.networks.zoo import PUBLISHED
+from nas.cli.search_table import heading_of, short
 from nas.cost.devices import LocalDevice, find_device
 from nas.search.folder import SPECIALISED as TABLE
 from nas.search.folder import subnet_file
@@ -18,13 +19,7 @@ EVALUATE = "python eval_sampled_config.py --net {} --imagenet-path DIR"
 FINETUNE = "python train_ofa_net.py --task finetune --init-path {} --dataset imagefolder"
 
 
-def show_specialised(
-    outcome: Outcome,
-    loaders: Sequence[CostLoader],
-    output: Path,
-    heading: str,
-    short: Callable[[float], str],
-) -> None:
+def show_specialised(outcome: Outcome, loaders: Sequence[CostLoader], output: Path) -> None:
     """Write and print the specialised networks within the budgets, and how to use their weights.
 
     None are shown beside a network that is not one of ImageNet, or where this machine would have
@@ -34,10 +29,9 @@ def show_specialised(
         outcome: A search of a network by name.
         loaders: For each of ``outcome.costs``, how it is loaded for other backbones.
         output: Folder of the results.
-        heading: What the budgets limit, with its unit.
-        short: Writes a cost.
     """
     target, table = outcome.targets[0], output / TABLE
+    heading = heading_of(target.cost)
     table.unlink(missing_ok=True)
     backbones = {row.backbone.name for row in SPECIALISED.values() if row.backbone}
     local = [isinstance(find_device(cost.name), LocalDevice) for cost in outcome.costs]
@@ -61,8 +55,9 @@ def show_specialised(
             if best is None:
                 print(f"{short(found.budget):>9}  none")
                 continue
+            cost = short(best.costs[0], ".6g")
             print(
-                f"{short(found.budget):>9}  {short(best.costs[0]):>{max(12, len(heading))}}  "
+                f"{short(found.budget):>9}  {cost:>{max(12, len(heading))}}  "
                 f"{best.row.top1:>8.2f}  {best.source:9}  {best.weights:10}  {best.row.net_id}"
             )
         print(f"{len(priced)} of {len(SPECIALISED)} are in {table.name}")

@@ -70,7 +70,6 @@ def parser() -> Parser:
     sample.add_sample_options(sub)
 
     sub = add("measure", latency.MEASURE, latency.measure)
-    add_network(sub)
     latency.add_measure_options(sub)
 
     sub = add(

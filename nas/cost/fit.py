@@ -88,6 +88,8 @@ def _fit(
     grid = np.zeros((count, 0))
     ratio = np.zeros((count, len(design.depths) ** len(design.backbone.stages), 0))
     if corrected:
+        if left_out.min() <= 0:
+            raise TableError(f"expected sums over blocks above 0, got {left_out.min():g}")
         points = 12 if count <= 8 else 6
         grid, ratio = depth_correction(
             arrays, left_out, latency_ms, design.depths, design.resolutions, points

@@ -8,6 +8,7 @@ the measurements are many or steady.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,8 @@ from nas.cost.counted import CONSTANT, CountModel, layer_counts
 from nas.cost.fit import FOLDS, MIN_ROWS, errors, fit_network, network_folds
 from nas.cost.fitted import NetworkModel
 from nas.cost.models import LatencyModel
+
+log = logging.getLogger(__name__)
 
 GAIN = 0.3
 """Percentage points of held-out error for which the table of blocks is taken: the sum of counts
@@ -47,7 +50,7 @@ def fit_latency(
 
     Args:
         arrays: The networks.
-        latency_ms: Their latencies in ms, [n], above 0.
+        latency_ms: Their latencies in ms, or another measured cost in its unit, [n], above 0.
         backbone: Backbone of the networks.
         classes: Outputs of their classifier.
         name: Name of the device.
@@ -55,7 +58,7 @@ def fit_latency(
         progress: Whether to show a progress bar.
 
     Raises:
-        TableError: Too few rows, latencies that are not positive, or networks of another backbone.
+        TableError: Too few rows, values that are not positive, or networks of another backbone.
     """
     import sklearn.ensemble  # noqa: F401 - its threads are limited only once they are loaded
     from threadpoolctl import threadpool_limits
@@ -64,15 +67,19 @@ def fit_latency(
     if len(latency_ms) < MIN_ROWS or len(latency_ms) != len(arrays):
         raise TableError(f"expected at least {MIN_ROWS} measured networks, got {len(latency_ms)}")
     if not (np.isfinite(latency_ms).all() and latency_ms.min() > 0):
-        raise TableError("expected latencies above 0 ms, got others")
+        raise TableError(f"expected measurements above 0, got {latency_ms.min():g}")
     # Matrices and trees are small: threads that wait for each other took 20 times as long.
     with threadpool_limits(1):
         model: LatencyModel = fit_counts(arrays, latency_ms, backbone, classes, name, progress)
         blocks = backbone.names == ("kernel", "expand") and not backbone.outer_count
         if blocks:
-            table = fit_network(arrays, latency_ms, backbone, name, progress)
-            if held_out_mape(table) < held_out_mape(model) - GAIN:
-                model = table
+            try:
+                table = fit_network(arrays, latency_ms, backbone, name, progress)
+            except TableError as error:  # noisy measurements
+                log.info("no table of blocks: %s", error)
+            else:
+                if held_out_mape(table) < held_out_mape(model) - GAIN:
+                    model = table
     model.card |= dict(card or {})
     return model
 

@@ -1,13 +1,57 @@
-"""Which resolutions a device can be searched at, from its model or tables."""
+"""Which resolutions a network is searched at by default: those that its models serve."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from compofa.errors import ConfigError
 from nas.cost.devices import FittedDevice, find_device
 from nas.cost.lookup import table_files
 from nas.cost.models import LatencyModel, load_model
+
+log = logging.getLogger(__name__)
+
+
+def default_resolutions(
+    device: str | Path,
+    usual: Sequence[int],
+    anchors: Sequence[int] = (),
+    table: str | Path | None = None,
+) -> tuple[int, ...]:
+    """Return the resolutions that both a device and an accuracy model serve; others are logged.
+
+    Args:
+        device: As for :func:`nas.cost.devices.load_cost`.
+        usual: The resolutions to search where both serve all.
+        anchors: Measured resolutions of the accuracy model, rising; it serves those between them.
+            Empty for no limit.
+        table: Folder of lookup tables used instead of the device's own cost.
+
+    Raises:
+        ConfigError: There is none.
+        TableError: The device's file or folder cannot be used.
+    """
+
+    def inside(sizes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(r for r in sizes if not len(anchors) or anchors[0] <= r <= anchors[-1])
+
+    on_device = served_resolutions(device, inside(usual) or tuple(map(int, anchors)), table)
+    sizes = inside(on_device)
+    if not sizes:
+        raise ConfigError(
+            f"expected a resolution that device and accuracy predictor both serve: "
+            f"{table or device} was measured at {' '.join(map(str, on_device))} pixels, the "
+            f"predictor at {anchors[0]} to {anchors[-1]}"
+        )
+    if sizes != tuple(usual):
+        also = " and the accuracy predictor" if len(anchors) else ""
+        log.info(
+            "resolutions %s, which %s%s serve%s",
+            " ".join(map(str, sizes)), table or device, also, "" if also else "s",
+        )  # fmt: skip
+    return sizes
 
 
 def served_resolutions(

@@ -1,1 +1,1 @@
-"""What a search shows: figures and a self-contained page."""
+"""What a search writes: tables, figures and a self-contained page."""

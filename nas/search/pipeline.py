@@ -24,14 +24,16 @@ from nas.search.pareto import pareto_front
 from nas.search.search import (
     Found,
     Points,
+    cheapest,
     pareto_search,
     sample_points,
     search,
     search_front,
+    within_reach,
 )
 
 RESOLUTIONS = (160, 176, 192, 208, 224)
-"""Input resolutions of the published searches, pixels."""
+"""Input resolutions of the published searches, whose networks have stride 32, pixels."""
 CLOUD = 2000
 SHARES = (0.1, 0.3, 0.5, 0.7)
 
@@ -94,12 +96,17 @@ class Outcome:
 
 
 class Percent:
-    """Converts a predictor of fractions, such as the published one, to percent."""
+    """Converts a predictor of fractions, such as the published one, to percent.
+
+    Attributes:
+        resolutions: The measured resolutions, rising; those between them are served as well.
+    """
 
     unit = "top-1 %"
 
     def __init__(self, model: Any) -> None:
         self.name, self.error, self._model = model.name, model.error, model
+        self.resolutions = model.resolutions
 
     def predict(self, arrays: SubnetArrays) -> np.ndarray:
         """Return top-1 in percent, shape [n]."""
@@ -116,10 +123,20 @@ def accuracy_model(name_or_path: str | Path, width_mult: float | None = None) ->
     return Percent(model) if hasattr(model, "predict_percent") else model
 
 
+def usual_resolutions(backbone: Backbone) -> tuple[int, ...]:
+    """Return the resolutions with the feature maps of :data:`RESOLUTIONS` at stride 32."""
+    return tuple(size * backbone.stride // 32 for size in RESOLUTIONS)
+
+
 def named_space(
-    net: str, width_mult: float | None, resolutions: Sequence[int] = RESOLUTIONS
+    net: str, width_mult: float | None, resolutions: Sequence[int] | None = None
 ) -> tuple[Backbone, SearchSpace, int]:
     """Return backbone, space and classes of a named network.
+
+    Args:
+        net: Its name.
+        width_mult: Width multiplier; ``None`` for the network's own.
+        resolutions: Resolutions of the space; by default those of :func:`usual_resolutions`.
 
     Raises:
         ConfigError: The name is unknown.
@@ -127,9 +144,11 @@ def named_space(
     if net not in NETWORKS:
         expected = f"expected a checkpoint's path or one of {', '.join(NETWORKS)}"
         raise ConfigError(unknown_name("network", net, NETWORKS, expected))
-    spec = network_spec(net, width_mult=width_mult, resolutions=tuple(resolutions))
-    for resolution in resolutions:
+    spec = network_spec(net, width_mult=width_mult)
+    sizes = resolutions or usual_resolutions(spec.backbone)
+    for resolution in sizes:
         spec.check_resolution(resolution)
+    spec = replace(spec, space=spec.space.restrict(resolutions=sizes))
     return spec.backbone, replace(spec.space, name=net), spec.classes
 
 
@@ -185,7 +204,7 @@ def run_search(
             budget among several is left out with a warning.
     """
     first = targets[0]
-    cost = _limited(first, budgets, limits) if limits else first.cost
+    cost = _limited(first.space, first.cost, budgets, limits)
     found = search(first.space, first.accuracy, cost, budgets, seed=seed, evolution=evolution)
     fronts = [search_front(t.space, t.accuracy, t.cost, seed=seed) for t in targets]
     fronts[0] = with_found(first, fronts[0], found)
@@ -205,26 +224,47 @@ def run_search(
     )
 
 
+def require_met(
+    space: SearchSpace,
+    cost: Cost,
+    budgets: Sequence[float],
+    limits: Sequence[tuple[Cost, float]] = (),
+) -> None:
+    """Check that a subnet is within all limits and the largest budget, if there are budgets.
+
+    Raises:
+        SearchError: None is; the message names the least possible.
+    """
+    limited = _limited(space, cost, budgets, limits)
+    if budgets:
+        within_reach(space, limited, np.array([max(budgets)]), *cheapest(space, limited))
+
+
 def _limited(
-    target: Target, budgets: Sequence[float], limits: Sequence[tuple[Cost, float]]
-) -> LimitedCost:
-    """Return the target's cost for subnets within the limits.
+    space: SearchSpace,
+    cost: Cost,
+    budgets: Sequence[float],
+    limits: Sequence[tuple[Cost, float]],
+) -> Cost:
+    """Return ``cost`` for subnets within the limits.
 
     Raises:
         SearchError: No subnet is within one of them, or within all.
     """
-    for cost, most in limits:
-        least = extreme(target.space, cost)[1]
+    if not limits:
+        return cost
+    for other, most in limits:
+        least = extreme(space, other)[1]
         if not least <= most < np.inf:
             raise SearchError(
-                f"expected a limit of at least {least:g} {cost.unit} on {cost.name}, the least of "
-                f"{target.name}, got {most:g}"
+                f"expected a limit of at least {least:,.6g} {other.unit} on {other.name}, the "
+                f"least of {space.name}, got {most:,.6g}"
             )
-    ceiling = max(extreme(target.space, target.cost, greatest=True)[1], *budgets)
-    limited = LimitedCost(target.cost, limits, ceiling)
-    if extreme(target.space, limited)[1] > ceiling:
-        listed = " and ".join(f"{most:g} {cost.unit} on {cost.name}" for cost, most in limits)
-        raise SearchError(f"no subnet of {target.name} within {listed} was found")
+    ceiling = max(extreme(space, cost, greatest=True)[1], *budgets)
+    limited = LimitedCost(cost, limits, ceiling)
+    if extreme(space, limited)[1] > ceiling:
+        listed = " and ".join(f"{most:,.6g} {other.unit} on {other.name}" for other, most in limits)
+        raise SearchError(f"no subnet of {space.name} within {listed} was found")
     return limited
 
 

@@ -95,10 +95,10 @@ def search(
         points = enumerate_points(space, accuracy, [cost])
         evaluated = len(points.genes)
         least, most = points.costs[:, 0].argmin(), points.costs[:, 0].max()
-        limits = _within_reach(space, cost, limits, points.genes[least], points.costs[least, 0])
+        limits = within_reach(space, cost, limits, points.genes[least], points.costs[least, 0])
     else:
         cheapest, least = extreme(space, cost)
-        limits = _within_reach(space, cost, limits, cheapest, least)
+        limits = within_reach(space, cost, limits, cheapest, least)
         most = extreme(space, cost, greatest=True)[1]
         problem = Problem(space, accuracy, [cost])
         points = evolve_budgets(
@@ -194,6 +194,16 @@ def pareto_search(
     return front.take(np.lexsort((front.accuracy, front.costs[:, 0])))
 
 
+def cheapest(space: SearchSpace, cost: Cost) -> tuple[np.ndarray, float]:
+    """Return the genes of the cheapest subnet, and its cost; exact where a space is enumerated."""
+    if space.size > ENUMERATE_UP_TO:
+        return extreme(space, cost)
+    genes = space.enumerate_genes().astype(np.uint8)
+    costs = cost(space.arrays(genes))
+    least = int(costs.argmin())
+    return genes[least], float(costs[least])
+
+
 def enumerate_points(space: SearchSpace, accuracy: AccuracyModel, costs: Sequence[Cost]) -> Points:
     """Evaluate every subnet of a space, in the order of ``space.enumerate_genes``.
 
@@ -221,10 +231,17 @@ def _budgets(budgets: Sequence[float]) -> np.ndarray:
     return values
 
 
-def _within_reach(
+def within_reach(
     space: SearchSpace, cost: Cost, budgets: np.ndarray, cheapest: np.ndarray, least: float
 ) -> np.ndarray:
     """Return the budgets that can be met, and warn of the others.
+
+    Args:
+        space: The space.
+        cost: Cost that the budgets limit.
+        budgets: In the unit of ``cost``, shape [n].
+        cheapest: Genes of the subnet of the least cost.
+        least: That cost.
 
     Raises:
         SearchError: None can be met.
