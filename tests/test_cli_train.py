@@ -158,6 +158,8 @@ def test_where_teachers_take_long_the_command_is_named(call, tmp_path):
     command = shlex.split(done.err[done.err.index("train_ofa_net.py --") :])[1:]
     assert not Path("out dir").exists()
     assert call(*command, *QUICK).status == 0, "the command that was named"
+    elsewhere = call(*words, "--output", "other")
+    assert elsewhere.status == 1 and "--output 'out dir' has one" in elsewhere.err
     assert call(*words).status == 0, "and with that teacher it goes on"
     assert load_checkpoint("out dir/compound-1/best.pt").classes == ("cat", "dog")
 

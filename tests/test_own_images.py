@@ -35,6 +35,7 @@ from compofa.training.own_images import (
     suggest,
 )
 from compofa.training.plan import plan
+from compofa.training.resume import resumed_plan
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "own-images.md"
@@ -366,6 +367,22 @@ def test_what_does_not_fit_is_one_line(tmp_path, memory, given, free, expected):
     config = resumed.resolve(resumed.given)  # settings of a resumed run stay
     assert any(level == logging.WARNING for level, _ in resumed.notes["teacher"])
     assert all(getattr(config, name) == value for name, value in given.items())
+
+
+@pytest.mark.parametrize("resume", [True, None])
+def test_a_phase_that_continues_keeps_its_batch_and_warns(tmp_path, memory, resume):
+    folder = photos(tmp_path / "photos", (64, 64), [20] * 2)
+    first = Adviser(settings(folder))
+    config = first.resolve(first.given)
+    run = tmp_path / "run"
+    write_run(config, run / "teacher")
+    (run / "teacher" / "last.pt").touch()
+    memory(90_000_000)
+    again = Adviser(TrainConfig(), run, resume=resume)
+    given = {"task": "teacher"}
+    assert resumed_plan(again, given, run) == (config,)
+    (note,) = again.notes["teacher"]
+    assert note[0] == logging.WARNING and "90 MB are free" in note[1]
 
 
 def test_ranks_of_a_machine_share_its_memory(memory):

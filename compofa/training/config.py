@@ -5,6 +5,7 @@ The settings themselves are the fields of :class:`compofa.training.options.Optio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -194,6 +195,11 @@ class TrainConfig(Options):
             dropout=self.dropout,
         )
         return spec.largest_only() if self.recipe_phase.largest_only else spec
+
+    def same_data(self, other: TrainConfig) -> bool:
+        """Whether the data set is that of other settings, in the same folder."""
+        paths = (each.data_path and os.path.realpath(each.data_path) for each in (self, other))
+        return self.dataset == other.dataset and len({*paths}) == 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON data."""

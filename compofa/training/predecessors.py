@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compofa.distributed.backend import Backend
-from compofa.errors import ConfigError
+from compofa.errors import CompofaError, ConfigError
 from compofa.io.atomic import require_writable
 from compofa.io.checkpoint import file_hash, load_checkpoint
 from compofa.io.classifier import outputs_of
@@ -19,6 +21,7 @@ from compofa.training.commands import phase_command, resume_command
 from compofa.training.config import TrainConfig, flag
 from compofa.training.optimizers import OPTIMIZERS
 from compofa.training.recipes import OWN_IMAGES, recipe_for
+from compofa.training.resume import saved_phase
 from compofa.training.run_folder import BEST, LAST, is_unfinished
 
 log = logging.getLogger(__name__)
@@ -130,7 +133,8 @@ def _best_of(
             )
             raise ConfigError(
                 f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-                f"expected at {path}: name one with {option}, or make it with: {command}"
+                f"expected at {path}{_other_run(config, folder)}: name one with {option}, or make "
+                f"it with: {command}"
             )
         if not ready:
             require_writable(output / config.recipe_phase.folder)
@@ -141,6 +145,16 @@ def _best_of(
         return path
     log.info("%s %s at %s: training it first", "unfinished" if unfinished else "no", task, path)
     return train_first(first, unfinished)
+
+
+def _other_run(config: TrainConfig, folder: Path) -> str:
+    """Return where another run completed the phase of ``folder`` on the same data, for errors."""
+    for other in sorted(folder.parent.parent.glob(f"*/{folder.name}")):
+        with suppress(CompofaError):
+            found = saved_phase(other)
+            if found is not None and found.completed and found.config.same_data(config):
+                return f" ({shlex.join(['--output', str(other.parent)])} has one)"
+    return ""
 
 
 @dataclass(frozen=True)
