@@ -55,6 +55,8 @@ def read_csv(path: str | Path) -> Table:
     try:
         reader = csv.reader(io.StringIO(_text(path), newline=""))
         header = next(reader, [])
+        if header and header[0].lstrip().startswith(("{", "[", "<")):
+            raise ValueError(f"expected the names of columns, got {header[0]!r:.30}")
         twice = [name for place, name in enumerate(header) if name in header[:place]]
         if twice:
             raise ValueError(f"expected different columns, got {twice[0]!r} twice")
@@ -244,9 +246,17 @@ def write_subnets(
 
 
 def rounded(values: np.ndarray) -> list[float]:
-    """Return values [n] for a table, with four digits after the point; whole numbers without."""
-    whole = (values == np.rint(values)).all()
-    return (values.astype(np.int64) if whole else np.round(values, 4)).tolist()
+    """Return values [n] for a table: four digits after the point, and six significant ones.
+
+    Whole numbers stay whole.
+    """
+    if (values == np.rint(values)).all():
+        return values.astype(np.int64).tolist()
+    small = np.abs(values) < 10
+    return [
+        float(f"{value:.6g}") if below else round(value, 4)
+        for value, below in zip(values.tolist(), small.tolist(), strict=True)
+    ]
 
 
 def write_columns(

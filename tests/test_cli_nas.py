@@ -20,13 +20,14 @@ from scipy.stats import spearmanr
 from test_trained import tiny_checkpoint
 
 import nas.cost.measured
+from compofa.io.checkpoint import load_checkpoint
 from compofa.io.records import read_records
 from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.space.arrays import SubnetArrays
 from nas.accuracy.predictor import NAMES, FittedPredictor
 from nas.cli.search import main as search
 from nas.cli.tools import main
-from nas.cost.base import macs_cost
+from nas.cost.base import macs_cost, params_cost
 from nas.cost.devices import DEVICES, FittedDevice, load_cost
 from nas.cost.timing import Settings
 from nas.model_file import MODELS
@@ -225,6 +226,32 @@ def test_subnets_of_another_space_are_named_by_their_lines(call, tmp_path):
     argv = ["predict", "--columns", "macs", "--input", "in.csv", "--output", "out.csv"]
     assert "compofa: lines 2, 3, 4, 5, 6 and 35 more; line 2: " in call(*argv).err
     assert call(*argv, "--net", "compofa-elastic").status == 0
+
+
+def test_subnets_of_a_checkpoint_have_its_classes(call, predict, net, tmp_path):
+    spec = load_checkpoint(net).network
+    arrays = spec.space.arrays(spec.space.enumerate_genes())
+    write_subnets("in.csv", arrays, FORMAT, {}, {"net": ["tiny"] * len(arrays)})
+    values = predict(Path("in.csv"), "macs,params", "--net", net)
+    assert (values["macs"] == macs_cost(spec.backbone, spec.classes)(arrays)).all()
+    assert (values["params"] == params_cost(spec.backbone, spec.classes)(arrays)).all()
+    argv = ["predict", "--input", "in.csv", "--output", "new.csv", "--columns"]
+    for more, message in (
+        (["macs"], "its checkpoint"),
+        (["top1", "--net", net], "--accuracy-predictor"),
+        (["macs", "--net", net, "--width-mult", "1"], "--width-mult"),
+        (["macs", "--net", "gone.pt"], "gone.pt"),
+    ):
+        result = call(*argv, *more)
+        assert result.status == 1 and message in result.err and len(result.err.splitlines()) == 1
+    assert not Path("new.csv").exists()
+
+
+@pytest.mark.parametrize("text", ['{"net": "a", "ks": [3, 3]}\n', "<!doctype html>\n", "[1, 2]\n"])
+def test_what_is_no_table_is_said_to_be_none(call, tmp_path, text):
+    (tmp_path / "in.csv").write_text(text)
+    result = call("predict", "--columns", "macs", "--input", "in.csv", "--output", "out.csv")
+    assert result.status == 1 and "names of columns" in result.err and "line 1" in result.err
 
 
 @pytest.mark.parametrize(

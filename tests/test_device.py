@@ -12,6 +12,7 @@ import pytest
 
 import nas.cost.measured_onnx
 from compofa.errors import ConfigError, SpaceError, TableError
+from compofa.networks.families.mobilenet_v3 import MOBILENET_V3
 from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.seeds import rng
 from compofa.space.subnet import Subnet
@@ -24,7 +25,7 @@ from nas.cost.lookup import TableCost
 from nas.cost.measured_onnx import export_tables, measure_onnx
 from nas.cost.models import load_model
 from nas.cost.sampling import DeviceFolder, spread_sample, static_onnx
-from nas.cost.served import served_resolutions
+from nas.cost.served import default_resolutions, served_resolutions
 from nas.cost.timing import Settings, machine
 from nas.search.timed import ABOVE, MEASURED
 from nas.tables import read_subnets
@@ -237,6 +238,21 @@ def test_noise_is_in_the_stated_error():
     assert 6 < model.card["held_out"]["mape"] < 14, "0.08 is the mean of |N(0, 0.1)|"
 
 
+@pytest.mark.parametrize("quantity", ["latency", "energy"])
+def test_measurements_too_noisy_for_a_table_of_blocks_are_fitted_by_counts(quantity, caplog):
+    caplog.set_level(logging.INFO)
+    spec = network_spec("compofa", resolutions=(160, 224))
+    arrays = spec.space.arrays_of(spread_sample(spec.space, 50))
+    noise = np.exp(rng(0).standard_normal(50))
+    model = fit_latency(arrays, made_up(spec, arrays) * noise, spec.backbone,
+                        card={"quantity": quantity})  # fmt: skip
+    assert "no table of blocks" in caplog.text and model.kind == "counts"
+    assert model.card["held_out"]["mape"] > 50
+    assert (model.cost(spec.backbone)(spec.space.arrays(spec.space.enumerate_genes())) > 0).all()
+    with pytest.raises(TableError, match="above 0, got -1"):
+        fit_latency(arrays, np.full(50, -1.0), spec.backbone)
+
+
 def test_a_model_refuses_what_no_measured_network_had():
     spec = network_spec("compofa", resolutions=(160, 224))
     arrays = spec.space.arrays_of(spread_sample(spec.space, 60))
@@ -367,6 +383,71 @@ def test_a_folder_of_tables_is_searched_at_its_resolutions(tmp_path):
         (tmp_path / f"{size}_lookup_table.yaml").write_text("a: {mean: 1.0}\n")
     assert served_resolutions(tmp_path, (160, 176, 192)) == (176,)
     assert served_resolutions("note10", (160, 192), tmp_path) == (64, 176)
+
+
+@pytest.mark.parametrize(
+    ("tables", "usual", "anchors", "found"),
+    [
+        ((64, 96, 128), (160, 192, 224), (128, 160, 224), (128,)),
+        ((64, 160, 176), (160, 176, 192), (128, 160), (160,)),
+        ((8, 12, 20), (40, 48), (8, 12, 16), (8, 12)),
+        ((64, 160), (160, 192), (), (160,)),
+    ],
+)
+def test_the_default_is_what_device_and_predictor_both_serve(
+    tables, usual, anchors, found, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    for size in tables:
+        (tmp_path / f"{size}_lookup_table.yaml").write_text("a: {mean: 1.0}\n")
+    assert default_resolutions(tmp_path, MOBILENET_V3, usual, anchors) == found
+    assert caplog.text.count("\n") == 1 and " ".join(map(str, found)) in caplog.text
+    with pytest.raises(ConfigError, match=r"64.*256 to 300"):
+        (tmp_path / "64_lookup_table.yaml").write_text("a: {mean: 1.0}\n")
+        default_resolutions(tmp_path, MOBILENET_V3, usual, (256, 300))
+
+
+def test_counts_are_searched_where_the_predictor_serves():
+    assert default_resolutions("flops", MOBILENET_V3, (160, 192), (128, 160, 176)) == (160,)
+    assert default_resolutions("flops", MOBILENET_V3, (40, 48), (8, 12, 16)) == (8, 12, 16)
+    assert default_resolutions("cpu", MOBILENET_V3, (40, 48)) == (40, 48)
+
+
+def test_a_device_measured_at_other_sizes_is_searched_where_both_serve(call, caplog):
+    caplog.set_level(logging.INFO)
+    folder = measured("phone", "compofa", (64, 96, 128))
+    fit = ("fit-latency", "--input", str(folder.table), "--output", "phone.npz", "--quiet")
+    assert call(nas_main, *fit)[0] == 0
+    assert call(search, "--target-hardware", "phone.npz", "--compare", "none")[0] == 0
+    assert "resolutions 128, which phone.npz and the accuracy predictor serve" in caplog.text
+    arrays, _ = read_subnets("runs/search-compofa-phone/results.csv")
+    assert set(arrays.resolutions) == {128}
+    small = measured("small", "compofa-small", (16, 32))
+    fit = ("fit-latency", "--input", str(small.table), "--output", "small.npz", "--quiet")
+    assert call(nas_main, *fit)[0] == 0
+    status, _, err = call(search, "--target-hardware", "small.npz")
+    assert status == 1 and "mobilenet_v3_small_images" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "sizes", "classes"),
+    [
+        (["--net", "compofa-small"], (40, 44, 48, 52, 56), 1000),
+        (["--net", "compofa-medium"], (80, 88, 96, 104, 112), 1000),
+        (["--net", "compofa-digits"], (8, 12, 16), 10),
+        (["--net", "compofa-small", "--resolutions", "32", "16"], (16, 32), 1000),
+    ],
+)
+def test_networks_are_timed_at_their_own_sizes(call, monkeypatch, argv, sizes, classes):
+    seen = []
+
+    def stop(backbone, space, classes, *_, **__):
+        seen.append((space.resolutions, classes))
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("nas.cost.measured.measure", stop)
+    assert call(nas_main, "measure", "--output", "tables", *argv)[0] == 1
+    assert seen == [(sizes, classes)]
 
 
 # --- this machine in ONNX Runtime ---

@@ -118,6 +118,8 @@ def test_limits_by_quantity_prefix_and_unit_hold(call):
         (["--target-hardware", "lg-g8"], "nas sample"),
         (["--net", "compfa"], "did you mean compofa"),
         (["--compare", "compfa"], "did you mean compofa"),
+        (["--net", "compofa-medium"], "checkpoint"),
+        (["--net", "ofa_resnet50", "--target-hardware", "flops"], "fit-accuracy"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(call, argv, message):

@@ -197,6 +197,28 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
     assert tables[0] == tables[1]
 
 
+def test_what_is_searched_is_printed_once(searched, net, tmp_path, capsys):
+    predictor = ["--accuracy-predictor", str(searched.folder / "predictor.npz"), "--verify", "0"]
+    for target, title in (("flops", "MACs"), ("params", "parameters")):
+        argv = options(net, tmp_path / target, "--target-hardware", target, *predictor)
+        assert main(argv) == 0
+        heading, row, *_ = capsys.readouterr().out.splitlines()
+        assert heading.split().count(title) == 1 and ("params" in heading) == (target == "flops")
+        assert len(heading) == len(row[: row.index("d 2")]) + len("subnet")
+
+
+def test_a_predictor_decides_the_default_resolutions(searched, net, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    predictor = ["--accuracy-predictor", str(searched.folder / "predictor.npz"), "--verify", "0"]
+    argv = options(net, tmp_path, "--target-hardware", "flops", *predictor)
+    place = argv.index("--resolutions")
+    (checkpoint := load_checkpoint(net)).resolutions = (8, 12)
+    save_checkpoint(tmp_path / "two.pt", checkpoint)
+    argv[argv.index(str(net))] = str(tmp_path / "two.pt")
+    assert main(argv[:place] + argv[place + 2 :]) == 0
+    assert "resolutions 8, which flops and the accuracy predictor serve" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -216,6 +238,9 @@ def test_the_same_seed_finds_the_same(net, tmp_path):
         (["--target-hardware", "flops", "--constraints", "7ms"], "--constraints"),
         (["--target-hardware", "flops", "--limit", "params=7ms"], "--limit params"),
         (["--target-hardware", "flops", "--limit", "memori=7"], "did you mean memory"),
+        (["--target-hardware", "flops", "--constraints", "7", "6"], '"d":[2,2,2,2,2]'),
+        (["--target-hardware", "flops", "--limit", "params=7"], "params, the least"),
+        (["--target-hardware", "flops", "--limit", "macs=7"], " 7 MACs on flops"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys, more, message):
@@ -223,14 +248,6 @@ def test_what_is_wrong_is_said_before_anything_is_measured(net, tmp_path, capsys
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_a_budget_that_no_subnet_meets_keeps_the_records(searched, net, tmp_path, capsys):
-    predictor = ["--accuracy-predictor", str(searched.folder / "predictor.npz")]
-    argv = options(net, tmp_path, "--target-hardware", "flops", "--constraints", "7", *predictor)
-    assert main(argv) == 1
-    err = capsys.readouterr().err
-    assert " 7 MACs " in err and '"d":[2,2,2,2,2]' in err
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path, capsys):

@@ -8,12 +8,11 @@ from pathlib import Path
 from compofa.cli.common import Parser
 from compofa.errors import ConfigError, TableError
 from compofa.io.atomic import is_stream, require_other
-from nas.cli.networks import add_timed_network, timed_network
+from nas.cli.networks import add_timed_network, network_of, timed_network
 from nas.cost.devices import DEVICES, LocalDevice
 from nas.cost.on_device import SETUP
 from nas.cost.timing import RUNTIMES
 from nas.cost.units import column_quantity
-from nas.search import pipeline
 from nas.tables import Table, lines, read_csv, read_subnets
 
 MEASURE = "time the networks of a space on this machine and write lookup tables"
@@ -101,7 +100,8 @@ def fit_latency(args: argparse.Namespace) -> None:
         if width is not None:
             raise ConfigError(f"--width-mult: {source} is of {folder.net}, expected none")
     else:
-        backbone, _, classes = pipeline.named_space(args.net or "compofa", args.width_mult)
+        spec, _ = network_of(args.net or "compofa", args.width_mult)
+        backbone, classes = spec.backbone, spec.classes
     _require_filled(table, args.column)
     arrays, columns = read_subnets(table, [args.column])
     quantity, unit = column_quantity(args.column)

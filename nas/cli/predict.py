@@ -16,6 +16,7 @@ from compofa.io.atomic import require_other
 from compofa.networks.zoo import NETWORKS
 from compofa.space.arrays import SubnetArrays
 from compofa.space.search_space import SearchSpace
+from nas.cli.networks import add_network, at_resolutions, network_of
 from nas.cost.base import macs_cost, params_cost
 from nas.cost.devices import ALIASES, DEVICES, find_device, load_cost
 from nas.cost.objectives import require_quantity, split_quantity
@@ -29,18 +30,6 @@ _T = TypeVar("_T")
 COUNTS = {"macs": macs_cost, "params": params_cost}
 OWN_NET = "net"
 """Column of a search's tables with the network of each row."""
-
-
-def add_network(sub: Parser, net: str | None = "compofa", default: str = "") -> None:
-    """Add ``--net`` and ``--width-mult``; ``default`` describes a default that is not a name."""
-    text = f"one of {', '.join(NETWORKS)}"
-    sub.add_argument("--net", default=net, metavar="ID", help=text + default)
-    sub.add_argument(
-        "--width-mult",
-        type=float,
-        metavar="X",
-        help="width multiplier (default: the network's own)",
-    )
 
 
 def add_predict_options(sub: Parser) -> None:
@@ -131,7 +120,7 @@ def _rows_by_network(table: Table, net: str | None, path: str) -> dict[str, np.n
         name = names[unknown[0]]
         raise TableError(
             f"{path}, {lines(unknown)}: {OWN_NET}: {did_you_mean(name, NETWORKS)}expected a "
-            f"named network, got {name!r}: give one with --net for all rows"
+            f"named network, got {name!r}: give it, or its checkpoint, with --net for all rows"
         )
     return {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
 
@@ -140,16 +129,21 @@ def _predicted(
     args: argparse.Namespace, net: str, arrays: SubnetArrays, rows: np.ndarray, wanted: list[str]
 ) -> dict[str, np.ndarray]:
     """Return the columns of some rows, which are subnets of one network."""
-    backbone, space, classes = pipeline.named_space(net, args.width_mult)
+    spec, checkpoint = network_of(net, args.width_mult)
+    backbone, classes = spec.backbone, spec.classes
+    if checkpoint is not None and not args.accuracy_predictor and {"top1", "top1_std"} & {*wanted}:
+        raise ConfigError(
+            f"--accuracy-predictor: expected one for the top-1 of {net}, such as the predictor.npz "
+            "of its search"
+        )
 
     def ask(question: Callable[[SubnetArrays], _T], of: SubnetArrays) -> _T:
         return _ask(question, of, args.input, rows)
 
-    arrays = require_members(arrays[rows], space, args.input, rows)
+    arrays = require_members(arrays[rows], spec.space, args.input, rows)
 
     def known(some: SubnetArrays) -> SearchSpace:
-        sizes = np.unique(some.resolutions).tolist()
-        return pipeline.named_space(net, args.width_mult, sizes)[1]
+        return at_resolutions(spec, np.unique(some.resolutions).tolist()).space
 
     space = ask(known, arrays)
     columns: dict[str, np.ndarray] = {}

@@ -12,8 +12,9 @@ from compofa.cli.common import run
 from compofa.errors import CompofaError, ConfigError, unknown_name
 from compofa.io.locks import exclusive
 from compofa.networks.backbone import Backbone
-from compofa.networks.zoo import NETWORKS, entry, network_spec
+from compofa.networks.zoo import NETWORKS, network_spec
 from compofa.space.search_space import SearchSpace
+from nas.cli.networks import require_known
 from nas.cli.search_options import PROG, limits_of, parser
 from nas.cli.search_table import print_found
 from nas.cli.search_zoo import show_specialised
@@ -183,7 +184,7 @@ def _usual_resolutions(args: argparse.Namespace) -> tuple[int, ...]:
     table = network_spec(args.net, width_mult=args.width_mult).backbone
     accuracy = pipeline.accuracy_model(args.accuracy_predictor or args.net, table.width_mult)
     return default_resolutions(
-        args.target_hardware, pipeline.usual_resolutions(table), accuracy.resolutions,
+        args.target_hardware, table, pipeline.usual_resolutions(table), accuracy.resolutions,
         args.latency_table,
     )  # fmt: skip
 
@@ -215,8 +216,7 @@ def search(argv: Sequence[str] | None) -> None:
 
 def _search(args: argparse.Namespace, output: Path) -> None:
     """Search, write the results to ``output`` and print them."""
-    if not Path(args.net).suffix and not Path(args.net).exists():
-        entry(args.net)  # raises at once, where the import of torch would take seconds
+    require_known(args.net)
     if args.net not in NETWORKS or NETWORKS[args.net].shipped:
         from nas.cli.search_checkpoint import search_checkpoint
 

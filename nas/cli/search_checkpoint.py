@@ -13,6 +13,7 @@ from compofa.cli.evaluate import open_data
 from compofa.errors import ConfigError
 from compofa.evaluate import Evaluator
 from compofa.io.open import open_network
+from compofa.networks.supernet_spec import NetworkSpec
 from compofa.training.device import check_device
 from nas.cost.base import Cost
 from nas.cost.served import default_resolutions
@@ -54,13 +55,15 @@ def search_checkpoint(
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     opened = open_network(args.net)
+    if not isinstance(opened.spec, NetworkSpec):
+        raise ConfigError(f"--net: expected a supernet, got the specialised network {args.net}")
     resolutions = search_resolutions(opened.checkpoint, args.resolutions)
     if not args.resolutions:
         anchors = ()
         if args.accuracy_predictor is not None:
             anchors = pipeline.accuracy_model(args.accuracy_predictor).resolutions
         resolutions = default_resolutions(
-            args.target_hardware, resolutions, anchors, args.latency_table
+            args.target_hardware, opened.spec.backbone, resolutions, anchors, args.latency_table
         )
     trained = Trained(pipeline.network_name(args.net), opened, resolutions)
     data = argparse.Namespace(dataset=None, data_path=args.data_path, imagenet_path=None)

@@ -77,15 +77,17 @@ def parser() -> Parser:
         type=int_list,
         nargs="+",
         metavar="R",
-        help="input resolutions (default: 160 176 192 208 224; those that a checkpoint was "
-        "trained at, five of them at most)",
+        help="input resolutions (default: 160 176 192 208 224, half of that at stride 16 and a "
+        "quarter at stride 8; those that a checkpoint was trained at, five of them at most; in "
+        "each case those that device and accuracy predictor serve)",
     )
     p.add_argument(
         "--compare",
         nargs="+",
         metavar="NET",
-        help="networks to compare it with, or none (default: its free space; none "
-        "for a checkpoint, which takes free: its front is not shown, as nothing was trained on it)",
+        help="networks to compare it with, or none (default: the free space of compofa and "
+        "compofa-elastic, compofa for that; none for a checkpoint, which takes free: its front is "
+        "not shown, as nothing was trained on it)",
     )
     p.add_argument(
         "--width-mult",

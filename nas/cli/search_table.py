@@ -20,19 +20,22 @@ def print_found(outcome: Outcome) -> None:
     titles = "".join(f"  {name.replace('_', ' '):>19}" for name in more)
     if measured:
         titles = f"  {'90 % interval':>16}{titles}"
-    heading = f"{'budget':>9}  {own:>12}  {'top-1 %':>8}{titles}"
-    print(f"{heading}  {'MACs':>12}  {'params':>10}  subnet")
+    counts = {"macs": ("MACs", 12), "params": ("params", 10)}
+    counts.pop(names[0], None)
+    titles += "".join(f"  {title:>{width}}" for title, width in counts.values())
+    print(f"{'budget':>9}  {own:>12}  {'top-1 %':>8}{titles}  subnet")
     for row, found in enumerate(outcome.found):
         low, high = (columns[name][row] for name in results.INTERVAL)
         cells = f"  {f'{low:.2f} to {high:.2f}':>16}" if measured else ""
         for name in more:
             value = results.measured_value(columns, name, row)
-            text = value.text(2) if value.error else short(value.value, ".2f")
+            text = short(value.value, ".4g") if value.error is None else value.text(2)
             cells += f"  {text:>19}"
+        for name, (_, width) in counts.items():
+            cells += f"  {columns[name][row]:>{width},}"
         print(
             f"{short(found.budget):>9}  {short(found.cost, '.6g'):>{max(12, len(own))}}  "
-            f"{found.accuracy:>8.2f}{cells}  {columns['macs'][row]:>12,}  "
-            f"{columns['params'][row]:>10,}  {found.subnet}"
+            f"{found.accuracy:>8.2f}{cells}  {found.subnet}"
         )
         if above[row]:
             print(f"{'':>9}  its measured latency is above the budget")

@@ -23,7 +23,8 @@ from compofa.io.locks import exclusive
 from compofa.networks.published import zoo_devices
 from compofa.space.arrays import arrays_of
 from nas.cli import latency, sample
-from nas.cli.predict import add_network, add_predict_options, predict
+from nas.cli.networks import add_network
+from nas.cli.predict import add_predict_options, predict
 from nas.cost.devices import DEVICES
 from nas.search import pipeline
 from nas.tables import read_csv, read_subnets, without_repeats

@@ -31,6 +31,8 @@ WIDTHS = (0.25, 0.35, 0.5, 0.65, 0.75, 0.8, 1.0, 1.1, 1.2, 1.25, 1.3, 1.4, 1.5, 
 
 CARD = "tables.json"
 """File beside tables that were measured here: name of the device, and error of their sums."""
+SAMPLED = "latency.csv"
+"""Table of whole networks that ``sample`` starts and the device fills in."""
 
 _FILE = re.compile(r"(\d{1,4})_lookup_table\.ya?ml")
 _KEY = re.compile(r"[A-Za-z]\w*-[A-Za-z0-9_:-]+:", re.ASCII)
@@ -275,9 +277,13 @@ def table_files(folder: str | Path) -> dict[int, Path]:
         ) from error
     files = {int(match[1]): path for path, match in found.items() if match is not None}
     if not files:
+        measured = folder / SAMPLED
+        got = "none"
+        if measured in found:
+            got = f"whole networks: fit a model to {measured} (python -m nas fit-latency)"
         raise TableError(
             f"{folder}: expected latency tables named R_lookup_table.yaml (R a resolution), "
-            f"got none"
+            f"got {got}"
         )
     return files
 

@@ -27,9 +27,10 @@ from compofa.space.search_space import SearchSpace
 from compofa.space.subnet import Subnet
 from nas.cost import on_device
 from nas.cost.fit import MIN_ROWS
+from nas.cost.lookup import SAMPLED
 from nas.tables import read_csv, write_subnets
 
-TABLE, NETWORK = "latency.csv", "network.json"
+TABLE, NETWORK = SAMPLED, "network.json"
 SCRIPT, TFLITE_SCRIPT = "measure.py", "to_tflite.sh"
 TO_TFLITE = """\
 #!/bin/sh

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compofa.errors import ConfigError
-from nas.cost.devices import FittedDevice, find_device
+from compofa.networks.backbone import Backbone
+from nas.cost.devices import FittedDevice, find_device, load_cost
 from nas.cost.lookup import table_files
 from nas.cost.models import LatencyModel, load_model
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 def default_resolutions(
     device: str | Path,
+    backbone: Backbone,
     usual: Sequence[int],
     anchors: Sequence[int] = (),
     table: str | Path | None = None,
@@ -24,6 +26,7 @@ def default_resolutions(
 
     Args:
         device: As for :func:`nas.cost.devices.load_cost`.
+        backbone: Backbone of the network to search.
         usual: The resolutions to search where both serve all.
         anchors: Measured resolutions of the accuracy model, rising; it serves those between them.
             Empty for no limit.
@@ -31,8 +34,13 @@ def default_resolutions(
 
     Raises:
         ConfigError: There is none.
-        TableError: The device's file or folder cannot be used.
+        TableError: The device's file or folder cannot be used, or not for ``backbone``.
     """
+    entry = find_device(device)
+    if table is None and (
+        isinstance(entry, FittedDevice) or (not entry and Path(device).is_file())
+    ):
+        load_cost(device, backbone)  # of another backbone, its resolutions mean nothing
 
     def inside(sizes: Sequence[int]) -> tuple[int, ...]:
         return tuple(r for r in sizes if not len(anchors) or anchors[0] <= r <= anchors[-1])

@@ -217,7 +217,8 @@ def _extra(outcome: Outcome, columns: Mapping[str, Sequence[Any]], row: int) -> 
         if name != "measured_top1" and not name.endswith(ERROR):
             value = measured_value(columns, name, row)
             heading = name.replace("_", " ").replace("top1", "top-1 (%)").replace(" ms", " (ms)")
-            cells[heading.capitalize()] = value.text(2)
+            text = si(value.value, 4) if value.error is None else value.text(2)
+            cells[heading.capitalize()] = text
     for name, cost in zip(column_names(outcome.costs), outcome.costs, strict=True):
         if cost is not outcome.costs[0] and name not in ("macs", "params"):
             scale, unit = SHOWN.get(cost.unit, (1.0, cost.unit))
