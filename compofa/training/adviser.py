@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -363,9 +362,9 @@ def _settings(path: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _same_folder(settings: dict[str, Any], config: TrainConfig) -> bool:
-    paths = (settings.get("data_path"), config.data_path)
-    same = len({path and os.path.realpath(str(path)) for path in paths}) == 1
-    return same and settings["dataset"] == config.dataset
+    path = settings.get("data_path")
+    named = replace(config, dataset=settings["dataset"], data_path=path and str(path))
+    return named.same_data(config)
 
 
 def _as_trained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import os
@@ -13,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from compofa.errors import ConfigError
+from compofa.errors import ConfigError, did_you_mean
 from compofa.io.untrusted import parse_json, parse_yaml, read_text
 from compofa.training.config import TrainConfig
 
@@ -82,17 +81,14 @@ def checked_settings(data: Any, source: str, more: Collection[str] = ()) -> dict
                 settings[name] = _value(_TYPES.get(name, str | None), value)
             except TypeError as error:
                 faults.append(f"{name}: expected {error}, got {value!r}")
-    faults += [_unknown(name, known) for name in unknown]
+    for key in unknown:
+        hint = did_you_mean(key.replace("-", "_"), known).strip()
+        faults.append(f"unknown setting {key!r}" + f" ({hint})" * bool(hint))
     if unknown:
         faults.append(f"known are {', '.join(known)}")
     if faults:
         raise ConfigError(f"{source}: {'; '.join(faults)}")
     return settings
-
-
-def _unknown(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_"), known, 1)
-    return f"unknown setting {name!r}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _value(hint: Any, value: Any) -> Any:
