@@ -91,4 +91,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     for each in known:
         lower.setdefault(each.lower(), each)
     like = difflib.get_close_matches(name.lower(), lower, 2, 0.6)
+    if not like:  # the beginning of a long name
+        begins = {each[: len(name)]: each for each in reversed(lower)}
+        like = [begins[b] for b in difflib.get_close_matches(name.lower(), begins, 2, 0.8)]
     return f"did you mean {' or '.join(lower[each] for each in like)}? " if like else ""

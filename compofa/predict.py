@@ -27,12 +27,14 @@ from compofa.data import (
 from compofa.data.folders import IMAGE_SUFFIXES, image_paths
 from compofa.data.imagenet import is_imagenet
 from compofa.distributed.threads import cpu_threads, default_threads
-from compofa.errors import CheckpointError, DataError
+from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint
-from compofa.io.export import load_onnx
+from compofa.io.export import card_path, load_onnx
 from compofa.networks.network_spec import network_from_json
+from compofa.networks.supernet_spec import field
 from compofa.nn.static import StaticNetwork
+from compofa.space.subnet import numbers
 
 log = logging.getLogger(__name__)
 
@@ -125,25 +127,37 @@ class Classifier:
 
         Raises:
             ConfigError: onnxruntime is not installed.
-            CheckpointError: The file or its card is missing or damaged.
+            CheckpointError: The file or its card is missing or damaged, or they do not fit.
             DataError: The data set of the card is not registered.
         """
         run, card = load_onnx(path)
         try:
-            norm = card["normalisation"]
-            outputs = network_from_json(card["network"]).classes
-            names = class_names(tuple(map(str, card["classes"])), outputs)
-            image_input = ImageInput(
-                dataset_info(card["dataset"]),
-                Normalisation(tuple(norm["mean"]), tuple(norm["std"])),
-                int(card["resolution"]),
+            network = network_from_json(field(card, "network", dict))
+            names = field(card, "classes", list)
+            if any(type(name) is not str for name in names) or len(names) not in (
+                0,
+                network.classes,
+            ):
+                raise SpaceError(f"classes: expected {network.classes} names, got {names!r:.80}")
+            values = field(card, "normalisation", dict)
+            mean, std = (
+                tuple(map(float, numbers(key, field(values, key, list)))) for key in ("mean", "std")
             )
-        except (KeyError, TypeError, ValueError) as error:
+            norm, resolution = Normalisation(mean, std), field(card, "resolution", int)
+            network.check_resolution(resolution)
+            dataset = field(card, "dataset", str)
+        except (DataError, SpaceError) as error:
             raise CheckpointError(
-                f"{path}: expected the card that export writes beside it, with classes, "
-                f"normalisation, data set and resolution, got {error!r}"
+                f"{card_path(path)}: expected the card that export writes: {error}"
             ) from error
-        return cls(run, names, image_input)
+        logits = run(torch.zeros(1, 3, resolution, resolution))
+        if logits.shape != (1, network.classes):
+            raise CheckpointError(
+                f"{path}: expected logits of the {network.classes} classes of its card, got an "
+                f"output of shape {tuple(logits.shape)}"
+            )
+        image_input = ImageInput(dataset_info(dataset), norm, resolution)
+        return cls(run, class_names(tuple(names), network.classes), image_input)
 
     def predict(
         self,

@@ -320,3 +320,25 @@ def test_every_script_and_console_command_has_its_main() -> None:
         if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
             without.append(module)
     assert without == []
+
+
+CITATION = re.compile(
+    r"([A-Z]\w+) (?:et al\.|and ([A-Z]\w+)),? \(?(?:\"[^\"]+\", )?(?:([A-Z]\w+) )?(20\d\d)"
+)
+"""Such as "Cai et al., ICLR 2020", "Sahni et al. (ICLR 2021)" and "Deb et al., 2002"."""
+
+
+def test_notice_lists_every_paper_that_is_cited() -> None:
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n\s*\n|;\n", notice)]
+    pages = [*sources("compofa", "nas"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    cited, missing = 0, []
+    for path in pages:
+        text = re.sub(r"\s+(?:# )?", " ", path.read_text(encoding="utf-8"))
+        for found in CITATION.finditer(text):
+            first, second, venue, year = found.groups()
+            wanted = [name for name in (first, second, venue, year) if name]
+            cited += 1
+            if not any(all(word in entry for word in wanted) for entry in entries):
+                missing.append(f"{path.relative_to(ROOT)}: {found[0]}")
+    assert cited > 30 and missing == []

@@ -299,9 +299,9 @@ def config(depth: int = 2, expand: float = 3, stages: int = 5) -> str:
         (["--dataset", "mnist"], ["'mnist'", "fashion-mnist"]),
         (["--dataset", "imagefolder"], ["imagefolder", "data path"]),
         (["--imagenet_path", "none"], ["none "]),
-        (["--device", "tpu"], ["cpu or cuda", "'tpu'"]),
+        (["--device", "tpu"], ["cpu, cuda or mps", "'tpu'"]),
         (["--net", "resnet"], ["'resnet'", "compofa-digits"]),
-        (["--net", "compofa"], ["weights", "compofa"]),
+        (["--net", "compofa-medium"], ["weights", "compofa-medium"]),
         (["--net", "none.pt"], ["none.pt"]),
         (["--net", "."], ["folder"]),
         (

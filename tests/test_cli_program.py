@@ -1,6 +1,7 @@
 """One command with everything, and texts that name commands as the user calls them."""
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -67,6 +68,24 @@ def test_usage_and_errors_name_the_installed_command(monkeypatch, capsys):
         main(["search", "--help"])
     shown = capsys.readouterr().out
     assert shown.startswith("usage: compofa search") and "run_NAS.py" not in shown
+
+
+@pytest.mark.parametrize("started", ["train_ofa_net.py", "compofa", "/x/compofa/__main__.py"])
+def test_help_fits_a_terminal_and_states_each_default_once(monkeypatch, capsys, started):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", [started])
+    for command in (None, *COMMANDS):
+        with pytest.raises(SystemExit):
+            main([command, "--help"] if command else ["--help"])
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= 80, command
+        for option in re.split(r"\n  -|\n\n", shown):
+            assert option.count("(default") <= 1, (command, option)
+        words = {word.strip(",()") for word in shown.split()}
+        if command in ("train", "export", "sample"):  # not broken at its hyphens
+            assert "ofa-proxyless-small" in words
+        if started == "compofa":
+            assert not {"train_ofa_net.py", "eval_sampled_config.py", "run_NAS.py"} & words
 
 
 def test_a_system_without_posix_is_refused_in_one_line():

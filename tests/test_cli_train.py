@@ -158,6 +158,8 @@ def test_where_teachers_take_long_the_command_is_named(call, tmp_path):
     command = shlex.split(done.err[done.err.index("train_ofa_net.py --") :])[1:]
     assert not Path("out dir").exists()
     assert call(*command, *QUICK).status == 0, "the command that was named"
+    elsewhere = call(*words, "--output", "other")
+    assert elsewhere.status == 1 and "--output 'out dir' has one" in elsewhere.err
     assert call(*words).status == 0, "and with that teacher it goes on"
     assert load_checkpoint("out dir/compound-1/best.pt").classes == ("cat", "dog")
 
@@ -271,6 +273,9 @@ def test_a_teacher_that_is_none(call, tmp_path, data, option):
             "--epochs -1 --lr -2 --batch-size 0 --workers -3 --label-smoothing 2",
             ["--epochs", "--lr", "--batch-size", "--workers", "--label-smoothing"],
         ),
+        ("--optimizer AdamW", ["--optimizer: did you mean adamw?", "'AdamW'"]),
+        ("--logger mlfow", ["--logger: did you mean mlflow?", "'mlfow'"]),
+        ("--task finetune --init-path compofa-digits --subnet larges", ["did you mean largest?"]),
         ("--epochs two", ["--epochs: ", "'two'"]),
         ("--image-size 8x8", ["--image-size: ", "'8x8'"]),
         ("--epoch 3", ["--epoch 3"]),

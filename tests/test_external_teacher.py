@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from compofa.nn.supernet import Supernet
 from compofa.training import external
 from compofa.training.config import TrainConfig
 from compofa.training.external import ExternalTeacher, load_teacher
+from compofa.training.plan import plan
 from compofa.training.run import train
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -146,6 +148,8 @@ def test_a_classifier_of_timm(tmp_path) -> None:
         ("resnet50", "timm:NAME"),
         ("keras:resnet50", "timm:NAME"),
         ("torchvision:", "timm:NAME"),
+        ("torchvison:resnet50", "did you mean torchvision"),
+        ("torchvision:resnet81", "did you mean resnet18"),
         ("torchvision:fasterrcnn_resnet50_fpn", "classifiers"),
         ("torchvision:resnet18", "--teacher-path"),
     ],
@@ -245,6 +249,15 @@ def test_other_classes_and_sizes_are_refused(start, tmp_path) -> None:
     with pytest.raises(ConfigError, match="8 pixels"):
         train(config, tmp_path / "run", bar=False, teacher=nn.Conv2d(3, 10, 9))
     assert not list((tmp_path / "run").glob("**/*.pt"))
+
+
+def test_a_chain_begins_with_its_own_largest_network() -> None:
+    """Which the later phases start from, whoever teaches them; only an own one replaces it."""
+    chain = TrainConfig(task="progressive", teacher_path="mine.pt")
+    assert [phase.task for phase in plan(chain)][:2] == ["kernel", "depth"]
+    taught = plan(replace(chain, teacher="torchvision:resnet18"))
+    assert [phase.task for phase in taught][:2] == ["teacher", "kernel"]
+    assert [phase.teacher_path for phase in taught][:2] == [None, "mine.pt"]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_function_of_layers_is_an_objective_of_the_search_command(energy, tmp_
             "--output", str(tmp_path), "--quiet"]  # fmt: skip
     assert main(argv) == 0
     rows = rows_of(tmp_path / "results.csv")
-    assert list(rows[0])[-4:] == ["top1", "energy_mj", "macs", "params"]
+    assert list(rows[0])[-6:] == ["top1", "energy_mj", "macs", "params", "top1_low", "top1_high"]
     arrays, _ = read_subnets(tmp_path / "results.csv")
     for row, subnet in zip(rows, SPACE.subnets_of(arrays), strict=True):
         budget = float(row["constraint"])

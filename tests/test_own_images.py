@@ -35,6 +35,7 @@ from compofa.training.own_images import (
     suggest,
 )
 from compofa.training.plan import plan
+from compofa.training.resume import resumed_plan
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "own-images.md"
@@ -159,6 +160,11 @@ def test_what_is_given_wins(tmp_path, memory):
     assert config.net == "compofa" and config.eval_size == 200 and config.epochs == 7
     text = "\n".join(line for _, line in part.notes["teacher"])
     assert "--net" in text and "--epochs " not in text and "--image-size" not in text
+    for task, net in (("teacher", "compofa-small"), ("progressive", "ofa-small")):
+        small = Adviser(settings(folder, task, image_size=(16, 24)))  # too small for the others
+        assert {phase.net for phase in plan(small.given, small.resolve)} == {net}
+    low = Adviser(settings(folder, eval_size=24))
+    assert low.resolve(low.given).eval_size == 24
 
 
 def test_complete_settings_are_not_suggested_again(tmp_path, memory):
@@ -166,7 +172,7 @@ def test_complete_settings_are_not_suggested_again(tmp_path, memory):
     first = Adviser(settings(folder))
     config = first.resolve(first.given)
     folder.rename(tmp_path / "moved")  # reading it again would be an error
-    again = Adviser(config, resumed=True)
+    again = Adviser(config, resume=True)
     assert again.resolve(config) == config and again.notes["teacher"] == []
 
 
@@ -248,6 +254,9 @@ def test_weights_decide_network_and_resolution(tmp_path, memory):
     scratch = Adviser(settings(folder, "compound"))
     usual = scratch.resolve(scratch.given)
     assert config.epochs < usual.epochs and config.lr < usual.lr
+    # also in a run that was stopped while its teacher was trained
+    again = Adviser(adviser.given, output=tmp_path / "run", resume=True)
+    assert again.resolve(again.given) == config
 
 
 def test_a_phase_after_one_that_followed_weights_has_its_network(here, memory):
@@ -354,10 +363,26 @@ def test_what_does_not_fit_is_one_line(tmp_path, memory, given, free, expected):
     assert "\n" not in str(error.value)
     for part in expected:
         assert part in str(error.value)
-    resumed = Adviser(settings(folder, calibration_images=calibration, **given), resumed=True)
+    resumed = Adviser(settings(folder, calibration_images=calibration, **given), resume=True)
     config = resumed.resolve(resumed.given)  # settings of a resumed run stay
     assert any(level == logging.WARNING for level, _ in resumed.notes["teacher"])
     assert all(getattr(config, name) == value for name, value in given.items())
+
+
+@pytest.mark.parametrize("resume", [True, None])
+def test_a_phase_that_continues_keeps_its_batch_and_warns(tmp_path, memory, resume):
+    folder = photos(tmp_path / "photos", (64, 64), [20] * 2)
+    first = Adviser(settings(folder))
+    config = first.resolve(first.given)
+    run = tmp_path / "run"
+    write_run(config, run / "teacher")
+    (run / "teacher" / "last.pt").touch()
+    memory(90_000_000)
+    again = Adviser(TrainConfig(), run, resume=resume)
+    given = {"task": "teacher"}
+    assert resumed_plan(again, given, run) == (config,)
+    (note,) = again.notes["teacher"]
+    assert note[0] == logging.WARNING and "90 MB are free" in note[1]
 
 
 def test_ranks_of_a_machine_share_its_memory(memory):

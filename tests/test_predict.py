@@ -132,11 +132,7 @@ def test_predictions_are_those_of_evaluation(call, tmp_path, dataset, single) ->
 def test_an_exported_file_is_run_by_its_card(call, tmp_path) -> None:
     photos(tmp_path / "val", 2)
     norm = Normalisation((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
-    card = {
-        "network": network_spec("compofa-small", 3).to_json(), "classes": CLASSES, "resolution": 24,
-        "normalisation": {"mean": norm.mean, "std": norm.std}, "dataset": "imagefolder",
-    }  # fmt: skip
-    matrix = write_onnx(tmp_path / "net.onnx", card)
+    matrix = write_onnx(tmp_path / "net.onnx", dict(CARD))
     done = call("predict", "net.onnx", "val", "--top", 9, "--output", "said.csv")
     assert done.status == 0, done.err
     for row in rows("said.csv"):
@@ -153,12 +149,56 @@ def test_an_exported_file_is_run_by_its_card(call, tmp_path) -> None:
             assert float(row[f"probability_{rank}"]) == pytest.approx(wanted[place], abs=1e-5)
 
 
+CARD = {
+    "network": network_spec("compofa-small", 3).to_json(),
+    "classes": list(CLASSES),
+    "resolution": 24,
+    "normalisation": {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3]},
+    "dataset": "imagefolder",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"resolution": float("inf")}, "resolution"),
+        ({"resolution": 10**9}, "image size"),
+        ({"resolution": 32}, "ONNX Runtime"),
+        ({"classes": ["cat"]}, "classes"),
+        ({"classes": ["cat", None, "dog"]}, "classes"),
+        ({"classes": "cat"}, "classes"),
+        ({"network": network_spec("compofa-small", 5).to_json(), "classes": []}, "5 classes"),
+        ({"network": []}, "network"),
+        ({"normalisation": {"mean": [0.1] * 3, "std": [0] * 3}}, "standard deviations"),
+        ({"normalisation": {"mean": [[]] * 3, "std": [1] * 3}}, "mean"),
+        ({"normalisation": None}, "normalisation"),
+        ({"dataset": None}, "dataset"),
+        ({"dataset": "mine"}, "register_dataset"),
+    ],
+)
+def test_wrong_cards_are_refused(call, tmp_path, changed, named) -> None:
+    photos(tmp_path / "val", 1)
+    write_onnx(tmp_path / "net.onnx", CARD | changed)
+    done = call("predict", "net.onnx", "val")
+    assert done.status == 1 and named in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no ONNX", None], ids=["empty", "text", "truncated"])
+def test_files_that_are_no_onnx_are_refused(call, tmp_path, content) -> None:
+    photos(tmp_path / "val", 1)
+    write_onnx(tmp_path / "net.onnx", dict(CARD))
+    whole = Path("net.onnx").read_bytes()
+    Path("net.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    digest = hashlib.sha256(Path("net.onnx").read_bytes()).hexdigest()
+    Path("net.onnx.json").write_text(json.dumps(CARD | {"format": "onnx", "sha256": digest}))
+    done = call("predict", "net.onnx", "val")
+    assert done.status == 1 and "net.onnx: " in done.err and done.err.count("\n") == 1
+
+
 def test_damaged_exports_are_refused(call, tmp_path) -> None:
     photos(tmp_path / "val", 1)
-    card = {"network": network_spec("compofa-small", 3).to_json(), "classes": 3, "resolution": 24}
-    write_onnx(tmp_path / "net.onnx", card)
+    write_onnx(tmp_path / "net.onnx", dict(CARD))
     assert "--image-size" in call("predict", "net.onnx", "val", "--image-size", 8).err
-    assert "normalisation" in call("predict", "net.onnx", "val").err
     Path("net.onnx").write_bytes(Path("net.onnx").read_bytes() + b"x")
     assert "SHA-256" in call("predict", "net.onnx", "val").err
     Path("net.onnx.json").unlink()

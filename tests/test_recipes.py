@@ -182,6 +182,7 @@ def test_resolved_settings_are_complete_and_stay():
     may_miss = {
         "data_path", "fixed_kernel", "heuristic", "width_mult", "teacher_path", "init_path",
         "subnet", "validation_images", "price", "power", "color_jitter", "patience",
+        "teacher",
     }  # fmt: skip
     assert {f.name for f in fields(config) if getattr(config, f.name) is None} <= may_miss
     assert config.image_size == (8, 16) and config.eval_size == 16

@@ -202,6 +202,9 @@ def test_what_does_not_fit_is_one_line(letters, tmp_path, monkeypatch, capsys):
 def test_the_largest_subnet_teaches_after_it_was_fine_tuned(letters, tmp_path, quick, caplog):
     caplog.set_level(logging.INFO)
     result = go(tmp_path, letters)
+    said = next(line for line in caplog.messages if "--epochs and --warmup-epochs" in line)
+    assert "for compound-1 only" in said and "2 epochs" in said
+    assert f"--task teacher --dataset digits --init-path {letters}" in said
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         "compound-1", "teacher"
     ]  # fmt: skip

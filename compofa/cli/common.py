@@ -10,10 +10,11 @@ import math
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from compofa.cli.program import as_called
 from compofa.errors import CompofaError, OtherWorkerError, StoppedError, did_you_mean
@@ -52,10 +53,6 @@ class Parser(argparse.ArgumentParser):
         known = name.replace("_", "-")
         return known + equals + value if known in self._option_string_actions else word
 
-    def format_help(self) -> str:
-        """Return the help, with commands spelled as this process was called."""
-        return as_called(super().format_help())
-
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check a value with choices; names the choices most like it."""
         try:
@@ -78,14 +75,45 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, as_called(f"{self.prog}: error: {text} (see --help)\n"))
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the line breaks of descriptions; shows defaults other than None, False and []."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help of this terminal's width, with commands spelled as this process was called.
+
+    Paragraphs of a description are wrapped and its indented lines, which are commands, kept. Words
+    are not broken at hyphens, as in the names of networks. Defaults other than None, False, "" and
+    [] are shown.
+    """
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(as_called(prog), **kwargs)
+
+    def add_usage(self, usage: str | None, *args: Any, **kwargs: Any) -> None:
+        super().add_usage(usage and as_called(usage), *args, **kwargs)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for paragraph in as_called(text).split("\n\n"):
+            commands = paragraph.startswith(" ")
+            lines += paragraph.splitlines() if commands else _wrapped(paragraph, width)
+            lines.append("")
+        return "\n".join(indent + line for line in lines)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrapped(as_called(text), width)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         quiet = (None, False, argparse.SUPPRESS)
-        if action.default == [] or any(action.default is value for value in quiet):
+        if action.default in ("", []) or any(action.default is value for value in quiet):
             return action.help
         return super()._get_help_string(action)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print advice, with commands spelled as this process was called."""
+    print(as_called(text), file=file)
 
 
 def _expanded(text: str) -> str:

@@ -41,10 +41,10 @@ top-1 and top-5 accuracy are measured. Without options, random subnets of the di
 ships with the project are evaluated. A specialised network keeps its BN statistics.
 
   eval_sampled_config.py
-  eval_sampled_config.py --net runs/digits-compofa-small/compound-1/best.pt --all
-  eval_sampled_config.py --net compofa.pt --imagenet_path DIR --samples 5
-  eval_sampled_config.py --net note10_lat@8ms_top1@71.4_finetune@25 --imagenet_path DIR
-  eval_sampled_config.py --subnet '{"ks": [...], "e": [...], "d": [...], "r": 16}'
+  eval_sampled_config.py --net runs/NAME/PHASE/best.pt --all
+  eval_sampled_config.py --net compofa.pt --imagenet-path DIR --samples 5
+  eval_sampled_config.py --net ID --imagenet-path DIR
+  eval_sampled_config.py --net runs/NAME/PHASE/best.pt --subnet subnet_20.json
 """
 
 
@@ -95,9 +95,9 @@ def parser() -> Parser:
     )
     add_normalisation(data)
     how = p.add_argument_group("run")
-    how.add_argument("--batch-size", type=int, default=256, help="images per batch")
-    how.add_argument("--workers", type=int, default=0, help="loader workers")
-    how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    how.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch")
+    how.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
+    how.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     how.add_argument("--output", default="results.csv", metavar="FILE", help="CSV file to write")
     how.add_argument(
         "--details",

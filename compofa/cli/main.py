@@ -12,12 +12,15 @@ from compofa.cli.common import Parser
 
 PROG = "python -m compofa"
 DESCRIPTION = """\
-One trained network, many deployed ones. From photos in one folder per class to an exported network:
+One trained network, many deployed ones. From photos in one folder per class to an exported network,
+where ID is a network with published weights, which zoo lists, and NET is the best.pt that train
+writes:
 
-  python -m compofa train --task compound --dataset imagefolder --data-path DIR
-  python -m compofa eval --net runs/RUN/compound-1/best.pt
-  python -m compofa search --net runs/RUN/compound-1/best.pt --target-hardware note10
-  python -m compofa export runs/RUN/compound-1/best.pt subnet.json --to onnx
+  python -m compofa train --init-path ID --dataset imagefolder --data-path DIR
+  python -m compofa eval --net NET
+  python -m compofa search --net NET --target-hardware cpu --output found
+  python -m compofa export NET found/subnet_BUDGET.json --to onnx
+  python -m compofa predict best.onnx IMAGE
 """
 
 
@@ -40,7 +43,7 @@ COMMANDS = {
     "zoo": Command(_OURS, "list the named networks and where their weights are"),
     "devices": Command(_NAS, "list the devices that a search knows"),
     "estimate": Command(_NAS, "add predicted accuracy and costs to a table of subnets"),
-    "sample": Command(_NAS, "write subnets to measure on a device, with a script that does it"),
+    "sample": Command(_NAS, "write subnets to measure on a device, and a script for it"),
     "measure": Command(_NAS, "time the layers of a space on this machine"),
     "collect": Command(_NAS, "measure the accuracy of random subnets, to fit a predictor"),
     "fit-accuracy": Command(_NAS, "fit an accuracy predictor"),

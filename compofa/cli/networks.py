@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compofa.data.catalog import DATASETS, dataset_info
-from compofa.errors import ConfigError, DataError
+from compofa.errors import ConfigError, DataError, did_you_mean
 from compofa.io.untrusted import parse_json, read_text
 from compofa.networks.zoo import NETWORKS
 from compofa.space.search_space import SearchSpace
@@ -93,7 +93,11 @@ def read_subnet(text: str, space: SearchSpace, resolution: int, option: str = "-
         try:
             text = read_text(text)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{option}: expected JSON or a file with it: {error}") from None
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise ConfigError(
+                f"{option}: {did_you_mean(source, EXTREMES)}expected JSON or a file with it, got "
+                f"{source!r:.200}: {reason}"
+            ) from None
     try:
         config = parse_json(text)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -38,8 +39,8 @@ Print the most probable classes of images, with their probabilities. Images are 
 normalised as in the evaluation of the network. Unreadable images are named and skipped; if no image
 can be read, the exit status is 1.
 
-  python -m compofa predict runs/photos/finetune/best.pt photo.jpg
-  python -m compofa predict runs/photos/compound-1/best.pt largest photos/ --output predictions.csv
+  python -m compofa predict runs/NAME/finetune/best.pt photo.jpg
+  python -m compofa predict runs/NAME/PHASE/best.pt largest DIR --top 1
   python -m compofa predict photos.onnx 'holiday/**/*.jpg' --top 5
 
 The BN of a supernet's subnet is calibrated as by export and evaluation: on the training images of
@@ -47,6 +48,9 @@ the checkpoint if they are where they were, else on those of --data-path.
 """
 DATA = ("dataset", "data_path", "imagenet_path")
 FILE = ("arch", "image_size", "mean", "std")
+FEW = 100
+"""Images below which calibration on them warns."""
+log = logging.getLogger(__name__)
 CALIBRATION = ("no_calibrate", "calibrate_on_images", *DATA)
 
 
@@ -84,7 +88,7 @@ def add_options(parser: Parser) -> None:
     how = parser.add_argument_group("run")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch")
     how.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
-    how.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    how.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     how.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -216,5 +220,11 @@ def _network(
     _require_default(args, "--calibrate-on-images", "no_calibrate", *DATA)
     image_input = ImageInput.of(opened.checkpoint, subnet.resolution)
     batches = calibration_images(image_input, images, args.calibration_images, args.seed)
+    if (found := sum(len(batch) for batch in batches)) < FEW:
+        log.warning(
+            "BN is calibrated on %d images: expect poor predictions, unless there are hundreds of "
+            "images, of all classes",
+            found,
+        )
     with cpu_threads(default_threads(subnet.resolution)):
         return calibrate(opened.network, batches, subnet).to(args.device)

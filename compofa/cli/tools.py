@@ -37,22 +37,20 @@ if TYPE_CHECKING:
     from compofa.io.open import OpenedNetwork
 
 PROG = "python -m compofa"
-DESCRIPTION = """\
-Export, convert, predict with and list trained networks. Train, evaluate and search with
-train_ofa_net.py, eval_sampled_config.py and run_NAS.py.
+EXPORT = """\
+Export a subnet for other programs. BN is calibrated on training images, the exported network is
+loaded again and compared with PyTorch, and its card, OUTPUT.json, says how images are prepared,
+what the classes are called, and how large the network is.
 
   python -m compofa export compofa-digits largest --to onnx --fold-bn
-  python -m compofa export compofa.pt subnet.json --to pt2 --imagenet-path DIR --output net.pt2
-  python -m compofa predict compofa.pt subnet.json photos/ --output predictions.csv
-  python -m compofa convert ofa_mbv3_d234_e346_k357_w1.0 net.pt --to compofa
-  python -m compofa zoo --like note10
+  python -m compofa export runs/NAME/PHASE/best.pt subnet.json --to pt2
 """
 EXPORTS = ("onnx", "torchscript", "pt2", "safetensors")
 
 
 def parser() -> Parser:
     """Build the command's parser."""
-    p = Parser(prog=PROG, description=DESCRIPTION)
+    p = Parser(prog=PROG)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, call: Callable[[argparse.Namespace], None]) -> Parser:
@@ -62,10 +60,10 @@ def parser() -> Parser:
 
     sub = add(
         "export",
-        "export a subnet: BN is calibrated on training images, the exported network is verified "
-        "against torch, and its metadata is written to OUTPUT.json",
+        "export a subnet for other programs",
         _export,
     )
+    sub.description = EXPORT
     sub.add_argument("net", metavar="NET", help=NET_HELP)
     sub.add_argument(
         "subnet",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
+from compofa.cli.common import (
+    Parser,
+    add_backend_options,
+    int_list,
+    join_ranks,
+    log_on_main,
+    run,
+    say,
+)
 from compofa.errors import ConfigError
 from compofa.training.config import TrainConfig, flag
 from compofa.training.config_file import RUN_NAMES, read_config_file
@@ -27,14 +34,18 @@ DESCRIPTION = """\
 Train a supernet, its teacher, or one of its subnets. By default on scikit-learn's handwritten
 digits, in minutes on a CPU:
 
-  train_ofa_net.py --task teacher                     the largest network
-  train_ofa_net.py --task compound --fixed-kernel     CompOFA's 243 subnets, from the teacher
-  train_ofa_net.py --task progressive                 Once-for-All: progressive shrinking
-  train_ofa_net.py --task supernet                    one stage with the sandwich rule
-  train_ofa_net.py --task finetune --init-path compofa-digits --subnet smallest
-                                                      one subnet as a plain network
-  train_ofa_net.py --task compound --init-path ID|FILE --dataset imagefolder --data-path DIR
-                                                      a trained supernet for other classes
+  train_ofa_net.py --task teacher
+      the largest network
+  train_ofa_net.py --task compound --fixed-kernel
+      CompOFA's 243 subnets, from the teacher
+  train_ofa_net.py --init-path ID --dataset imagefolder --data-path DIR
+      a trained supernet for your own classes
+  train_ofa_net.py --task finetune --init-path ID --subnet smallest
+      one subnet as a plain network
+  train_ofa_net.py --task progressive
+      Once-for-All's progressive shrinking
+  train_ofa_net.py --task supernet
+      one stage with the sandwich rule
 
 tasks: {tasks}
 
@@ -44,9 +55,9 @@ also tasks of their own. Each starts from the best checkpoint of the one before;
 
 On ImageNet the defaults are those of the published runs:
 
-  train_ofa_net.py --task teacher  --dataset imagenet --data-path DIR
-  train_ofa_net.py --task compound --dataset imagenet --data-path DIR --phase 1
-  train_ofa_net.py --task compound --dataset imagenet --data-path DIR --phase 2
+  train_ofa_net.py --task teacher --dataset imagenet --data-path DIR
+  train_ofa_net.py --phase 1 --dataset imagenet --data-path DIR
+  train_ofa_net.py --phase 2 --dataset imagenet --data-path DIR
 
 Distributed training, one rank per GPU:
 
@@ -193,13 +204,15 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _report(result: RunResult) -> None:
+    from compofa.training.commands import evaluate_command
+
     for name, figures in result.figures.items():
         print(f"{name} subnet: {figures['top1']:.2f} % top-1 on the validation images")
     spent = ", ".join(
         f"{value:.4g} {name.replace('_', ' ')}" for name, value in result.cost.items()
     )
     print(f"spent {spent}; best checkpoint: {result.best}")
-    print(f"next: {shlex.join(['python', 'eval_sampled_config.py', '--net', str(result.best)])}")
+    say(f"next: {evaluate_command(result.best)}")
 
 
 def _open_initial(given: dict[str, Any], resumed: bool) -> OpenedNetwork:

@@ -243,5 +243,8 @@ def dataset_info(name: str) -> DatasetInfo:
         DataError: The name is unknown.
     """
     if name not in DATASETS:
-        raise DataError(unknown_name("data set", name, DATASETS))
+        raise DataError(
+            f"{unknown_name('data set', name, DATASETS)}, or one of your own, registered with "
+            "register_dataset before"
+        )
     return DATASETS[name]

@@ -166,11 +166,13 @@ def load_onnx(path: str | Path) -> tuple[Run, dict[str, Any]]:
     """Load an ONNX file that :func:`export` wrote into ONNX Runtime, on the CPU.
 
     Returns:
-        A function from images [n, 3, r, r] to logits [n, classes], both float32, and the card.
+        A function from images [n, 3, r, r] to logits [n, classes], both float32, and the card. The
+        function raises a CheckpointError for images of another size than the network's.
 
     Raises:
         ConfigError: onnxruntime is not installed.
-        CheckpointError: The file or its card is missing, or the file does not match its card.
+        CheckpointError: The file or its card is missing, the file does not match its card, or ONNX
+            Runtime cannot load it.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError(f"{path}: running it needs onnxruntime: pip install 'compofa[export]'")
@@ -185,7 +187,21 @@ def load_onnx(path: str | Path) -> tuple[Run, dict[str, Any]]:
             f"{card_path(path)}: expected the card that export writes of an ONNX file, with its "
             "SHA-256"
         )
-    return _load(content, "onnx"), card
+    import onnxruntime
+
+    # They have no base class but Exception.
+    kinds = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+    errors = tuple(k for k in kinds if isinstance(k, type) and issubclass(k, Exception))
+
+    def checked(function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except (*errors, ValueError) as error:  # ValueError: other inputs or outputs
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{path}: cannot be run by ONNX Runtime: {reason}") from error
+
+    run = checked(lambda: _load(content, "onnx"))
+    return (lambda images: checked(lambda: run(images))), card
 
 
 def onnx_latency_ms(path: str | Path, runs: int = 30) -> float:
@@ -221,7 +237,9 @@ def _check_card(path: Path, found: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {card_path(path)}: {error}") from error
-    wanted = card.get("sha256", found) if isinstance(card, dict) else None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{card_path(path)}: expected the card that export writes, got none")
+    wanted = card.get("sha256", found)
     if wanted != found:
         raise CheckpointError(
             f"{path}: expected SHA-256 {str(wanted)[:64]} as in {card_path(path).name}, got {found}"

@@ -28,9 +28,10 @@ from compofa.training.own_images import (
     heading,
     suggest,
     table,
+    with_network_for_sizes,
 )
 from compofa.training.recipes import OWN_IMAGES, Phase, recipe_for
-from compofa.training.run_folder import CONFIG
+from compofa.training.run_folder import CONFIG, has_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Adviser:
         output: Folder of the run; ``None`` for the default.
         initial: The network of ``config.init_path``, if it is open already.
         ranks: Ranks on this machine, which share its memory and CPUs.
-        resumed: Whether the run is resumed: its settings stay, whatever memory is free.
+        resume: As in :func:`compofa.training.run.train`. Settings of phases that continue stay,
+            whatever memory is free.
         splits: The data set, if it was given from Python.
 
     Attributes:
@@ -69,10 +71,10 @@ class Adviser:
         output: str | Path | None = None,
         initial: OpenedNetwork | None = None,
         ranks: int = 1,
-        resumed: bool = False,
+        resume: bool | None = False,
         splits: DataSplits | None = None,
     ) -> None:
-        self.given, self.ranks, self.resumed = config, ranks, resumed
+        self.given, self.ranks, self.resume = config, ranks, resume
         self.output = None if output is None else Path(output)
         self._initial, self._found, self._splits = initial, None, splits
         self.notes: dict[str, list[tuple[int, str]]] = {}
@@ -112,9 +114,15 @@ class Adviser:
 
     @property
     def initial(self) -> OpenedNetwork | None:
-        """The network that the run starts from."""
-        if self._initial is None and self.given.init_path and not self.resumed:
-            self._initial = open_network(self.given.init_path)
+        """The network that the run starts from, if it says which one it is."""
+        given = self.given
+        if self._initial is None and given.init_path and given.width_mult is None:
+            self._initial = open_network(given.init_path, arch=given.net)
+        return self._initial
+
+    @property
+    def opened(self) -> OpenedNetwork | None:
+        """The network that the run starts from, if it is open already."""
         return self._initial
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
@@ -125,7 +133,8 @@ class Adviser:
                 free.
             DataError: The data set cannot be read.
         """
-        resolved = config.resolved()  # faults are reported before images are read
+        # Faults are reported before images are read.
+        resolved = with_network_for_sizes(config).resolved()
         suggested: dict[str, Suggestion] = {}
         lines: list[tuple[int, str]] = []
         if recipe_for(config.dataset) is OWN_IMAGES and not _complete(config):
@@ -185,14 +194,14 @@ class Adviser:
     def _before(self, config: TrainConfig) -> Before | None:
         """Return the network that a phase starts from or is taught by."""
         phase = config.recipe_phase
-        for option in ("init_path", "teacher_path"):
-            path = getattr(config, option)
+        own_teacher = None if config.teacher else config.teacher_path
+        for option, path in (("init_path", config.init_path), ("teacher_path", own_teacher)):
             settings = path and _settings(Path(path).parent / CONFIG, config)
             if settings and _same_folder(settings, config) and not phase.single:
                 return _as_trained(settings, flag(option), phase, option == "init_path")
         if config.init_path is not None:
-            return self._trained(config) if self.initial is not None else None
-        if config.teacher_path is not None or phase.starts_from is None:
+            return self._trained(config)
+        if own_teacher is not None or phase.starts_from is None:
             return None
         if self.given.task != config.task:  # one phase of several
             return None
@@ -226,18 +235,23 @@ class Adviser:
         self, config: TrainConfig, resolved: TrainConfig, before: Before
     ) -> list[tuple[int, str]]:
         """Return a line if the images alone would lead to another network or other sizes."""
-        alone = {name: each.value for name, each in suggest(config, self.found).items()}
-        names = ("net", "image_size")
-        if all(
-            alone.get(name, getattr(resolved, name)) == getattr(resolved, name) for name in names
-        ):
+        scratch = replace(config, init_path=None, teacher_path=None)
+        alone = filled(scratch, suggest(scratch, self.found)).resolved()
+        net = resolved.net or before.net
+        if alone.image_size == resolved.image_size and net in (None, alone.net):
             return []
-        sizes = ",".join(map(str, alone.get("image_size", resolved.image_size)))
+        sizes = ",".join(map(str, alone.image_size))
         text = (
-            f"network and sizes are those of {before.source}; the images alone suggest "
-            f"{alone.get('net', resolved.net)} at {sizes} pixels"
+            f"network and sizes are those of {before.source}; the images alone suggest {alone.net} "
+            f"at {sizes} pixels"
         )
         return [(logging.WARNING, text)]
+
+    def _continues(self, config: TrainConfig) -> bool:
+        """Whether a phase continues from its last checkpoint."""
+        if self.output is None:
+            return bool(self.resume)
+        return self.resume is not False and has_checkpoint(self.output / config.recipe_phase.folder)
 
     # --- what there is to compute with ---
 
@@ -267,7 +281,7 @@ class Adviser:
             f"a step of {min(batch, self._training_images)} images at {size} pixels needs about "
             f"{readable(step(batch))}, {readable(free)} are free"
         )
-        if self.resumed:
+        if self._continues(resolved):
             return _Fit(batch, text, max(step(batch), tested.validation(batch, calibration)) > free)
         given, limit = config.batch_size is not None, free / (1 + ERROR)
         if given and step(batch) > free:
@@ -305,8 +319,8 @@ class Adviser:
         return spec.layers_of(spec.space.largest) if spec.elastic else spec.layers
 
     def _spec(self, config: TrainConfig) -> Network | None:
-        if config.net is None:  # that of the initial weights
-            return None if self.initial is None else self.initial.spec
+        if config.net is None:  # that of the initial weights, which may have moved since
+            return None if self._continues(config) or not self.initial else self.initial.spec
         return config.network(len(self._found.classes) if self._found else _CLASSES)
 
     def _workers(self, config: TrainConfig, resolved: TrainConfig) -> Suggestion:

@@ -5,13 +5,14 @@ The settings themselves are the fields of :class:`compofa.training.options.Optio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from compofa.data.catalog import dataset_info
 from compofa.distributed.threads import default_threads
-from compofa.errors import CompofaError, ConfigError
+from compofa.errors import CompofaError, ConfigError, did_you_mean
 from compofa.networks.supernet_spec import NetworkSpec
 from compofa.networks.zoo import entry, network_spec
 from compofa.space.coupling import parse_coupling
@@ -146,8 +147,8 @@ class TrainConfig(Options):
                     f"{flag(setting.name)}: expected {bounds[0]} to {bounds[1]}, got {value}"
                 )
             if choices and value not in choices:
-                expected = " or ".join(choices)
-                faults.append(f"{flag(setting.name)}: expected {expected}, got {value!r}")
+                expected = f"{did_you_mean(value, choices)}expected {' or '.join(choices)}"
+                faults.append(f"{flag(setting.name)}: {expected}, got {value!r}")
         if dataset_info(self.dataset).needs_path and not self.data_path:
             faults.append(f"--data-path: expected the folder of {self.dataset}")
         faults += [
@@ -194,6 +195,11 @@ class TrainConfig(Options):
             dropout=self.dropout,
         )
         return spec.largest_only() if self.recipe_phase.largest_only else spec
+
+    def same_data(self, other: TrainConfig) -> bool:
+        """Whether the data set is that of other settings, in the same folder."""
+        paths = (each.data_path and os.path.realpath(each.data_path) for each in (self, other))
+        return self.dataset == other.dataset and len({*paths}) == 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON data."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compofa.data import DataSplits, Normalisation, import_torchvision
 from compofa.data.imagenet import require_order
-from compofa.errors import CheckpointError, ConfigError
+from compofa.errors import CheckpointError, ConfigError, did_you_mean
 from compofa.io.checkpoint import weights_in
 from compofa.io.tensors import checksum, first_line, read_safely
 from compofa.io.weights import copy_checked
@@ -89,7 +89,8 @@ def load_teacher(name: str, weights: str | None, classes: tuple[str, ...]) -> Ex
     """
     library, _, own_name = name.partition(":")
     if library not in LIBRARIES or not own_name:
-        raise ConfigError(f"--teacher: expected timm:NAME or torchvision:NAME, got {name!r}")
+        hint = did_you_mean(library, LIBRARIES)
+        raise ConfigError(f"--teacher: {hint}expected timm:NAME or torchvision:NAME, got {name!r}")
     state = None if weights is None else _read_weights(weights)
     load = _load_timm if library == "timm" else _load_torchvision
     try:
@@ -115,10 +116,9 @@ def _load_timm(name: str, own_name: str, classes: int, pretrained: bool) -> Exte
 
     config = timm.models.get_pretrained_cfg(own_name)
     if config is None:
-        close = timm.list_models(f"*{own_name.split('.')[0]}*")[:3]
-        hint = f", such as {', '.join(close)}" if close else ""
+        hint = did_you_mean(own_name.partition(".")[0], timm.list_models())
         raise ConfigError(
-            f"--teacher: expected timm:NAME of one of timm's models{hint}, got {name}"
+            f"--teacher: {hint}expected timm:NAME of one of timm's models, got {name}"
         )
     if pretrained:
         _require_classes(name, config.num_classes, classes)
@@ -129,10 +129,11 @@ def _load_timm(name: str, own_name: str, classes: int, pretrained: bool) -> Exte
 
 def _load_torchvision(name: str, own_name: str, classes: int, pretrained: bool) -> ExternalTeacher:
     models = import_torchvision().models
-    if own_name not in models.list_models(module=models):
+    known = models.list_models(module=models)
+    if own_name not in known:
         raise ConfigError(
-            f"--teacher: expected torchvision:NAME of one of torchvision's classifiers, such as "
-            f"resnet50, got {name}"
+            f"--teacher: {did_you_mean(own_name, known)}expected torchvision:NAME of one of "
+            f"torchvision's classifiers, such as resnet50, got {name}"
         )
     weights = models.get_model_weights(own_name).DEFAULT
     if pretrained:

@@ -152,6 +152,17 @@ def resolutions(largest: int) -> tuple[int, ...]:
     return tuple(sorted({max(8, largest * eighths // 32 * 4) for eighths in (5, 6, 7, 8)}))
 
 
+def with_network_for_sizes(config: TrainConfig) -> TrainConfig:
+    """Return settings with the network for the image sizes that were given, if it was not."""
+    largest = max([*(config.image_size or ()), config.eval_size or 0])
+    if config.dataset != ANY_SIZE or not largest or config.net or config.follows_weights:
+        return config
+    phase = config.recipe_phase
+    if phase.single:
+        return config
+    return replace(config, net=network_for(largest, FREE if phase.free else COUPLED))
+
+
 def network_for(resolution: int, networks: Iterable[str] = COUPLED) -> str:
     """Return the first of ``networks`` that is for images of this side, else the last."""
     *others, last = networks

@@ -14,13 +14,13 @@ from typing import Any
 from compofa.errors import StoppedError, TrainingError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint, save_checkpoint
+from compofa.training.commands import restart_commands
 from compofa.training.config import TrainConfig
 from compofa.training.context import RunContext
 from compofa.training.journal import SUMMARY, Journal, cost_report
 from compofa.training.loggers import open_loggers
 from compofa.training.pace import Pace
 from compofa.training.plan import describe
-from compofa.training.resume import restart_commands
 from compofa.training.run_folder import (
     BEST,
     LAST,
@@ -198,6 +198,7 @@ class PhaseRun:
             image_size=config.eval_size,
             figures={"validation": self.state.figures, "epoch": self.state.epoch},
             data=self.start.data,
+            resolutions=config.image_size or (),
         )
 
     def _save(self) -> None:

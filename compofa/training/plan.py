@@ -54,7 +54,7 @@ def plan(
     return tuple(
         resolve(config.of_phase(phase, net=net))
         for phase in chain
-        if not (phase.largest_only and config.teacher_path)
+        if not (phase.largest_only and config.teacher_path and not config.teacher)
     )
 
 

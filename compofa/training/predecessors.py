@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compofa.distributed.backend import Backend
-from compofa.errors import ConfigError
+from compofa.errors import CompofaError, ConfigError
 from compofa.io.atomic import require_writable
 from compofa.io.checkpoint import file_hash, load_checkpoint
 from compofa.io.classifier import outputs_of
 from compofa.io.open import OpenedNetwork, open_network
+from compofa.training.commands import phase_command, resume_command
 from compofa.training.config import TrainConfig, flag
 from compofa.training.optimizers import OPTIMIZERS
-from compofa.training.recipes import OWN_IMAGES, Phase, recipe_for
-from compofa.training.resume import resume_command, train_command
+from compofa.training.recipes import OWN_IMAGES, recipe_for
+from compofa.training.resume import saved_phase
 from compofa.training.run_folder import BEST, LAST, is_unfinished
 
 log = logging.getLogger(__name__)
 
-_OWN = ("epochs", "lr", "warmup_epochs", "dynamic_batch_size", "teacher_path", "init_path")
-"""Settings of a phase that a teacher which is trained first has its own of."""
+SCHEDULE = ("epochs", "lr", "warmup_epochs")
+"""Settings of a task that do not apply to a teacher which is trained first."""
+_OWN = (*SCHEDULE, "validate_every", "dynamic_batch_size", "teacher_path", "init_path")
 
 TrainFirst = Callable[[TrainConfig, bool], Path]
 """Trains a teacher, or resumes an unfinished one; returns its best checkpoint."""
@@ -122,10 +126,15 @@ def _best_of(
         unfinished = is_unfinished(folder)
         ready = path.exists() and not unfinished
         if not ready and not (phase.largest_only and (recipe.quick or config.init_path)):
+            command = (
+                resume_command(config.of_phase(phase), output)
+                if unfinished
+                else phase_command(config, phase, output)
+            )
             raise ConfigError(
                 f"task {config.task} starts from the best checkpoint of a finished {task} run, "
-                f"expected at {path}: name one with {option}, or make it with: "
-                f"{_command(config, phase, output, unfinished)}"
+                f"expected at {path}{_other_run(config, folder)}: name one with {option}, or make "
+                f"it with: {command}"
             )
         if not ready:
             require_writable(output / config.recipe_phase.folder)
@@ -138,18 +147,14 @@ def _best_of(
     return train_first(first, unfinished)
 
 
-def _command(config: TrainConfig, phase: Phase, output: Path, unfinished: bool) -> str:
-    """Return the command that trains another phase with these settings, or continues it."""
-    other = config.of_phase(phase)
-    if unfinished:
-        return resume_command(other, output)
-    words = []
-    for name in ("dataset", "data_path", "net", "heuristic", "width_mult"):
-        value = getattr(config, name)
-        words += [flag(name), str(value)] * (value is not None)
-    if config.fixed_kernel is not None:
-        words.append("--fixed-kernel" if config.fixed_kernel else "--no-fixed-kernel")
-    return train_command(other, *words, "--output", str(output))
+def _other_run(config: TrainConfig, folder: Path) -> str:
+    """Return where another run completed the phase of ``folder`` on the same data, for errors."""
+    for other in sorted(folder.parent.parent.glob(f"*/{folder.name}")):
+        with suppress(CompofaError):
+            found = saved_phase(other)
+            if found is not None and found.completed and found.config.same_data(config):
+                return f" ({shlex.join(['--output', str(other.parent)])} has one)"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from compofa.errors import ConfigError
 from compofa.io.untrusted import parse_json, read_text
-from compofa.training.config import TrainConfig, flag
+from compofa.training.commands import task_words
+from compofa.training.config import TrainConfig
 from compofa.training.config_file import checked_settings
 from compofa.training.device import is_available
 from compofa.training.journal import SUMMARY
@@ -20,9 +21,6 @@ from compofa.training.run_folder import CONFIG, has_checkpoint, newest
 
 if TYPE_CHECKING:
     from compofa.training.adviser import Adviser
-    from compofa.training.predecessors import Origin
-
-COMMAND = ("python", "train_ofa_net.py")
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,9 @@ def resumed_plan(
 
     def resolve(phase: TrainConfig) -> TrainConfig:
         started = saved.get(phase.recipe_phase.folder)
-        if started is None:
-            return adviser.resolve(phase)
-        return _with_saved(phase, started, given, config.device)
+        if started is not None:
+            phase = _with_saved(phase, started, given, config.device)
+        return adviser.resolve(phase)
 
     return plan(adviser.given, resolve)
 
@@ -142,45 +140,6 @@ def with_progress(first: TrainConfig, output: Path) -> TrainConfig:
     return replace(saved.config, **machine)
 
 
-def resume_command(run: TrainConfig, output: Path) -> str:
-    """Return the command that continues a run."""
-    return train_command(run, "--resume", "--output", str(output))
-
-
-def restart_commands(
-    run: TrainConfig, config: TrainConfig, output: Path, origins: Mapping[str, Origin]
-) -> str:
-    """Return the commands to continue after a phase that diverged.
-
-    Args:
-        run: Settings of the run.
-        config: Settings of the phase.
-        output: Folder of the run.
-        origins: Files that the phase was started with.
-    """
-    config_file = output / config.recipe_phase.folder / CONFIG
-    lower = [*COMMAND, "--config", str(config_file), "--lr", f"{config.lr / 10:.3g}"]
-    for name, option in (("start", "init_path"), ("teacher", "teacher_path")):
-        if name in origins and getattr(config, option) is None:
-            lower += [flag(option), str(output / origins[name].path)]
-    lower += ["--output", f"{output}-lower-lr"]
-    more = f"{resume_command(run, output)} --max-skipped {10 * config.max_skipped}"
-    return f"continue with: {more}; or start again with: {shlex.join(lower)}"
-
-
-def train_command(config: TrainConfig, *words: str) -> str:
-    """Return a command for a task and phase, with further options."""
-    return shlex.join([*COMMAND, *_task_words(config), *words])
-
-
-def _task_words(config: TrainConfig) -> list[str]:
-    words = ["--task", config.task]
-    phase = None if config.task in CHAINS else config.recipe_phase
-    if phase is not None and phase.folder != phase.task:
-        words += ["--phase", str(phase.number)]
-    return words
-
-
 def _run_to_resume(
     saved: Mapping[str, SavedPhase], given: Mapping[str, Any], output: Path
 ) -> TrainConfig | None:
@@ -195,7 +154,7 @@ def _run_to_resume(
         return next(iter(runs.values()), None)
 
     def unfinished(config: TrainConfig) -> bool:
-        folders = [phase.recipe_phase.folder for phase in plan(config)]
+        folders = [phase.recipe_phase.folder for phase in plan(config, lambda phase: phase)]
         return not all(name in saved and saved[name].completed for name in folders)
 
     left = [config for config in runs.values() if unfinished(config)]
@@ -205,7 +164,7 @@ def _run_to_resume(
     if not left and usual in runs:
         return runs[usual]
     state = "unfinished" if left else "completed"
-    which = ", ".join(shlex.join(_task_words(config)) for config in left or runs.values())
+    which = ", ".join(shlex.join(task_words(config)) for config in left or runs.values())
     raise ConfigError(f"{output} holds several {state} runs: expected --resume with one of {which}")
 
 

@@ -19,13 +19,15 @@ from compofa.errors import ConfigError
 from compofa.io.locks import exclusive_by_main
 from compofa.io.open import OpenedNetwork
 from compofa.training.adviser import Adviser
-from compofa.training.config import TrainConfig
+from compofa.training.commands import phase_command, resume_command
+from compofa.training.config import TrainConfig, flag
 from compofa.training.context import Callback, RunContext
 from compofa.training.external import MODULE
 from compofa.training.loggers import require_logger
 from compofa.training.phase_run import PhaseRun, RunResult
 from compofa.training.plan import default_output, plan
-from compofa.training.resume import keep_completed, resume_command, resumed_plan, with_progress
+from compofa.training.predecessors import SCHEDULE
+from compofa.training.resume import keep_completed, resumed_plan, with_progress
 from compofa.training.run_folder import started_folders
 from compofa.training.shutdown import Stopping
 from compofa.training.start import start_phase
@@ -90,7 +92,7 @@ def train(
     if teacher is not None:
         config = replace(config, teacher=f"{MODULE}:{type(teacher).__name__}")
     ranks = backend.gather(platform.node()).count(platform.node())
-    adviser = Adviser(config, output, initial, ranks, resume is True, splits)
+    adviser = Adviser(config, output, initial, ranks, resume, splits)
     from_run, phases = resume is not False and given is not None, ()
     if output is None or not from_run:
         phases = backend.from_main(lambda: plan(config, adviser.resolve))
@@ -113,7 +115,7 @@ def train(
         resume = bool(started) if resume is None else resume
         stale = folders[1:] if overwrite and not resume else []
         context = RunContext(
-            output, adviser, backend, stop, bar, initial, teacher, splits, callbacks
+            output, adviser, backend, stop, bar, adviser.opened, teacher, splits, callbacks
         )
         results = [
             train_phase(
@@ -154,9 +156,17 @@ def train_phase(
         config = backend.from_main(lambda: keep_completed(config, context.output))
 
     def train_first(first: TrainConfig, unfinished: bool) -> Path:
+        first = replace(first, validate_every=context.run.validate_every)
         if unfinished:
             first = backend.from_main(lambda: with_progress(first, context.output))
         first = backend.from_main(lambda: adviser.resolve(first))
+        if not unfinished and (given := context.run.given(SCHEDULE)):
+            log.info(
+                "%s: for %s only; the teacher is trained for %d epochs with --lr %.4g. To choose "
+                "its settings, train it first: %s",
+                " and ".join(map(flag, given)), config.recipe_phase.folder,
+                first.epochs, first.lr, phase_command(config, first.recipe_phase, context.output),
+            )  # fmt: skip
         alone = replace(context, initial=None, teacher=None, callbacks=())
         return train_phase(first, alone, resume=unfinished).best
 

@@ -47,14 +47,14 @@ def open_source(source: str, student: Network | None, teaches: bool) -> OpenedNe
     return open_network(source, arch=student)
 
 
-def check_teacher(found: Checkpoint, path: str, splits: DataSplits) -> None:
+def check_teacher(found: Checkpoint, name: str, splits: DataSplits) -> None:
     """Check that a teacher has the classes and the normalisation of its student.
 
     Weights without class names also lack a normalisation, and pass.
 
     Args:
         found: The teacher.
-        path: Its path, for errors.
+        name: What it is called in errors.
         splits: The data set, normalised as the student expects.
 
     Raises:
@@ -67,12 +67,12 @@ def check_teacher(found: Checkpoint, path: str, splits: DataSplits) -> None:
         return
     if found.classes != splits.classes:
         raise CheckpointError(
-            f"--teacher-path {path}: expected {first_difference(splits.classes, found.classes)}"
+            f"{name}: expected a teacher with {first_difference(splits.classes, found.classes)}"
         )
     wanted, norm = splits.normalisation, found.normalisation
     if norm != wanted:
         raise CheckpointError(
-            f"--teacher-path {path}: expected images normalised with mean {wanted.mean} and "
+            f"{name}: expected images normalised with mean {wanted.mean} and "
             f"deviation {wanted.std} as for the network that it teaches, got {norm.mean} and "
             f"{norm.std}"
         )
@@ -105,7 +105,8 @@ def teacher_of(
     """
     if sorted(opened.classes) == sorted(splits.classes):
         opened = with_classes_of(opened, path, splits, config.seed)
-    check_teacher(opened.checkpoint, path, splits)
+    given = "--teacher-path " * (path == config.teacher_path)
+    check_teacher(opened.checkpoint, f"{given}{path}", splits)
     net, spec = opened.network, opened.spec
     if spec.classes != student.classes:
         raise CheckpointError(
@@ -213,7 +214,10 @@ def _subnet(network: Network, text: str | None, resolution: int) -> Subnet:
             raise ConfigError("--subnet: expected none for a specialised network")
         return network.subnet.at(resolution)
     if text is None:
-        raise ConfigError("--subnet: expected the subnet of the supernet to fine-tune")
+        raise ConfigError(
+            "--subnet: expected the subnet of the supernet to fine-tune: largest, smallest, JSON, "
+            "or a file such as subnet_20.json"
+        )
     if text in ("largest", "smallest"):
         return getattr(network.space, text).at(resolution)
     try:

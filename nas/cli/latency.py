@@ -29,7 +29,7 @@ def add_measure_options(sub: Parser) -> None:
         choices=RUNTIMES,
         default="torch",
         help="torch times each layer in eager mode; onnxruntime times whole networks as exported, "
-        "several times faster than torch, and fits a model to them (default: torch)",
+        "several times faster than torch, and fits a model to them",
     )
     sub.add_argument(
         "--batch-size",

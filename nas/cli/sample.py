@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compofa.cli.common import Parser
+from compofa.cli.common import Parser, say
 from compofa.errors import ConfigError
 from compofa.networks.zoo import NETWORKS
 from nas.cli.networks import add_timed_network, timed_network
@@ -20,7 +20,7 @@ device. Architectures need no weights: latency depends on shapes alone. From not
   (copy the folder phone to the device; there: pip install onnxruntime)
   python phone/measure.py
   (copy phone/latency.csv back)
-  python -m nas fit-latency --input phone/latency.csv --output phone.npz --name phone
+  python -m nas fit-latency --input phone/latency.csv --output phone.npz
   python run_NAS.py --target-hardware phone.npz
 
 An interrupted command continues: files that are there are kept.
@@ -31,7 +31,6 @@ FORMATS = ("onnx", "tflite-ready")
 def add_sample_options(sub: Parser) -> None:
     """Add the options of the command."""
     sub.description = DESCRIPTION
-    sub.formatter_class = argparse.RawDescriptionHelpFormatter
     sub.add_argument("output", metavar="DIR", help="folder to write")
     add_timed_network(sub)
     sub.add_argument(
@@ -78,4 +77,4 @@ def sample(args: argparse.Namespace) -> None:
         folder.export(file, subnet, args.seed)
     script = "to_tflite.sh" if args.export == "tflite-ready" else "measure.py"
     print(f"next, on the device: {script} in {args.output} (its first lines say how)")
-    print(f"then: python -m nas fit-latency --input {folder.table} --output device.npz")
+    say(f"then: python -m nas fit-latency --input {folder.table} --output device.npz")

@@ -19,8 +19,9 @@ together with that of the original Once-for-All space. Accuracy and latency come
 to published measurements; the held-out error of each is printed.
 
   run_NAS.py --target-hardware note10
-  run_NAS.py --net compofa-elastic --target-hardware v100 --constraints 15 20 25
-  run_NAS.py --net runs/digits-compofa-small/compound-1/best.pt --target-hardware cpu
+  run_NAS.py --net compofa-elastic --target-hardware v100
+  run_NAS.py --target-hardware phone.npz --constraints 15 20
+  run_NAS.py --net runs/NAME/PHASE/best.pt --target-hardware cpu
 
 For a trained checkpoint, the accuracy of random subnets is measured first and a predictor is fitted
 to it, unless --accuracy-predictor gives one. The best predicted subnets of each budget are measured
@@ -127,7 +128,7 @@ def parser() -> Parser:
         choices=RUNTIMES,
         default="torch",
         help="what runs networks when this machine is timed: torch, in eager mode, or onnxruntime, "
-        "as they are exported (default: torch)",
+        "as they are exported",
     )
     own = p.add_argument_group("with a trained checkpoint")
     own.add_argument("--data-path", "--imagenet-path", metavar="DIR", help="folder of its data set")
@@ -143,11 +144,14 @@ def parser() -> Parser:
         type=int,
         default=CANDIDATES,
         metavar="K",
-        help=f"measure the K best predicted subnets of each budget on the validation images, and "
-        f"let the most accurate win (default: {CANDIDATES}); 0 trusts the predictor",
+        help="measure the K best predicted subnets of each budget on the validation images, and "
+        "let the most accurate win; 0 trusts the predictor",
     )
-    own.add_argument("--workers", type=int, default=0, help="number of loader workers")
-    own.add_argument("--device", help="device to measure accuracy on: cpu or cuda")
+    own.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
+    own.add_argument(
+        "--device",
+        help="device to measure accuracy on: cpu, cuda or mps (default: cuda if available)",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 

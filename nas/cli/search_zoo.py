@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from compofa.cli.common import say
 from compofa.networks.published import SPECIALISED
 from compofa.networks.zoo import PUBLISHED
 from nas.cli.search_table import heading_of, short
@@ -37,7 +38,7 @@ def show_specialised(outcome: Outcome, loaders: Sequence[CostLoader], output: Pa
     if target.backbone.name not in {*backbones, "resnet50d"}:
         return
     if any(local):
-        print(
+        say(
             f"the {len(SPECIALISED)} specialised networks of the zoo were not timed here: "
             "python -m compofa zoo lists them"
         )
@@ -60,11 +61,11 @@ def show_specialised(outcome: Outcome, loaders: Sequence[CostLoader], output: Pa
                 f"{best.row.top1:>8.2f}  {best.source:9}  {best.weights:10}  {best.row.net_id}"
             )
         print(f"{len(priced)} of {len(SPECIALISED)} are in {table.name}")
-        print(f"evaluate one:  {EVALUATE.format('ID')}")
-        print(f"fine-tune one: {FINETUNE.format('ID')} --data-path DIR")
+        say(f"evaluate one:  {EVALUATE.format('ID')}")
+        say(f"fine-tune one: {FINETUNE.format('ID')} --data-path DIR")
     if target.name in PUBLISHED:
         subnet = output / subnet_file(outcome.found[-1].budget)
-        print(
+        say(
             f"weights of {target.name} are published, so of what was found as well: "
             f"{EVALUATE.format(target.name)} --subnet {subnet}"
         )

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compofa.cli.common import Parser, add_backend_options, int_list, join_ranks, log_on_main, run
+from compofa.cli.common import (
+    Parser,
+    add_backend_options,
+    int_list,
+    join_ranks,
+    log_on_main,
+    run,
+    say,
+)
 from compofa.errors import ConfigError
 from compofa.io.locks import exclusive
 from compofa.networks.published import zoo_devices
@@ -101,9 +109,9 @@ def parser() -> Parser:
         metavar="N",
         help="training images for BN calibration",
     )
-    sub.add_argument("--batch-size", type=int, default=256, help="images per batch")
-    sub.add_argument("--workers", type=int, default=0, help="number of loader workers")
-    sub.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    sub.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch")
+    sub.add_argument("--workers", type=int, default=0, metavar="N", help="loader workers")
+    sub.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     add_backend_options(sub)
     sub.add_argument(
         "--seed", type=int, default=0, help="random seed of subnets and calibration images"
@@ -139,7 +147,7 @@ def _devices(args: argparse.Namespace) -> None:
         print(f"{name:14} {device.description} [{device.unit}; {device.widths}; {where}]")
         print(f"{'':14} {device.source}; {device.error}")
     others = [name for name in zoo_devices() if name not in DEVICES]
-    print(
+    say(
         f"no latency model, but specialised networks (python -m compofa zoo --like NAME): "
         f"{', '.join(others)}"
     )
