@@ -204,7 +204,7 @@ def test_what_is_searched_is_printed_once(searched, net, tmp_path, capsys):
         assert main(argv) == 0
         heading, row, *_ = capsys.readouterr().out.splitlines()
         assert heading.split().count(title) == 1 and ("params" in heading) == (target == "flops")
-        assert len(heading) == len(row[: row.index("d 2")]) + len("subnet")
+        assert heading.index("subnet") == row.index("d ")
 
 
 def test_a_predictor_decides_the_default_resolutions(searched, net, tmp_path, caplog):
@@ -212,8 +212,7 @@ def test_a_predictor_decides_the_default_resolutions(searched, net, tmp_path, ca
     predictor = ["--accuracy-predictor", str(searched.folder / "predictor.npz"), "--verify", "0"]
     argv = options(net, tmp_path, "--target-hardware", "flops", *predictor)
     place = argv.index("--resolutions")
-    (checkpoint := load_checkpoint(net)).resolutions = (8, 12)
-    save_checkpoint(tmp_path / "two.pt", checkpoint)
+    save_checkpoint(tmp_path / "two.pt", replace(load_checkpoint(net), resolutions=(8, 12)))
     argv[argv.index(str(net))] = str(tmp_path / "two.pt")
     assert main(argv[:place] + argv[place + 2 :]) == 0
     assert "resolutions 8, which flops and the accuracy predictor serve" in caplog.text
