@@ -31,6 +31,7 @@ from compofa.errors import CheckpointError, DataError, SpaceError
 from compofa.io.atomic import write_text_atomic
 from compofa.io.checkpoint import Checkpoint
 from compofa.io.export import card_path, load_onnx
+from compofa.io.untrusted import printable
 from compofa.networks.network_spec import network_from_json
 from compofa.networks.supernet_spec import field
 from compofa.nn.static import StaticNetwork
@@ -194,7 +195,7 @@ class Classifier:
                 chunk = images[start : start + batch_size]
                 broken = dict(batch.broken)
                 for path, reason in broken.items():
-                    log.warning("skipping unreadable image: %s: %s", path, reason)
+                    log.warning("skipping unreadable image: %s: %s", printable(path), reason)
                 kept = [path for path in chunk if path not in broken]
                 found += self._most_probable(kept, batch.images, top)
                 progress(len(chunk))

@@ -294,6 +294,28 @@ def test_bad_arguments(call, tmp_path, single, words, named) -> None:
     assert done.status == 1 and named in done.err, done.err
 
 
+def test_names_of_unreadable_files_stay_in_their_line(call, tmp_path, caplog) -> None:
+    photos(tmp_path / "val", 1)
+    write_onnx(tmp_path / "net.onnx", dict(CARD))
+    Path("val/cat/a\nb.png").write_text("no image")
+    done = call("predict", "net.onnx", "val")
+    assert done.status == 0 and "a\\nb.png" in caplog.text and "a\nb.png" not in caplog.text
+
+
+def test_few_images_to_calibrate_on_are_warned_of(call, tmp_path, caplog) -> None:
+    photos(tmp_path / "val", 1)
+    save("net.pt")
+    done = call("predict", "net.pt", "smallest", "val", "--calibrate-on-images")
+    assert done.status == 0 and "3 images" in caplog.text
+
+
+def test_details_are_not_written_among_the_images(call, tmp_path) -> None:
+    photos(tmp_path / "data", 2)
+    save("net.pt", single=True)
+    done = call("eval", "--net", "net.pt", "--data-path", "data", "--details", "data")
+    assert done.status == 1 and "data" in done.err and not Path("data/images.html").exists()
+
+
 def test_names_of_classes() -> None:
     assert class_names(CLASSES, 3) == CLASSES
     assert class_names((), 3) == ("class 0", "class 1", "class 2")

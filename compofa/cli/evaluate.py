@@ -236,6 +236,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         network = calibrate(network, evaluator.calibration_batches(subnets[0].resolution))
     data = (args.data_path, args.imagenet_path, opened.checkpoint.data_path)
     require_other(args.output, *opened.files, args.subnet, *data)
+    if args.details:
+        require_other(args.details, *data)
     records: list[EvalRecord] = []
     observer = Observer() if args.details else None
     for subnet in tqdm(subnets, desc="subnets", unit="net", disable=args.quiet, leave=False):
