@@ -301,7 +301,7 @@ def config(depth: int = 2, expand: float = 3, stages: int = 5) -> str:
         (["--imagenet_path", "none"], ["none "]),
         (["--device", "tpu"], ["cpu, cuda or mps", "'tpu'"]),
         (["--net", "resnet"], ["'resnet'", "compofa-digits"]),
-        (["--net", "compofa-medium"], ["weights", "compofa-medium"]),
+        (["--net", "compofa-small"], ["weights", "compofa-small"]),
         (["--net", "none.pt"], ["none.pt"]),
         (["--net", "."], ["folder"]),
         (
