@@ -63,7 +63,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Search:
     folder = tmp_path_factory.mktemp("usual") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
-        patch.setattr("builtins.print", lambda *words: lines.append(" ".join(map(str, words))))
+        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         status = main(["--output", str(folder)])
     return Search(status, folder, "\n".join(lines), "")
 

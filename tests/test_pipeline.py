@@ -213,7 +213,7 @@ def test_measured_columns_stand_behind_the_others(outcome, tmp_path):
     assert list(rows[0])[len(RESULTS) + 2 :] == ["measured_top1", "measured_top1_se", "energy"]
     assert [row["measured_top1"] for row in rows] == ["61.5", "62"]
     shown = report_data(measured).found[1]
-    assert shown.measured == Measured(62, 0.25) and shown.extra["Energy"] == "4.00"
+    assert shown.measured == Measured(62, 0.25) and shown.extra["Energy"] == "4"
     assert "standard error" in report_data(measured).caption
 
 
