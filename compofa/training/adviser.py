@@ -199,7 +199,7 @@ class Adviser:
             if settings and _same_folder(settings, config) and not phase.single:
                 return _as_trained(settings, flag(option), phase, option == "init_path")
         if config.init_path is not None:
-            return self._trained(config)
+            return self._trained(config) if self.initial is not None else None
         if own_teacher is not None or phase.starts_from is None:
             return None
         if self.given.task != config.task:  # one phase of several
