@@ -67,7 +67,8 @@ def read_csv(path: str | Path) -> Table:
                 raise ValueError(f"expected {len(header)} fields, got more")
             rows.append(row + [""] * (len(header) - len(row)))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise TableError(f"cannot read the table {path}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise TableError(f"cannot read the table {path}: {reason}") from error
     except ValueError as error:
         raise TableError(f"{path}, line {reader.line_num}: {error}") from error
     return Table(path, header, rows)

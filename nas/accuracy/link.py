@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 MOST = 30.0
 """Greatest absolute logit that is turned back into percent, well within float64."""
-
-
-class Link(Protocol):
-    """A rising function from top-1 in percent to the scale of a model, and its inverse."""
-
-    def __call__(self, top1: np.ndarray) -> np.ndarray:
-        """Return top-1 in percent on the model's scale."""
-
-    def percent(self, values: np.ndarray) -> np.ndarray:
-        """Return values of the model's scale as percent."""
-
-    def slope(self, values: np.ndarray) -> np.ndarray:
-        """Return the points of top-1 per unit of the model's scale."""
 
 
 class Points:
